@@ -1,0 +1,1 @@
+"""Scripts that measure fxquant; each prints what it measured."""

@@ -1,0 +1,44 @@
+"""Post-training quantization of PyTorch models, as graph passes over `torch.fx`.
+
+    import fxquant
+
+    prepared = fxquant.prepare(model)                  # traced, folded, observers in place
+    fxquant.calibrate(prepared, loader)                # a few batches, no labels
+    quantized = fxquant.convert(prepared)              # fake-quantized: integers inside
+
+    print(fxquant.text(quantized))                     # the graph, one line a node
+    print(fxquant.report(quantized))                   # what each call lost
+
+`Recipe` says what to quantize how. Single passes are in `fxquant.passes`; `trace` makes the graph
+that they work on, `Pipeline` puts them in a row, and `Pass` is what a new one derives from.
+"""
+
+from fxquant.api import calibrate, convert, prepare, quantize
+from fxquant.capture import trace
+from fxquant.errors import CalibrationError, CaptureError, FxquantError, PassError, RecipeError
+from fxquant.pipeline import Pass, Pipeline
+from fxquant.recipe import Recipe, Rule, TensorSpec
+from fxquant.report import report
+from fxquant.text import text
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CalibrationError",
+    "CaptureError",
+    "FxquantError",
+    "Pass",
+    "PassError",
+    "Pipeline",
+    "Recipe",
+    "RecipeError",
+    "Rule",
+    "TensorSpec",
+    "calibrate",
+    "convert",
+    "prepare",
+    "quantize",
+    "report",
+    "text",
+    "trace",
+]

@@ -1,0 +1,24 @@
+"""The errors that fxquant raises, each by what the caller did.
+
+Every message says where, what is wrong, with which values, and what to do next.
+"""
+
+
+class FxquantError(Exception):
+    """Any error that fxquant raises on purpose."""
+
+
+class RecipeError(FxquantError, ValueError):
+    """A recipe asks for what does not exist: bits out of range, a rule that matches nothing."""
+
+
+class CaptureError(FxquantError, RuntimeError):
+    """The model cannot be traced into an FX graph."""
+
+
+class PassError(FxquantError, RuntimeError):
+    """A pass found its input in a state that it cannot start from."""
+
+
+class CalibrationError(FxquantError, RuntimeError):
+    """The calibration data is missing, of the wrong type, or not finite."""

@@ -1,0 +1,104 @@
+"""Verbs on FX graphs that the passes share: find, judge, name, copy, delete."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import fx, nn
+
+from fxquant.meta import annotate, record
+from fxquant.operations import data_input
+
+Predicate = Callable[[fx.GraphModule, fx.Node], Any]
+
+
+def find_chains(
+    gm: fx.GraphModule, first: Predicate, then: Predicate
+) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """Yield every pair of nodes where `then` works on the result of `first`.
+
+    Matching is generous: whether the pair may be fused is `why_not_fusable`'s to say.
+    """
+    for node in list(gm.graph.nodes):
+        source = data_input(node)
+        if source is not None and then(gm, node) and first(gm, source):
+            yield source, node
+
+
+def why_not_fusable(first: fx.Node, then: fx.Node) -> str | None:
+    """Return why `then` cannot be computed inside `first`, or None if it can.
+
+    It cannot if the result of `first` is seen by anyone else.
+    """
+    others = [user.name for user in first.users if user is not then]
+    return f"{first.name} also feeds {', '.join(others)}" if others else None
+
+
+def why_not_changeable(module: nn.Module) -> str | None:
+    """Return why a layer's parameters cannot be replaced, or None if they can."""
+    if module._forward_hooks or module._forward_pre_hooks:
+        return f"its {type(module).__name__} has forward hooks, which may use its parameters"
+    return None
+
+
+def calls_by_target(gm: fx.GraphModule) -> dict[str, list[fx.Node]]:
+    """Return the nodes that call each module, in execution order."""
+    calls: dict[str, list[fx.Node]] = {}
+    for node in gm.graph.nodes:
+        if node.op == "call_module":
+            calls.setdefault(str(node.target), []).append(node)
+    return calls
+
+
+def free_name(gm: fx.GraphModule, name: str) -> str:
+    """Return `name`, with a number behind it if the module has something of that name."""
+    candidate, number = name, 0
+    while _has(gm, candidate):
+        number += 1
+        candidate = f"{name}_{number}"
+    return candidate
+
+
+def _has(gm: fx.GraphModule, path: str) -> bool:
+    owner: Any = gm
+    for part in path.split("."):
+        if not hasattr(owner, part):
+            return False
+        owner = getattr(owner, part)
+    return True
+
+
+def separate_calls(
+    gm: fx.GraphModule, nodes: list[fx.Node], calls: dict[str, list[fx.Node]]
+) -> None:
+    """See that the module which all of `nodes` call is called by no other node.
+
+    If it is, `nodes` get a copy of it, and `calls` (`calls_by_target`) is brought up to date.
+    """
+    target = str(nodes[0].target)
+    others = [call for call in calls[target] if call not in set(nodes)]
+    if not others:
+        return
+    name = free_name(gm, target)
+    gm.add_submodule(name, copy.deepcopy(gm.get_submodule(target)))
+    for node in nodes:
+        annotate(node, origin=record(node).origin or target)
+        node.target = name
+    calls[target], calls[name] = others, nodes
+
+
+def delete_unused(gm: fx.GraphModule, targets: set[str]) -> None:
+    """Delete those submodules among `targets` that no node calls any more."""
+    used = {str(node.target) for node in gm.graph.nodes if node.op in ("call_module", "get_attr")}
+    for target in targets - used:
+        if not any(name.startswith(f"{target}.") for name in used):
+            gm.delete_submodule(target)
+
+
+def insert_after(node: fx.Node) -> Any:
+    """Return the context in which new nodes land behind `node`, and behind all placeholders."""
+    while node.op == "placeholder" and node.next.op == "placeholder":
+        node = node.next
+    return node.graph.inserting_after(node)

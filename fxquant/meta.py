@@ -1,0 +1,84 @@
+"""What fxquant knows of each node: one frozen `Record` under `node.meta["fxquant"]`.
+
+`annotate` is the only writer. Copies of a graph share the objects in `node.meta`, hence frozen;
+pickling drops `node.meta`, hence the `Journal`, a submodule that keeps the records, and the recipe,
+for a model that is saved.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import fx, nn
+
+from fxquant.recipe import Recipe
+
+_KEY = "fxquant"
+_logger = logging.getLogger("fxquant")
+
+
+@dataclass(frozen=True)
+class Record:
+    """Facts about one node."""
+
+    origin: str | None = None
+    """The module's name in the caller's model, where a pass gave this call a copy of it."""
+    folded: tuple[str, ...] = ()
+    """Names of the batch norms that the call's layer now computes."""
+    relu: str | None = None
+    """Name of the ReLU node fused behind this one."""
+    fused_into: str | None = None
+    """On that ReLU: name of the node it is fused behind."""
+    clamp: tuple[float, float] | None = None
+    """On both: the ReLU's bounds, (0, ∞) or (0, 6) for ReLU6."""
+    skipped: bool = False
+    """The recipe leaves the call in float."""
+    refused: tuple[str, ...] = ()
+    """What was not done with the node, and why."""
+
+
+def record(node: fx.Node) -> Record:
+    """Return the record of `node`: an empty one if nothing was written yet."""
+    found = node.meta.get(_KEY, Record())
+    assert isinstance(found, Record)
+    return found
+
+
+def annotate(node: fx.Node, **facts: Any) -> None:
+    """Write `facts` (fields of `Record`) over what the node's record says of them."""
+    node.meta[_KEY] = replace(record(node), **facts)
+
+
+def refuse(node: fx.Node, reason: str) -> None:
+    """Record why something was not done with `node`; the first time, log a warning too."""
+    if reason not in record(node).refused:
+        annotate(node, refused=(*record(node).refused, reason))
+        _logger.warning("%s: %s", node.name, reason)
+
+
+class Journal(nn.Module):
+    """The submodule that carries the recipe and the records through pickling."""
+
+    def __init__(self, recipe: Recipe, records: dict[str, Record]) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.records = records
+
+
+def write_journal(graph_module: fx.GraphModule, recipe: Recipe) -> None:
+    """Keep the recipe and all records in `graph_module` itself."""
+    records = {node.name: record(node) for node in graph_module.graph.nodes if _KEY in node.meta}
+    graph_module.add_submodule(_KEY, Journal(recipe, records))
+
+
+def read_journal(graph_module: fx.GraphModule) -> Recipe | None:
+    """Put back the records that pickling dropped; return the recipe, None without a journal."""
+    journal = getattr(graph_module, _KEY, None)
+    if not isinstance(journal, Journal):
+        return None
+    for node in graph_module.graph.nodes:
+        if _KEY not in node.meta and node.name in journal.records:
+            node.meta[_KEY] = journal.records[node.name]
+    return journal.recipe

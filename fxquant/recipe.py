@@ -1,0 +1,249 @@
+"""What to quantize, and how: pure data, checked when it is made.
+
+A `Recipe` holds one `TensorSpec` for weights, one for activations, and a list of `Rule`s that
+override them call by call. Nothing here touches a tensor or a graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+from torch import nn
+
+from fxquant.errors import RecipeError
+
+Range = Literal["minmax", "ema", "percentile", "mse", "aciq"]
+Distribution = Literal["auto", "laplace", "gauss"]
+Clip = Literal["report", "corrected", "optimal"]
+Inherit = Literal["inherit"]
+
+_CHOICES = {
+    "range": ("minmax", "ema", "percentile", "mse", "aciq"),
+    "distribution": ("auto", "laplace", "gauss"),
+    "clip": ("report", "corrected", "optimal"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """How one kind of tensor is quantized.
+
+    >>> TensorSpec(bits=4).bits
+    4
+    >>> TensorSpec(bits=1)
+    Traceback (most recent call last):
+    fxquant.errors.RecipeError: bits=1: choose 2 to 8, or 16 for activations
+    """
+
+    bits: int = 8
+    symmetric: bool = False
+    """Zero-point fixed at the integer 0 (Eqs. 6-8); unsigned where no value is negative."""
+    per_channel: bool = False
+    """One scale per output channel of a weight instead of one per tensor."""
+    range: Range = "minmax"
+    """How the clipping range is chosen: see `fxquant.ranges`."""
+    percentile: float = 99.99
+    """For `range="percentile"`: the share of values, in percent, that is not clipped."""
+    momentum: float = 0.9
+    """For `range="ema"`: what a new batch leaves of the old average, in (0, 1)."""
+    distribution: Distribution = "auto"
+    """For `range="aciq"`: the assumed distribution; `"auto"` takes the likelier of the two."""
+    clip: Clip = "optimal"
+    """For `range="aciq"`: the solution to use: see `fxquant.aciq`."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.bits, bool) or self.bits not in (*range(2, 9), 16):
+            raise RecipeError(f"bits={self.bits!r}: choose 2 to 8, or 16 for activations")
+        for field, choices in _CHOICES.items():
+            if getattr(self, field) not in choices:
+                raise RecipeError(
+                    f"{field}={getattr(self, field)!r}: choose one of {', '.join(choices)}"
+                )
+        if not 50 < self.percentile <= 100:
+            raise RecipeError(f"percentile={self.percentile}: choose a value in (50, 100]")
+        if not 0 < self.momentum < 1:
+            raise RecipeError(f"momentum={self.momentum}: choose a value in (0, 1)")
+
+    def __str__(self) -> str:
+        method = f"aciq/{self.clip}" if self.range == "aciq" else self.range
+        return f"{self.bits} bits {method}"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An override for the calls whose qualified name or module type matches.
+
+    `match` is a glob on the name (`"layer4.*"`, `"fc"`) or a module type (`nn.Linear`). A number in
+    place of a spec changes the bits alone; `None` leaves that side in float. Later rules win.
+
+    >>> Rule("layer4.*", weights=4).match
+    'layer4.*'
+    """
+
+    match: str | type[nn.Module]
+    skip: bool = False
+    weights: TensorSpec | int | Inherit | None = "inherit"
+    activations: TensorSpec | int | Inherit | None = "inherit"
+
+    def __post_init__(self) -> None:
+        is_type = isinstance(self.match, type) and issubclass(self.match, nn.Module)
+        if not (is_type or (isinstance(self.match, str) and self.match)):
+            raise RecipeError(f"Rule({self.match!r}): give a glob on names or a module type")
+        for side in ("weights", "activations"):
+            _override(None, getattr(self, side), f"Rule({self.match!r}).{side}")
+
+    def matches(self, name: str, module: nn.Module | None) -> bool:
+        """Say whether the rule covers the call `name`, which runs `module` (None: a function)."""
+        if isinstance(self.match, str):
+            return fnmatchcase(name, self.match)
+        return isinstance(module, self.match)
+
+
+@dataclass(frozen=True)
+class CallSpec:
+    """What a recipe asks of one call, after its rules: None leaves that side in float."""
+
+    weights: TensorSpec | None
+    activations: TensorSpec | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What to quantize how. Start from `Recipe.aciq()` or `Recipe.minmax()`.
+
+    >>> Recipe.aciq(weight_bits=4, skip=["fc"]).weights.bits
+    4
+    """
+
+    weights: TensorSpec = TensorSpec(symmetric=True, per_channel=True)
+    activations: TensorSpec | None = TensorSpec()
+    bias_correction: bool = False
+    """Correct each layer's output mean through its bias (`fxquant.passes.CorrectBias`)."""
+    rules: tuple[Rule, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rules", tuple(self.rules))
+        for rule in self.rules:
+            if not isinstance(rule, Rule):
+                raise RecipeError(f"rules: {rule!r} is a {type(rule).__name__}, not a Rule")
+        specs = [self.for_call("", None)]
+        for rule in self.rules:
+            specs.append(_apply(rule, specs[0]))
+        for spec in specs:
+            _check_sides(spec)
+
+    @classmethod
+    def minmax(
+        cls,
+        *,
+        weight_bits: int = 8,
+        activation_bits: int | None = 8,
+        skip: Iterable[str | type[nn.Module]] = (),
+        rules: Iterable[Rule] = (),
+        **options: Any,
+    ) -> Recipe:
+        """Return a recipe that clips nothing: the range of every tensor is all that was seen."""
+        return _recipe(
+            TensorSpec(bits=weight_bits, symmetric=True, per_channel=True),
+            activation_bits and TensorSpec(bits=activation_bits),
+            skip,
+            rules,
+            options,
+        )
+
+    @classmethod
+    def aciq(
+        cls,
+        *,
+        weight_bits: int = 8,
+        activation_bits: int | None = 8,
+        skip: Iterable[str | type[nn.Module]] = (),
+        rules: Iterable[Rule] = (),
+        **options: Any,
+    ) -> Recipe:
+        """Return the report's first system: ACIQ for activations, min-max per channel for weights.
+
+        `options` are fields of `Recipe` (`bias_correction=True`) or of the activations'
+        `TensorSpec` (`clip="report"`).
+        """
+        return _recipe(
+            TensorSpec(bits=weight_bits, symmetric=True, per_channel=True),
+            activation_bits and TensorSpec(bits=activation_bits, range="aciq"),
+            skip,
+            rules,
+            options,
+        )
+
+    @classmethod
+    def named(cls, name: str) -> Recipe:
+        """Return the recipe of that name at 8/8 bits: "aciq" or "minmax"."""
+        makers = {"aciq": cls.aciq, "minmax": cls.minmax}
+        if name not in makers:
+            raise RecipeError(f"recipe {name!r}: choose one of {', '.join(makers)}, or a Recipe")
+        return makers[name]()
+
+    def for_call(self, name: str, module: nn.Module | None) -> CallSpec:
+        """Return what is asked of the call `name` after all rules."""
+        spec = CallSpec(self.weights, self.activations)
+        for rule in self.rules:
+            if rule.matches(name, module):
+                spec = _apply(rule, spec)
+        return spec
+
+
+def _recipe(
+    weights: TensorSpec,
+    activations: TensorSpec | Literal[0] | None,
+    skip: Iterable[str | type[nn.Module]],
+    rules: Iterable[Rule],
+    options: dict[str, Any],
+) -> Recipe:
+    if activations == 0:
+        raise RecipeError("activation_bits=0: choose 2 to 8 or 16, or None for weights only")
+    if isinstance(skip, (str, type)):
+        skip = (skip,)
+    for_activations = {f.name for f in fields(TensorSpec)} - {"bits"}
+    spec_options = {key: options.pop(key) for key in for_activations & options.keys()}
+    unknown = options.keys() - {"bias_correction"}
+    if unknown:
+        raise RecipeError(f"unknown options: {', '.join(sorted(unknown))}")
+    if activations is not None and spec_options:
+        activations = replace(activations, **spec_options)
+    skips = tuple(Rule(match, skip=True) for match in skip)
+    return Recipe(
+        weights=weights, activations=activations, rules=(*tuple(rules), *skips), **options
+    )
+
+
+def _apply(rule: Rule, spec: CallSpec) -> CallSpec:
+    if rule.skip:
+        return CallSpec(None, None)
+    where = f"Rule({rule.match!r})"
+    return CallSpec(
+        _override(spec.weights, rule.weights, f"{where}.weights"),
+        _override(spec.activations, rule.activations, f"{where}.activations"),
+    )
+
+
+def _override(
+    spec: TensorSpec | None, by: TensorSpec | int | Inherit | None, where: str
+) -> TensorSpec | None:
+    if by == "inherit":
+        return spec
+    if by is None or isinstance(by, TensorSpec):
+        return by
+    if isinstance(by, int):
+        return replace(spec or TensorSpec(), bits=by)
+    raise RecipeError(f"{where}={by!r}: give a TensorSpec, a number of bits, None or 'inherit'")
+
+
+def _check_sides(spec: CallSpec) -> None:
+    if spec.weights is not None and spec.weights.bits == 16:
+        raise RecipeError("weights: bits=16: choose 2 to 8 (16 is for activations)")
+    if spec.weights is not None and spec.weights.range == "ema":
+        raise RecipeError("weights: range='ema' averages over batches: choose another range")
+    if spec.activations is not None and spec.activations.per_channel:
+        raise RecipeError("activations: per_channel=True: activations are quantized per tensor")

@@ -1,0 +1,212 @@
+"""What quantization did to a model, call by call, as a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tabulate import tabulate
+from torch import Tensor, fx, nn
+
+from fxquant.errors import PassError
+from fxquant.fakequant import FakeQuantize, QuantizedLayer
+from fxquant.layers import layer_type
+from fxquant.meta import Record, read_journal, record
+from fxquant.operations import (
+    concat_inputs,
+    data_input,
+    is_add,
+    is_batchnorm,
+    keeps_values,
+    module_of,
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One call: how it is quantized, and what that loses."""
+
+    name: str
+    kind: str
+    weights: str
+    """Bits and range of the weight; empty if it is in float or there is none."""
+    weight_scale: float
+    """Mean over channels; NaN without a quantized weight."""
+    weight_sqnr: float
+    """Signal over quantization noise of the weight, in dB."""
+    inputs: str
+    """Bits and range of the quantizers on its inputs."""
+    input_scale: float
+    input_sqnr: float
+    """Least of its inputs' on the calibration data, in dB."""
+    output_sqnr: float
+    """Of the call's output against the float model's, in dB; NaN unless it was measured."""
+    notes: str
+    """What was folded or fused into it, what was refused and why."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """One row per quantized call, and per call that stayed in float for a reason."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def num_quantized(self) -> int:
+        """The number of layers whose weight is quantized."""
+        return sum(bool(row.weights) for row in self.rows)
+
+    def __str__(self) -> str:
+        measured = any(not math.isnan(row.output_sqnr) for row in self.rows)
+        columns = ["call", "kind", "weights", "scale", "dB", "inputs", "scale", "dB"]
+        columns += ["output dB"] * measured + ["notes"]
+        cells = [
+            [
+                row.name,
+                row.kind,
+                row.weights,
+                _number(row.weight_scale, "{:.3g}"),
+                _number(row.weight_sqnr, "{:.1f}"),
+                row.inputs,
+                _number(row.input_scale, "{:.3g}"),
+                _number(row.input_sqnr, "{:.1f}"),
+                *[_number(row.output_sqnr, "{:.1f}")] * measured,
+                row.notes,
+            ]
+            for row in self.rows
+        ]
+        return tabulate(cells, columns, disable_numparse=True)
+
+
+def _number(value: float, form: str) -> str:
+    return "" if math.isnan(value) else form.format(value)
+
+
+def report(
+    model: nn.Module,
+    *,
+    reference: nn.Module | None = None,
+    batches: Iterable[Any] | None = None,
+) -> Report:
+    """Return what quantization did to `model`, which `convert` or `prepare` returned.
+
+    Args:
+        model: a prepared or a converted model.
+        reference: the prepared model that `model` was converted from. With `batches`, both are run
+            and each call's output is compared: what everything up to there has lost.
+        batches: inputs for that, as for `calibrate`.
+    """
+    if not isinstance(model, fx.GraphModule):
+        raise PassError(f"report: got a {type(model).__name__}: give what prepare or convert made")
+    read_journal(model)
+    measured: dict[str, float] = {}
+    if reference is not None and batches is not None:
+        measured = measure_outputs(reference, model, batches)
+    rows = [_row(model, node, measured) for node in model.graph.nodes if _is_listed(model, node)]
+    return Report(tuple(rows))
+
+
+def _is_listed(gm: fx.GraphModule, node: fx.Node) -> bool:
+    if layer_type(module_of(gm, node)) is not None or is_batchnorm(gm, node):
+        return True
+    return bool(record(node).refused) or (is_add(gm, node) and bool(_quantizers(gm, node)))
+
+
+def _row(gm: fx.GraphModule, node: fx.Node, measured: dict[str, float]) -> Row:
+    module = module_of(gm, node)
+    quantizers = _quantizers(gm, node)
+    weight = module if isinstance(module, QuantizedLayer) else None
+    specs = list(dict.fromkeys(str(quantizer.spec) for quantizer in quantizers))
+    scales = [quantizer.scale.item() for quantizer in quantizers]
+    return Row(
+        name=str(node.target) if module is not None else node.name,
+        kind=_kind(node, module),
+        weights=str(weight.weight_spec) if weight is not None else "",
+        weight_scale=weight.weight_scale.mean().item() if weight is not None else math.nan,
+        weight_sqnr=weight.weight_sqnr if weight is not None else math.nan,
+        inputs=", ".join(specs),
+        input_scale=sum(scales) / len(scales) if scales else math.nan,
+        input_sqnr=min((quantizer.sqnr for quantizer in quantizers), default=math.nan),
+        output_sqnr=measured.get(str(node.target), math.nan),
+        notes="; ".join(_notes(record(node))),
+    )
+
+
+def _kind(node: fx.Node, module: nn.Module | None) -> str:
+    if module is not None:
+        return type(module).__name__.removeprefix("Quantized")
+    return str(getattr(node.target, "__name__", node.target))
+
+
+def _notes(known: Record) -> list[str]:
+    notes = [f"folded {name}" for name in known.folded]
+    if known.relu:
+        notes.append(f"fused {known.relu}")
+    if known.skipped:
+        notes.append("left in float by the recipe")
+    return notes + list(known.refused)
+
+
+def _quantizers(gm: fx.GraphModule, node: fx.Node) -> list[FakeQuantize]:
+    """Return the quantizers of the tensors that `node` works on, past calls that keep values."""
+    sources = list(node.args) if is_add(gm, node) else [data_input(node)]
+    found = []
+    for source in sources:
+        while isinstance(source, fx.Node):
+            module = module_of(gm, source)
+            if isinstance(module, FakeQuantize):
+                found.append(module)
+                break
+            concatenated = concat_inputs(source)
+            if not concatenated and not keeps_values(gm, source):
+                break
+            source = concatenated[0] if concatenated else data_input(source)
+    return found
+
+
+def measure_outputs(
+    reference: nn.Module, model: nn.Module, batches: Iterable[Any]
+) -> dict[str, float]:
+    """Return the SQNR of each layer module's output in `model` against `reference`'s, in dB.
+
+    Layers are paired by name; a module called several times counts over all its calls.
+    """
+    names = [name for name, module in model.named_modules() if layer_type(module) is not None]
+    power = dict.fromkeys(names, 0.0)
+    noise = dict.fromkeys(names, 0.0)
+    wanted: dict[str, list[Tensor]] = {}
+
+    def keep(name: str) -> Any:
+        return lambda _module, _args, output: wanted.setdefault(name, []).append(
+            output.clone()  # a ReLU in place behind the layer would change it
+        )
+
+    def compare(name: str) -> Any:
+        def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:
+            expected = wanted[name].pop(0).to(torch.float64)
+            power[name] += expected.square().sum().item()
+            noise[name] += (output.to(torch.float64) - expected).square().sum().item()
+
+        return hook
+
+    handles = [reference.get_submodule(name).register_forward_hook(keep(name)) for name in names]
+    handles += [model.get_submodule(name).register_forward_hook(compare(name)) for name in names]
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                inputs = batch if isinstance(batch, Tensor) else batch[0]
+                reference(inputs)
+                model(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {
+        name: math.inf
+        if noise[name] == 0
+        else 10 * math.log10(max(power[name], 1e-300) / noise[name])
+        for name in names
+        if power[name] > 0 or noise[name] > 0
+    }

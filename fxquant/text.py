@@ -1,0 +1,115 @@
+"""The graph as text: one line a node, what fxquant knows of it behind a `#`.
+
+Only names and numbers of the graph are printed, no object's `repr`, so that the text is the same
+under every version of PyTorch and can be compared in tests.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from fxquant.fakequant import FakeQuantize, QuantizedLayer
+from fxquant.meta import read_journal, record
+from fxquant.observers import ChannelMean, Observer
+
+_NAMESPACES: tuple[tuple[Any, str], ...] = ((operator, "operator"), (torch, "torch"), (F, "F"))
+_COMMENT_COLUMN = 56
+
+
+def text(model: nn.Module) -> str:
+    """Return the graph of `model` as text.
+
+    >>> from fxquant.capture import trace
+    >>> print(text(trace(nn.Sequential(nn.Linear(4, 2), nn.ReLU()))))
+    input_1 = input()
+    _0 = self.0(input_1)                                    # Linear
+    _1 = self.1(_0)                                         # ReLU
+    return _1
+    """
+    if not isinstance(model, fx.GraphModule):
+        raise TypeError(f"text: got a {type(model).__name__}, not a GraphModule: trace it first")
+    read_journal(model)
+    return "\n".join(_line(model, node) for node in model.graph.nodes)
+
+
+def _line(gm: fx.GraphModule, node: fx.Node) -> str:
+    statement = _statement(node)
+    comment = " · ".join(_facts(gm, node))
+    return f"{statement:<{_COMMENT_COLUMN - 1}} # {comment}" if comment else statement
+
+
+def _statement(node: fx.Node) -> str:
+    if node.op == "placeholder":
+        default = f" = {_value(node.args[0])}" if node.args else ""
+        return f"{node.name} = input(){default}"
+    if node.op == "get_attr":
+        return f"{node.name} = self.{node.target}"
+    if node.op == "output":
+        return f"return {_value(node.args[0])}"
+    arguments = [_value(value) for value in node.args]
+    arguments += [f"{key}={_value(value)}" for key, value in node.kwargs.items()]
+    if node.op == "call_method":
+        owner = arguments.pop(0)
+        return f"{node.name} = {owner}.{node.target}({', '.join(arguments)})"
+    callee = f"self.{node.target}" if node.op == "call_module" else _function_name(node.target)
+    return f"{node.name} = {callee}({', '.join(arguments)})"
+
+
+def _function_name(function: Any) -> str:
+    name = getattr(function, "__name__", str(function))
+    for namespace, prefix in _NAMESPACES:
+        if getattr(namespace, name, None) is function:
+            return f"{prefix}.{name}"
+    return f"{str(getattr(function, '__module__', '')).rpartition('.')[2]}.{name}".lstrip(".")
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, fx.Node):
+        return value.name
+    if isinstance(value, (list, tuple)):
+        inside = ", ".join(_value(item) for item in value)
+        if isinstance(value, list):
+            return f"[{inside}]"
+        return f"({inside},)" if len(value) == 1 else f"({inside})"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key!r}: {_value(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, slice):
+        parts = (value.start, value.stop, value.step)
+        return ":".join("" if part is None else _value(part) for part in parts[:2]) + (
+            "" if value.step is None else f":{_value(value.step)}"
+        )
+    return "..." if value is Ellipsis else repr(value)
+
+
+def _facts(gm: fx.GraphModule, node: fx.Node) -> list[str]:
+    facts = []
+    if node.op == "call_module":
+        facts.append(_module_facts(gm.get_submodule(str(node.target))))
+    known = record(node)
+    if known.folded:
+        facts.append(f"folded: {', '.join(known.folded)}")
+    if known.relu:
+        facts.append(f"fused: {known.relu}")
+    if known.fused_into:
+        facts.append(f"fused into {known.fused_into}")
+    facts += [f"refused: {reason}" for reason in known.refused]
+    return facts
+
+
+def _module_facts(module: nn.Module) -> str:
+    kind = type(module).__name__
+    if isinstance(module, Observer):
+        return f"{kind} {module.spec}"
+    if isinstance(module, ChannelMean):
+        return kind
+    if isinstance(module, FakeQuantize):
+        scale, zero_point = module.scale.item(), module.zero_point.item()
+        return f"{kind} {module.spec} scale={scale:.4g} zero_point={zero_point}"
+    if isinstance(module, QuantizedLayer):
+        return f"{kind} {module.weight_spec}"
+    return kind

@@ -1,0 +1,47 @@
+"""The passes, each usable alone, in a `Pipeline`, or in PyTorch's `PassManager`.
+
+    from fxquant import Pipeline, trace
+    from fxquant.passes import DropIdentities, FoldBatchNorm
+
+    gm = trace(model)
+    Pipeline(DropIdentities(), FoldBatchNorm())(gm)
+
+| pass | what it does |
+|---|---|
+| `DropIdentities` | removes what does nothing in eval mode: dropout, `nn.Identity` |
+| `LiftFunctionals` | turns `F.conv2d(x, self.w)` and its like into modules |
+| `FoldBatchNorm` | folds batch norm into the layer before it |
+| `AbsorbBatchNorm` | folds batch norm into the layers behind it |
+| `MarkFusedRelu` | records which ReLU belongs to which call |
+| `InsertObservers` | puts an observer on each tensor that will be quantized |
+| `ChooseRanges` | turns each observer into a fake-quantizer |
+| `QuantizeWeights` | turns each layer's weight into integers |
+| `CorrectBias` | takes the error of the mean output out of each layer's bias |
+"""
+
+if __name__ != "fxquant.passes":
+    raise ImportError(
+        f"this package is fxquant.passes, not {__name__}: write `import fxquant.passes`"
+    )
+
+from fxquant.passes.absorb_batchnorm import AbsorbBatchNorm
+from fxquant.passes.choose_ranges import ChooseRanges
+from fxquant.passes.correct_bias import CorrectBias
+from fxquant.passes.drop_identities import DropIdentities
+from fxquant.passes.fold_batchnorm import FoldBatchNorm
+from fxquant.passes.insert_observers import InsertObservers
+from fxquant.passes.lift_functionals import LiftFunctionals
+from fxquant.passes.mark_fused_relu import MarkFusedRelu
+from fxquant.passes.quantize_weights import QuantizeWeights
+
+__all__ = [
+    "AbsorbBatchNorm",
+    "ChooseRanges",
+    "CorrectBias",
+    "DropIdentities",
+    "FoldBatchNorm",
+    "InsertObservers",
+    "LiftFunctionals",
+    "MarkFusedRelu",
+    "QuantizeWeights",
+]

@@ -1,0 +1,107 @@
+"""Fold an eval-mode batch norm into the layers behind it.
+
+Before:  bn = BatchNorm2d(x); conv = Conv2d(bn); return conv
+After:   conv = Conv2d(x)  # folded: bn; return conv
+
+W' = W · scale along the input's channels,  b' = b + Σ W · shift
+
+Exact where every user of the batch norm is a layer that pads nothing with zeros, or where the shift
+is zero: zeros enter behind the batch norm, and would have to be -shift/scale before it. Run it
+after `FoldBatchNorm`, which needs no such condition.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxquant.batchnorm import BatchNorm, fold_before, scale_and_shift, why_not_affine
+from fxquant.graph import calls_by_target, delete_unused, separate_calls, why_not_changeable
+from fxquant.layers import Layer, is_transposed, num_inputs
+from fxquant.meta import annotate, record, refuse
+from fxquant.operations import data_input, is_batchnorm, is_layer, module_of
+from fxquant.pipeline import Pass
+from fxquant.shapes import known_ranks
+
+
+@dataclass(frozen=True, eq=False)
+class AbsorbBatchNorm(Pass):
+    """Fold an eval-mode batch norm into the layers behind it."""
+
+    def run(self, gm: fx.GraphModule) -> bool:
+        """Fold where exact; record the reason on the batch norm elsewhere."""
+        absorbed = set()
+        ranks = known_ranks(gm)
+        calls = calls_by_target(gm)
+        for batchnorm in list(gm.graph.nodes):
+            if not is_batchnorm(gm, batchnorm) or not any(
+                is_layer(gm, user) for user in batchnorm.users
+            ):
+                continue
+            reason = _why_not(gm, batchnorm, ranks.get(batchnorm))
+            if reason is not None:
+                refuse(batchnorm, f"not folded forward: {reason}")
+                continue
+            _absorb(gm, batchnorm, calls)
+            absorbed.add(str(batchnorm.target))
+        delete_unused(gm, absorbed)
+        return bool(absorbed)
+
+
+def _absorb(gm: fx.GraphModule, batchnorm: fx.Node, calls: dict[str, list[fx.Node]]) -> None:
+    scale, shift = scale_and_shift(cast(BatchNorm, module_of(gm, batchnorm)))
+    users: dict[str, list[fx.Node]] = {}
+    for user in batchnorm.users:
+        users.setdefault(str(user.target), []).append(user)
+    for layers in users.values():
+        separate_calls(gm, layers, calls)
+        fold_before(cast(Layer, module_of(gm, layers[0])), scale, shift)
+        for layer in layers:
+            annotate(layer, folded=(*record(layer).folded, str(batchnorm.target)))
+    source = data_input(batchnorm)
+    assert source is not None
+    batchnorm.replace_all_uses_with(source)
+    gm.graph.erase_node(batchnorm)
+
+
+def _why_not(gm: fx.GraphModule, batchnorm: fx.Node, rank: int | None) -> str | None:
+    others = [user.name for user in batchnorm.users if not is_layer(gm, user)]
+    if others:
+        return f"it also feeds {', '.join(others)}"
+    module = cast(BatchNorm, module_of(gm, batchnorm))
+    reason = why_not_affine(module) or why_not_changeable(module)
+    if reason is not None:
+        return reason
+    _, shift = scale_and_shift(module)
+    for user in batchnorm.users:
+        layer = cast(Layer, module_of(gm, user))
+        reason = why_not_changeable(layer) or _why_inexact(layer, shift, rank)
+        if reason is not None:
+            return f"{user.name}: {reason}"
+    return None
+
+
+def _why_inexact(layer: Layer, shift: Tensor, rank: int | None) -> str | None:
+    if len(shift) != num_inputs(layer):
+        return f"{num_inputs(layer)} input channels, but a batch norm over {len(shift)}"
+    if isinstance(layer, nn.Linear):
+        seen = "of unknown rank (prepare with example_inputs)" if rank is None else f"{rank}-D"
+        reason = f"batch norm works on axis 1, a linear layer on the last; its input is {seen}"
+        return None if rank == 2 else reason
+    if not torch.any(shift != 0):
+        return None
+    if is_transposed(layer):
+        return "a transposed convolution leaves out taps at the border, and the shift is not zero"
+    if layer.padding_mode == "zeros" and _pads(layer):
+        return "it pads with zeros, and the shift is not zero"
+    return None
+
+
+def _pads(layer: Layer) -> bool:
+    assert not isinstance(layer, nn.Linear)
+    if isinstance(layer.padding, str):
+        return layer.padding == "same" and max(layer.kernel_size) > 1
+    return any(size > 0 for size in layer.padding)

@@ -1,0 +1,84 @@
+"""Take the mean error that a rounded weight makes out of the layer's bias.
+
+Before:  conv_input_mean = ChannelMean(x); conv = QuantizedConv2d(conv_input_mean)
+After:   conv = QuantizedConv2d(x)     # b' = b - Σ (Ŵ - W) · E[x]
+
+E[x] is the mean of each input channel, seen in calibration; zero padding is not accounted for
+(Nagel et al., "Data-free quantization through weight equalization and bias correction", 2019, 4.2).
+The bias is in floating point, so the result can be lowered as it is; the correction of the report's
+I.F, which changes the weights themselves, cannot.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import fx, nn
+
+from fxquant.errors import PassError
+from fxquant.fakequant import QuantizedLayer
+from fxquant.graph import delete_unused
+from fxquant.layers import Layer, num_outputs, output_rows, per_input
+from fxquant.observers import ChannelMean
+from fxquant.operations import data_input, module_of
+from fxquant.pipeline import Pass
+
+
+@dataclass(frozen=True, eq=False)
+class CorrectBias(Pass):
+    """Take the mean error that a rounded weight makes out of the layer's bias."""
+
+    reference: fx.GraphModule
+    """The model before `QuantizeWeights`: its layers, by the same names, hold the float weights."""
+
+    def requires(self, graph_module: fx.GraphModule) -> None:
+        """Raise `PassError` if a layer with a mean is not quantized, or not in the reference."""
+        names = {name for name, _ in self.reference.named_modules()}
+        for _, layer, _ in _find_means(graph_module):
+            if str(layer.target) not in names:
+                raise PassError(f"CorrectBias: the reference has no module {layer.target!r}")
+            if not isinstance(module_of(graph_module, layer), QuantizedLayer):
+                raise PassError(
+                    f"CorrectBias: {layer.target!r} is float: run QuantizeWeights first"
+                )
+
+    def run(self, gm: fx.GraphModule) -> bool:
+        """Correct each layer behind a `ChannelMean` once, and remove the `ChannelMean`s."""
+        corrected = set()
+        containers = set()
+        for node, layer, mean in list(_find_means(gm)):
+            source = data_input(node)
+            assert source is not None
+            if layer.target not in corrected and mean.num_values > 0:
+                _correct(
+                    cast(Layer, module_of(gm, layer)),
+                    cast(Layer, self.reference.get_submodule(str(layer.target))),
+                    mean.mean,
+                )
+            corrected.add(layer.target)
+            containers.add(str(node.target).rpartition(".")[0])
+            node.replace_all_uses_with(source)
+            gm.graph.erase_node(node)
+        delete_unused(gm, containers)
+        return bool(corrected)
+
+
+def _find_means(gm: fx.GraphModule) -> list[tuple[fx.Node, fx.Node, ChannelMean]]:
+    """Return each `ChannelMean` call with the layer call behind it and its module."""
+    return [
+        (node, next(iter(node.users)), module)
+        for node in gm.graph.nodes
+        if isinstance(module := module_of(gm, node), ChannelMean)
+    ]
+
+
+def _correct(layer: Layer, reference: Layer, mean: torch.Tensor) -> None:
+    """Write the corrected bias into `layer`, as a new parameter."""
+    weight = reference.weight.detach().to(torch.float32)
+    error = layer.weight.to(torch.float32) - weight
+    shift = output_rows(layer, error * per_input(layer, mean, weight)).sum(dim=1)
+    old = weight.new_zeros(num_outputs(layer)) if layer.bias is None else layer.bias.detach()
+    bias = (old.to(torch.float32) - shift).to(reference.weight.dtype)
+    layer.bias = nn.Parameter(bias, requires_grad=False)

@@ -1,0 +1,208 @@
+"""Put an observer on each tensor that will be quantized.
+
+Before:  conv1 = Conv2d(x); relu = ReLU(conv1); pool = MaxPool2d(relu); fc = Linear(pool)
+After:   x_observer = Observer(x); conv1 = Conv2d(x_observer)
+         conv1_observer = Observer(conv1); relu = ReLU(conv1_observer)
+         pool = MaxPool2d(relu); fc = Linear(pool)
+
+Quantized is each tensor that feeds a layer: its input `x`, and the output of the ReLU, whose values
+max-pool hands on. The network's output is not. A tensor behind a fused ReLU is watched before it,
+where its distribution is whole.
+
+* Calls that keep values (max-pool, reshape, slice, zero padding) hand their input's parameters on.
+* The inputs of a concatenation share one set.
+* An addition or an average whose result reaches a layer that way works on integers too, and so its
+  operands are quantized; but not the result of a layer that feeds the addition alone: kernels add
+  into the layer's accumulator.
+
+Tensors that only float operations see (layer norm, softmax, SiLU) stay in float.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import cast
+
+from torch import fx
+
+from fxquant.graph import calls_by_target, free_name, insert_after
+from fxquant.layers import Layer, channel_axis, num_inputs
+from fxquant.meta import record
+from fxquant.observers import ChannelMean, Observer
+from fxquant.operations import (
+    concat_inputs,
+    data_input,
+    is_add,
+    is_average,
+    is_layer,
+    keeps_values,
+    relu_bounds,
+)
+from fxquant.pipeline import Pass
+from fxquant.recipe import CallSpec, Recipe, TensorSpec
+from fxquant.selection import select_calls
+
+
+@dataclass(frozen=True, eq=False)
+class InsertObservers(Pass):
+    """Put an observer on each tensor that will be quantized."""
+
+    recipe: Recipe = field(default_factory=Recipe)
+
+    def run(self, gm: fx.GraphModule) -> bool:
+        """Insert `Observer`s, and `ChannelMean`s if the recipe corrects biases."""
+        if any(isinstance(module, Observer) for module in gm.modules()):
+            return False
+        calls = select_calls(gm, self.recipe)
+        tensors = _QuantizedTensors(gm, calls)
+        _insert(gm, tensors)
+        if self.recipe.bias_correction:
+            _insert_means(gm, calls)
+        return bool(tensors.places) or self.recipe.bias_correction
+
+
+class _QuantizedTensors:
+    """Which results are quantized, by which spec, and which share one set of parameters."""
+
+    def __init__(self, gm: fx.GraphModule, calls: dict[fx.Node, CallSpec]) -> None:
+        self.places: list[fx.Node] = []
+        """Nodes whose result is quantized, in execution order."""
+        self._gm = gm
+        self._calls = calls
+        self._position = {node: index for index, node in enumerate(calls)}
+        self._parent: dict[fx.Node, fx.Node] = {}  # a forest: the roots stand for their trees
+        self._specs: dict[fx.Node, TensorSpec] = {}  # of the roots
+        self._labels: dict[fx.Node, str] = {}  # of the roots
+        self._reached: set[fx.Node] = set()  # additions behind whose ReLU the result is quantized
+        for node in reversed(gm.graph.nodes):  # a demand travels from a call to its inputs
+            self._visit(node)
+        self.places.reverse()
+
+    def spec(self, node: fx.Node) -> TensorSpec:
+        """Return the spec of the group that `node` belongs to."""
+        return self._specs[self._root(node)]
+
+    def label(self, node: fx.Node) -> str:
+        """Return a name for the group: its concatenation's, else the node's own."""
+        return self._labels.get(self._root(node), node.name)
+
+    def _visit(self, node: fx.Node) -> None:
+        gm, call = self._gm, self._calls.get(node)
+        if call is not None and call.weights is not None and is_layer(gm, node):
+            self._demand(data_input(node), call.activations)
+        demanded = node in self._parent
+        if call is not None and is_add(gm, node) and (demanded or node in self._reached):
+            for operand in self._integer_operands(node):
+                self._demand(operand, call.activations)
+        if demanded:
+            self._settle(node)
+
+    def _settle(self, node: fx.Node) -> None:
+        """Quantize the demanded result of `node` here, or hand the demand to its inputs."""
+        gm, source, concatenated = self._gm, data_input(node), concat_inputs(node)
+        if keeps_values(gm, node) and source is not None:
+            self._share(node, source)
+            return
+        if concatenated:
+            self._labels.setdefault(self._root(node), node.name)
+            for each in concatenated:
+                self._share(node, each)
+            return
+        if source is not None and is_average(gm, node):
+            self._demand(source, self.spec(node))
+        if source is not None and relu_bounds(gm, node):
+            self._reached.add(source)
+        self.places.append(node)
+
+    def _integer_operands(self, add: fx.Node) -> list[fx.Node]:
+        """Return the operands that are quantized: all but a layer's result to add into.
+
+        Of two such layers it is the one executed last, whose accumulator the kernel still holds.
+        """
+        operands = [operand for operand in add.args if isinstance(operand, fx.Node)]
+        layers = [operand for operand in operands if self._can_add_into(operand)]
+        if layers:
+            operands.remove(max(layers, key=self._position.__getitem__))
+        return operands
+
+    def _can_add_into(self, node: fx.Node) -> bool:
+        call = self._calls.get(node)
+        is_quantized = call is not None and call.weights is not None and is_layer(self._gm, node)
+        return is_quantized and len(node.users) == 1
+
+    def _demand(self, node: fx.Node | None, spec: TensorSpec | None) -> None:
+        if node is None or spec is None:
+            return
+        self._parent.setdefault(node, node)
+        root = self._root(node)
+        self._specs[root] = _finer(self._specs.get(root, spec), spec)
+
+    def _share(self, node: fx.Node, source: fx.Node) -> None:
+        """Let `source` use the same parameters as `node`."""
+        mine = self._root(node)
+        self._demand(source, self._specs[mine])
+        theirs = self._root(source)
+        if mine is not theirs:
+            self._parent[theirs] = mine
+            self._specs[mine] = _finer(self._specs[mine], self._specs.pop(theirs))
+            if theirs in self._labels:
+                self._labels.setdefault(mine, self._labels.pop(theirs))
+
+    def _root(self, node: fx.Node) -> fx.Node:
+        while self._parent[node] is not node:
+            self._parent[node] = self._parent[self._parent[node]]
+            node = self._parent[node]
+        return node
+
+
+def _finer(one: TensorSpec, other: TensorSpec) -> TensorSpec:
+    """Return the spec of more bits: calls that differ over one tensor get the most."""
+    return other if other.bits > one.bits else one
+
+
+def _insert(gm: fx.GraphModule, tensors: _QuantizedTensors) -> None:
+    container = free_name(gm, "observers")
+    bounds: dict[str, set[tuple[float, float] | None]] = {}
+    for node in tensors.places:
+        bounds.setdefault(tensors.label(node), set()).add(_fused_bounds(node))
+    observers: dict[str, Observer] = {}
+    for node in tensors.places:
+        label = tensors.label(node)
+        # Tensors that share parameters are watched before their ReLUs if all bounds are the same.
+        clamp = _fused_bounds(node) if len(bounds[label]) == 1 else None
+        if label not in observers:
+            observers[label] = Observer(tensors.spec(node), clamp)
+            gm.add_submodule(f"{container}.{label}", observers[label])
+        watched = data_input(node) if clamp else node
+        assert watched is not None
+        users = [node] if clamp else list(watched.users)
+        with insert_after(watched):
+            observer = gm.graph.create_node(
+                "call_module", f"{container}.{label}", (watched,), name=f"{watched.name}_observer"
+            )
+        for user in users:
+            user.replace_input_with(watched, observer)
+
+
+def _fused_bounds(node: fx.Node) -> tuple[float, float] | None:
+    known = record(node)
+    return known.clamp if known.fused_into else None
+
+
+def _insert_means(gm: fx.GraphModule, calls: dict[fx.Node, CallSpec]) -> None:
+    """Watch the mean input of each layer whose weight will be rounded."""
+    container = free_name(gm, "input_means")
+    for target, nodes in calls_by_target(gm).items():
+        layer = cast(Layer, gm.get_submodule(target))
+        if nodes[0] not in calls or calls[nodes[0]].weights is None:
+            continue
+        name = f"{container}.{target.replace('.', '_')}"
+        gm.add_submodule(name, ChannelMean(num_inputs(layer), channel_axis(layer)))
+        for node in nodes:
+            source = data_input(node)
+            assert source is not None
+            with gm.graph.inserting_before(node):
+                mean = gm.graph.create_node(
+                    "call_module", name, (source,), name=f"{node.name}_input_mean"
+                )
+            node.replace_input_with(source, mean)

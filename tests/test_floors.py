@@ -1,0 +1,62 @@
+"""The layout holds: imports go downwards only, and the package answers to one name."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+FLOORS = [
+    {"errors"},
+    {"recipe"},
+    {"affine", "buffers"},
+    {"aciq", "histogram", "layers"},
+    {"batchnorm", "ranges"},
+    {"fakequant", "meta", "observers"},
+    {"capture", "operations"},
+    {"calibration", "graph", "shapes", "text"},
+    {"pipeline", "selection"},
+    {"passes"},
+    {"report"},
+    {"api"},
+    {"__init__"},
+]
+FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
+
+
+def imported_modules(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            names.add(node.module or "")
+        elif isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+    return {
+        name.split(".")[1] if "." in name else "__init__" for name in names if "fxquant" in name
+    }
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "fxquant").glob("*.py")), ids=lambda p: p.name)
+def test_a_module_imports_only_from_lower_floors(path: Path) -> None:
+    for name in imported_modules(path):
+        assert FLOOR[name] < FLOOR[path.stem], f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "passes").glob("*.py")), ids=lambda p: p.name)
+def test_a_pass_imports_only_from_lower_floors_and_no_other_pass(path: Path) -> None:
+    for name in imported_modules(path):
+        if path.stem == "__init__" and name == "passes":
+            continue
+        assert FLOOR[name] < FLOOR["passes"], f"passes/{path.name} imports {name}"
+
+
+def test_passes_refuses_to_be_imported_by_its_folder_name() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", "import passes"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert run.returncode != 0
+    assert "write `import fxquant.passes`" in run.stderr
