@@ -46,7 +46,7 @@ def gauss_constant(bits: int) -> float:
     """
 
     def slope(alpha: Tensor) -> Tensor:
-        tail = alpha * torch.special.erfc(alpha / math.sqrt(2))
+        tail = alpha * torch.erfc(alpha / math.sqrt(2))
         density = math.sqrt(2 / math.pi) * torch.exp(-alpha.square() / 2)
         return tail - density + alpha.div(3 * 4**bits)
 
@@ -96,7 +96,7 @@ def corrected_range(
         def slope(alpha: Tensor) -> Tensor:
             z = alpha - ratio
             density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
-            tail = torch.special.erfc(z / math.sqrt(2)) / 2
+            tail = torch.erfc(z / math.sqrt(2)) / 2
             return alpha.div(3 * 4 ** (bits + 1)) - 2 * (density - z * tail)
 
         alpha = _bisect(slope, torch.zeros_like(ratio), ratio.clamp(min=0) + 40)

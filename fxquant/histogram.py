@@ -93,6 +93,11 @@ class Histogram:
         """Return σ = √E[(x - μ)²], the spread of Gauss's distribution."""
         return ((self.values - self.mean()).square() * self.weights).sum().sqrt()
 
+    def positive_mean(self) -> Tensor:
+        """Return E[x | x > 0], or 0 where no value is positive."""
+        weights = self.weights * (self.values > 0)
+        return (self.values * weights).sum() / weights.sum().clamp(min=1e-300)
+
     def quantile(self, share: float) -> Tensor:
         """Return the value that `share` of the mass lies below, interpolated within a bin."""
         below = torch.cumsum(self.weights, 0)

@@ -5,7 +5,8 @@
 * "percentile": all but the share of `100 - percentile` of the values.
 * "mse": the range of least squared error on the values seen.
 * "aciq": the range of least expected error for a Laplace or Gauss distribution (`fxquant.aciq`),
-  never wider than what was seen.
+  never wider than what was seen. "auto" takes, of all fits and of not clipping, what errs least on
+  the values seen.
 
 `activation_range` reads streamed `Statistics`; `weight_range` has the whole tensor at hand and
 works channel by channel.
@@ -14,7 +15,6 @@ works channel by channel.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -65,8 +65,7 @@ def activation_range(statistics: Statistics, spec: TensorSpec) -> tuple[float, f
         return max(low, clipped_low), min(high, clipped_high)
     if spec.range == "mse":
         return _least_error(statistics.output, low, high, spec)
-    wanted_low, wanted_high = _aciq_range(statistics, spec)
-    return max(low, wanted_low), max(low, min(high, wanted_high))
+    return _aciq_range(statistics, spec)
 
 
 def activation_grid(low: float, spec: TensorSpec) -> Grid:
@@ -78,54 +77,75 @@ def activation_grid(low: float, spec: TensorSpec) -> Grid:
 
 
 def _aciq_range(statistics: Statistics, spec: TensorSpec) -> tuple[float, float]:
-    histogram = statistics.histogram
-    mean, deviation = histogram.mean(), histogram.mean_deviation()
-    sigma = histogram.standard_deviation()
-    distribution, spread = _fit(spec, deviation, sigma)
-    if spread <= 0:  # one value, repeated
-        return -math.inf, math.inf
+    low, high = statistics.clamped(statistics.low), statistics.clamped(statistics.high)
     fused_relu = statistics.clamp is not None and statistics.clamp[0] == 0
+    ends = torch.tensor([low, high], dtype=torch.float64)
+    clips = [
+        _aciq_clip(mean, spread, spec, distribution, fused_relu)
+        for distribution, mean, spread in _fits(statistics.histogram, spec, fused_relu)
+        if spread > 0
+    ]
+    if spec.distribution == "auto" or not clips:
+        clips.append((ends[0], ends[1]))  # a tail heavier than all of them is better not clipped
+    lows = torch.stack([clip[0] for clip in clips]).clamp(low, max(low, 0))
+    highs = torch.stack([clip[1] for clip in clips]).clamp(min(high, 0), high)
+    # The values judge: likelihood would go by the body, and the clip is in the tail.
+    index = _errors(statistics.output, lows, highs, spec).argmin()
+    return lows[index].item(), highs[index].item()
+
+
+def _fits(
+    histogram: Histogram, spec: TensorSpec, fused_relu: bool
+) -> list[tuple[str, Tensor, Tensor]]:
+    """Return the distributions to try: name, mean and spread of each.
+
+    Of a Laplace tensor with μ ≤ 0 a ReLU lets an exponential through, whatever μ is; "auto" also
+    fits that one, Laplace(0, E[x | x > 0]), which the values below zero cannot mislead.
+    """
+    mean = histogram.mean()
+    fits = []
+    if spec.distribution in ("auto", "laplace"):
+        fits.append(("laplace", mean, histogram.mean_deviation()))
+    if spec.distribution in ("auto", "gauss"):
+        fits.append(("gauss", mean, histogram.standard_deviation()))
+    if spec.distribution == "auto" and fused_relu:
+        fits.append(("laplace", torch.zeros_like(mean), histogram.positive_mean()))
+    return fits
+
+
+def _aciq_clip(
+    mean: Tensor, spread: Tensor, spec: TensorSpec, distribution: str, fused_relu: bool
+) -> tuple[Tensor, Tensor]:
     options = {"symmetric": spec.symmetric} if spec.clip == "optimal" else {}
-    low, high = _ACIQ[spec.clip](
+    return _ACIQ[spec.clip](
         mean, spread, spec.bits, distribution=distribution, fused_relu=fused_relu, **options
     )
-    return low.item(), high.item()
-
-
-def _fit(spec: TensorSpec, deviation: Tensor, sigma: Tensor) -> tuple[str, Tensor]:
-    """Return the distribution to assume and its spread: the likelier one for "auto".
-
-    The mean log-likelihoods at the fitted spreads are -ln(2b) - 1 and -ln(σ√(2π)) - 1/2.
-    """
-    laplace_likelier = 2 * math.e * deviation < math.sqrt(2 * math.pi * math.e) * sigma
-    if spec.distribution == "laplace" or (spec.distribution == "auto" and laplace_likelier):
-        return "laplace", deviation
-    return "gauss", sigma
 
 
 def _least_error(
     histogram: Histogram, low: float, high: float, spec: TensorSpec
 ) -> tuple[float, float]:
     """Return the range of least squared error: both ends scaled together, then each alone."""
-    points, weights = histogram.subdivided(4)
-
-    def errors(lows: Tensor, highs: Tensor) -> Tensor:
-        grid = activation_grid(low, spec)
-        scale, zero_point = affine_parameters(lows, highs, grid, symmetric=spec.symmetric)
-        scale, zero_point = scale.to(torch.float64)[:, None], zero_point[:, None]
-        rounded = dequantize(quantize(points, scale, zero_point, grid), scale, zero_point)
-        return ((rounded - points).square() * weights).sum(dim=1)
-
     best = torch.tensor([low, high], dtype=torch.float64)
     wide = torch.logspace(-12, 0, 73, base=2, dtype=torch.float64)  # down to an outlier of 4096σ
     near = torch.linspace(0.8, 1.2, 41, dtype=torch.float64)
     ones = torch.ones_like(near)
     for low_factors, high_factors in ((wide, wide), (ones, near), (near, ones), (ones, near)):
-        lows = (best[0] * low_factors).clamp(min=low)
-        highs = (best[1] * high_factors).clamp(max=high)
-        index = errors(lows, highs).argmin()
+        lows = (best[0] * low_factors).clamp(low, max(low, 0))
+        highs = (best[1] * high_factors).clamp(min(high, 0), high)
+        index = _errors(histogram, lows, highs, spec).argmin()
         best = torch.stack([lows[index], highs[index]])
     return best[0].item(), best[1].item()
+
+
+def _errors(histogram: Histogram, lows: Tensor, highs: Tensor, spec: TensorSpec) -> Tensor:
+    """Return the mean squared error of quantizing over each of the ranges: (n,) -> (n,)."""
+    points, weights = histogram.subdivided(4)
+    grid = activation_grid(histogram.values[0].item(), spec)
+    scale, zero_point = affine_parameters(lows, highs, grid, symmetric=spec.symmetric)
+    scale, zero_point = scale.to(torch.float64)[:, None], zero_point[:, None]
+    rounded = dequantize(quantize(points, scale, zero_point, grid), scale, zero_point)
+    return (rounded.sub_(points).square_() * weights).sum(dim=1)
 
 
 def weight_range(rows: Tensor, spec: TensorSpec) -> tuple[Tensor, Tensor]:
@@ -156,44 +176,47 @@ def _aciq_rows(rows: Tensor, low: Tensor, high: Tensor, spec: TensorSpec) -> tup
     mean = rows.mean(dim=1)
     deviation = (rows - mean[:, None]).abs().mean(dim=1)
     sigma = rows.std(dim=1, correction=0)
-    distribution, spread = _fit(spec, deviation.mean(), sigma.mean())
-    spread = deviation if distribution == "laplace" else sigma
-    options = {"symmetric": spec.symmetric} if spec.clip == "optimal" else {}
-    wanted_low, wanted_high = _ACIQ[spec.clip](
-        mean, spread, spec.bits, distribution=distribution, fused_relu=False, **options
-    )
-    flat = spread <= 0  # channels of one repeated value, which need no clip
-    wanted_low = torch.where(flat, low, torch.maximum(low, wanted_low))
-    wanted_high = torch.where(flat, high, torch.minimum(high, wanted_high))
-    return wanted_low, wanted_high
+    best_low, best_high, least = low, high, torch.full_like(low, torch.inf)
+    for distribution, spread in (("laplace", deviation), ("gauss", sigma)):
+        if spec.distribution not in ("auto", distribution):
+            continue
+        wanted_low, wanted_high = _aciq_clip(
+            mean, spread.clamp(min=1e-30), spec, distribution, fused_relu=False
+        )
+        flat = spread <= 0  # a channel of one repeated value needs no clip
+        wanted_low = torch.where(flat, low, torch.maximum(low, wanted_low))
+        wanted_high = torch.where(flat, high, torch.minimum(high, wanted_high))
+        errors = _row_errors(rows, wanted_low, wanted_high, spec)
+        better = errors < least
+        best_low = torch.where(better, wanted_low, best_low)
+        best_high = torch.where(better, wanted_high, best_high)
+        least = torch.minimum(errors, least)
+    return best_low, best_high
+
+
+def _row_errors(rows: Tensor, low: Tensor, high: Tensor, spec: TensorSpec) -> Tensor:
+    """Return the summed squared error of quantizing each row over its range: (rows,)."""
+    grid = Grid.of(spec.bits, signed=True)
+    scale, zero_point = affine_parameters(low, high, grid, symmetric=spec.symmetric)
+    scale, zero_point = scale[:, None], zero_point[:, None]
+    rounded = dequantize(quantize(rows, scale, zero_point, grid), scale, zero_point)
+    return rounded.sub_(rows).square_().sum(dim=1)
 
 
 def _least_error_rows(
     rows: Tensor, low: Tensor, high: Tensor, spec: TensorSpec
 ) -> tuple[Tensor, Tensor]:
     """Return each row's range of least squared error among common shrinkings of its ends."""
-    grid = Grid.of(spec.bits, signed=True)
-
-    def error(factor: Tensor) -> Tensor:
-        scale, zero_point = affine_parameters(
-            low * factor, high * factor, grid, symmetric=spec.symmetric
-        )
-        scale, zero_point = scale[:, None], zero_point[:, None]
-        rounded = dequantize(quantize(rows, scale, zero_point, grid), scale, zero_point)
-        return rounded.sub_(rows).square_().sum(dim=1)
-
     best = torch.ones_like(low)
-    least = error(best)
+    least = _row_errors(rows, low, high, spec)
 
-    def try_factors(factors: Callable[[Tensor], list[Tensor]]) -> None:
+    def try_factors(factors: list[Tensor]) -> None:
         nonlocal best, least
-        for factor in factors(best):
-            current = error(factor)
-            best = torch.where(current < least, factor, best)
-            least = torch.minimum(current, least)
+        for factor in factors:
+            errors = _row_errors(rows, low * factor, high * factor, spec)
+            best = torch.where(errors < least, factor, best)
+            least = torch.minimum(errors, least)
 
-    try_factors(lambda best: [best * share / 20 for share in range(19, 3, -1)])
-    try_factors(
-        lambda best: [(best + step / 100).clamp(max=1) for step in (-4, -3, -2, -1, 1, 2, 3, 4)]
-    )
+    try_factors([torch.full_like(low, step / 20) for step in range(19, 3, -1)])
+    try_factors([(best + step / 100).clamp(max=1) for step in (-4, -3, -2, -1, 1, 2, 3, 4)])
     return low * best, high * best

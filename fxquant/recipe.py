@@ -50,8 +50,8 @@ class TensorSpec:
     momentum: float = 0.9
     """For `range="ema"`: what a new batch leaves of the old average, in (0, 1)."""
     distribution: Distribution = "auto"
-    """For `range="aciq"`: the assumed distribution; `"auto"` takes the likelier of the two."""
-    clip: Clip = "optimal"
+    """For `range="aciq"`: the assumed distribution; `"auto"` takes what errs less."""
+    clip: Clip = "corrected"
     """For `range="aciq"`: the solution to use: see `fxquant.aciq`."""
 
     def __post_init__(self) -> None:
@@ -164,11 +164,12 @@ class Recipe:
         rules: Iterable[Rule] = (),
         **options: Any,
     ) -> Recipe:
-        """Return the report's first system: ACIQ for activations, min-max per channel for weights.
+        """Return the report's first system: ACIQ on activations, min-max weights, corrected biases.
 
-        `options` are fields of `Recipe` (`bias_correction=True`) or of the activations'
+        `options` are fields of `Recipe` (`bias_correction=False`) or of the activations'
         `TensorSpec` (`clip="report"`).
         """
+        options.setdefault("bias_correction", True)
         return _recipe(
             TensorSpec(bits=weight_bits, symmetric=True, per_channel=True),
             activation_bits and TensorSpec(bits=activation_bits, range="aciq"),
