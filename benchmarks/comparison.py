@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tabulate import tabulate
@@ -39,7 +40,7 @@ class Result:
 def predict(model: nn.Module, images: Tensor, batch_size: int = 128) -> Tensor:
     """Return the logits (N, classes) of `images` (N, C, H, W)."""
     with torch.inference_mode():
-        return torch.cat([model(batch) for batch in images.split(batch_size)])
+        return torch.cat([model(batch) for batch in torch.split(images, batch_size)])
 
 
 def weight_bytes(model: nn.Module) -> int:
@@ -74,7 +75,7 @@ def compare(
     results = [Result("32/32", "float", top1, 100.0, float("inf"), weight_bytes(model), 0.0)]
     for bits, method, recipe in tqdm(list(recipes), "recipes", disable=None):
         start = time.perf_counter()
-        batches = calibration.split(batch_size)
+        batches = torch.split(calibration, batch_size)
         quantized = fxquant.quantize(model, batches, recipe, progress=False)
         seconds = time.perf_counter() - start
         logits = predict(quantized, images)
@@ -100,7 +101,7 @@ def activation_recipes(
 
     All else is the same: weights min-max per channel, biases corrected.
     """
-    methods: list[tuple[str, dict[str, str]]] = [
+    methods: list[tuple[str, dict[str, Any]]] = [
         ("min-max", {"range": "minmax"}),
         ("EMA", {"range": "ema"}),
         ("percentile", {"range": "percentile"}),

@@ -55,8 +55,8 @@ class FakeQuantize(FixedDtypeModule):
             return torch.fake_quantize_per_tensor_affine(
                 x, self.scale, self.zero_point, self.grid.quant_min, self.grid.quant_max
             )
-        # On the CPU PyTorch's kernel is not vectorized and writes a mask for the gradient: 36 ms
-        # for 8×256×56×56 values on two cores, against 2.6 ms for the lines below
+        # On the CPU PyTorch's kernel is not vectorized and writes a mask for the gradient: 35 ms
+        # for 8×256×56×56 values on two cores, against 4 ms for the lines below
         # (benchmarks/overhead.py).
         scale, zero_point = self.scale.item(), int(self.zero_point.item())
         y = x * (1 / scale)
