@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterable, Sized
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,12 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from tqdm import tqdm
 
-from fxquant.calibration import check_calibrated, check_finite
+from fxquant.calibration import (
+    check_calibrated,
+    first_nonfinite,
+    forget_nonfinite,
+    nonfinite_tensors,
+)
 from fxquant.capture import trace
 from fxquant.errors import CalibrationError, CaptureError, PassError
 from fxquant.fakequant import FakeQuantize, QuantizedLayer, sqnr
@@ -111,11 +117,9 @@ def calibrate(
         for number, batch in enumerate(
             tqdm(batches, "calibrating", total, disable=disable, delay=1, unit="batch")
         ):
-            if forward is not None:
-                forward(prepared, batch)
-            else:
-                _forward(prepared, batch, f"batch {number}")
-            check_finite(gm, f"batch {number}")
+            run = partial(forward or partial(_forward, f"batch {number}"), prepared, batch)
+            run()
+            _require_finite(gm, run, number)
     if number < 0:
         raise CalibrationError("calibrate: `batches` is empty: give at least one batch")
     return prepared
@@ -199,7 +203,19 @@ def _is_converted(gm: fx.GraphModule) -> bool:
     return any(isinstance(module, (FakeQuantize, QuantizedLayer)) for module in gm.modules())
 
 
-def _forward(model: nn.Module, batch: Any, where: str) -> Any:
+def _require_finite(gm: fx.GraphModule, run: Callable[[], Any], number: int) -> None:
+    bad = nonfinite_tensors(gm)
+    if bad:
+        forget_nonfinite(gm)
+        first = first_nonfinite(gm, run) or bad[0]
+        raise CalibrationError(
+            f"batch {number}: NaN or infinity first in the result of {first.name!r}, then in "
+            f"{len(bad)} observed tensors. They left the batch out: calibrate goes on with others, "
+            "or look at the input and at that call"
+        )
+
+
+def _forward(where: str, model: nn.Module, batch: Any) -> Any:
     if isinstance(batch, dict):
         return model(**batch)
     if isinstance(batch, (tuple, list)) and batch:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from fxquant.errors import CalibrationError
 from fxquant.observers import Observer
@@ -34,14 +34,55 @@ def check_calibrated(gm: fx.GraphModule) -> None:
 
 def check_finite(gm: fx.GraphModule, where: str) -> None:
     """Raise `CalibrationError` if an observer saw NaN or infinity; name the first tensor."""
+    bad = nonfinite_tensors(gm)
+    if bad:
+        raise CalibrationError(
+            f"{where}: NaN or infinity in {bad[0].name!r} (the first of {len(bad)} observed "
+            "tensors): look at the input or at the calls that make this tensor, and prepare again"
+        )
+
+
+def nonfinite_tensors(gm: fx.GraphModule) -> list[fx.Node]:
+    """Return the observed tensors that held NaN or infinity, in execution order."""
     observed = list(find_observers(gm))
     if not observed:
-        return
-    counts = torch.stack([observer.nonfinite for _, _, observer in observed]).cpu()
-    bad = counts.nonzero().squeeze(1).tolist()
-    if bad:
-        _, tensor, _ = observed[bad[0]]
-        raise CalibrationError(
-            f"{where}: NaN or infinity in {tensor.name!r} ({counts[bad[0]]} batches; the first of "
-            f"{len(bad)} such tensors): look at the input, or at the call that makes this tensor"
-        )
+        return []
+    counts = torch.stack([observer.nonfinite for _, _, observer in observed])  # one wait for a GPU
+    return [each[1] for each, count in zip(observed, counts.tolist(), strict=True) if count > 0]
+
+
+def forget_nonfinite(gm: fx.GraphModule) -> None:
+    """Reset the observers' count of batches that held NaN or infinity, which they left out."""
+    for _, _, observer in find_observers(gm):
+        observer.nonfinite.zero_()
+
+
+def first_nonfinite(gm: fx.GraphModule, run: Callable[[], object]) -> fx.Node | None:
+    """Return the first node whose result holds NaN or infinity while `run` calls `gm`."""
+    interpreter = _NonfiniteFinder(gm)
+    gm.forward = interpreter.run
+    try:
+        run()
+    finally:
+        del gm.forward
+    return interpreter.found
+
+
+class _NonfiniteFinder(fx.Interpreter):
+    """Run a graph node by node and remember the first result that is not finite."""
+
+    def __init__(self, gm: fx.GraphModule) -> None:
+        super().__init__(gm)
+        self.found: fx.Node | None = None
+
+    def run_node(self, n: fx.Node) -> object:
+        """Run one node; observers only hand on their input, or they would count it twice."""
+        assert isinstance(self.module, fx.GraphModule)
+        watched = data_input(n)
+        if watched is not None and isinstance(module_of(self.module, n), Observer):
+            return self.env[watched]
+        result = super().run_node(n)
+        is_float = isinstance(result, Tensor) and result.is_floating_point()
+        if self.found is None and is_float and not torch.isfinite(result).all():
+            self.found = n
+        return result

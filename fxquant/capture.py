@@ -60,9 +60,12 @@ def _require_module(model: Any) -> None:
 
 
 class _Tracer(fx.Tracer):
-    """Tracer that keeps known modules whole and remembers where it was when tracing failed."""
+    """Tracer that keeps known modules whole and remembers where it was when tracing failed.
 
-    def __init__(self, leaf_modules: tuple[type[nn.Module], ...]) -> None:
+    Unpickling a `GraphModule` makes its tracer anew, without arguments.
+    """
+
+    def __init__(self, leaf_modules: tuple[type[nn.Module], ...] = ()) -> None:
         super().__init__()
         self._leaf_modules = leaf_modules
         self.failed_in: str | None = None

@@ -59,9 +59,12 @@ def refuse(node: fx.Node, reason: str) -> None:
 
 
 class Journal(nn.Module):
-    """The submodule that carries the recipe and the records through pickling."""
+    """The submodule that carries the recipe and the records through pickling.
 
-    def __init__(self, recipe: Recipe, records: dict[str, Record]) -> None:
+    The records stand in execution order: unpickling traces the code anew and names nodes anew.
+    """
+
+    def __init__(self, recipe: Recipe, records: list[tuple[str, Record]]) -> None:
         super().__init__()
         self.recipe = recipe
         self.records = records
@@ -69,7 +72,7 @@ class Journal(nn.Module):
 
 def write_journal(graph_module: fx.GraphModule, recipe: Recipe) -> None:
     """Keep the recipe and all records in `graph_module` itself."""
-    records = {node.name: record(node) for node in graph_module.graph.nodes if _KEY in node.meta}
+    records = [(_identity(node), record(node)) for node in graph_module.graph.nodes]
     graph_module.add_submodule(_KEY, Journal(recipe, records))
 
 
@@ -78,7 +81,14 @@ def read_journal(graph_module: fx.GraphModule) -> Recipe | None:
     journal = getattr(graph_module, _KEY, None)
     if not isinstance(journal, Journal):
         return None
-    for node in graph_module.graph.nodes:
-        if _KEY not in node.meta and node.name in journal.records:
-            node.meta[_KEY] = journal.records[node.name]
+    nodes = list(graph_module.graph.nodes)
+    if [_identity(node) for node in nodes] == [identity for identity, _ in journal.records]:
+        for node, (_, known) in zip(nodes, journal.records, strict=True):
+            node.meta.setdefault(_KEY, known)
     return journal.recipe
+
+
+def _identity(node: fx.Node) -> str:
+    """Return what tracing the generated code again keeps of a node."""
+    target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return f"{node.op} {target}"

@@ -1,7 +1,7 @@
 """Turn each observer into a fake-quantizer.
 
-Before:  conv_observer = Observer(conv); relu = ReLU(conv_observer)
-After:   relu = ReLU(conv); relu_quantizer = FakeQuantize(relu)
+Before:  observers_relu = Observer(conv); relu = ReLU(observers_relu)
+After:   relu = ReLU(conv); quantizers_relu = FakeQuantize(relu)
 
 The quantizer stands behind the ReLU that its observer stood before. Its scale and zero-point spread
 the integers over the range that the observer's spec chooses (`fxquant.ranges`; report I.B, II.A).
@@ -59,9 +59,7 @@ def _insert(gm: fx.GraphModule, tensor: fx.Node, target: str) -> None:
     """Put a call of the quantizer `target` behind `tensor`, for all that use it."""
     users = list(tensor.users)
     with insert_after(tensor):
-        quantizer = gm.graph.create_node(
-            "call_module", target, (tensor,), name=f"{tensor.name}_quantizer"
-        )
+        quantizer = gm.graph.call_module(target, (tensor,))
     for user in users:
         user.replace_input_with(tensor, quantizer)
 

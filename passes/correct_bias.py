@@ -1,6 +1,6 @@
 """Take the mean error that a rounded weight makes out of the layer's bias.
 
-Before:  conv_input_mean = ChannelMean(x); conv = QuantizedConv2d(conv_input_mean)
+Before:  input_means_conv = ChannelMean(x); conv = QuantizedConv2d(input_means_conv)
 After:   conv = QuantizedConv2d(x)     # b' = b - Σ (Ŵ - W) · E[x]
 
 E[x] is the mean of each input channel, seen in calibration; zero padding is not accounted for

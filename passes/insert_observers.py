@@ -1,8 +1,8 @@
 """Put an observer on each tensor that will be quantized.
 
 Before:  conv1 = Conv2d(x); relu = ReLU(conv1); pool = MaxPool2d(relu); fc = Linear(pool)
-After:   x_observer = Observer(x); conv1 = Conv2d(x_observer)
-         conv1_observer = Observer(conv1); relu = ReLU(conv1_observer)
+After:   observers_x = Observer(x); conv1 = Conv2d(observers_x)
+         observers_relu = Observer(conv1); relu = ReLU(observers_relu)
          pool = MaxPool2d(relu); fc = Linear(pool)
 
 Quantized is each tensor that feeds a layer: its input `x`, and the output of the ReLU, whose values
@@ -177,9 +177,7 @@ def _insert(gm: fx.GraphModule, tensors: _QuantizedTensors) -> None:
         assert watched is not None
         users = [node] if clamp else list(watched.users)
         with insert_after(watched):
-            observer = gm.graph.create_node(
-                "call_module", f"{container}.{label}", (watched,), name=f"{watched.name}_observer"
-            )
+            observer = gm.graph.call_module(f"{container}.{label}", (watched,))
         for user in users:
             user.replace_input_with(watched, observer)
 
@@ -202,7 +200,5 @@ def _insert_means(gm: fx.GraphModule, calls: dict[fx.Node, CallSpec]) -> None:
             source = data_input(node)
             assert source is not None
             with gm.graph.inserting_before(node):
-                mean = gm.graph.create_node(
-                    "call_module", name, (source,), name=f"{node.name}_input_mean"
-                )
+                mean = gm.graph.call_module(name, (source,))
             node.replace_input_with(source, mean)
