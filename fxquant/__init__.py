@@ -18,7 +18,7 @@ from fxquant.capture import trace
 from fxquant.errors import CalibrationError, CaptureError, FxquantError, PassError, RecipeError
 from fxquant.pipeline import Pass, Pipeline
 from fxquant.recipe import Recipe, Rule, TensorSpec
-from fxquant.report import report
+from fxquant.report import Report, report
 from fxquant.text import text
 
 __version__ = "0.1.0"
@@ -32,6 +32,7 @@ __all__ = [
     "Pipeline",
     "Recipe",
     "RecipeError",
+    "Report",
     "Rule",
     "TensorSpec",
     "calibrate",

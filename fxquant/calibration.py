@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.errors import CalibrationError
-from fxquant.observers import Observer
+from fxquant.observers import ChannelMean, Observer
 from fxquant.operations import data_input, module_of
 
 
@@ -79,7 +79,7 @@ class _NonfiniteFinder(fx.Interpreter):
         """Run one node; observers only hand on their input, or they would count it twice."""
         assert isinstance(self.module, fx.GraphModule)
         watched = data_input(n)
-        if watched is not None and isinstance(module_of(self.module, n), Observer):
+        if watched is not None and isinstance(module_of(self.module, n), (Observer, ChannelMean)):
             return self.env[watched]
         result = super().run_node(n)
         is_float = isinstance(result, Tensor) and result.is_floating_point()

@@ -91,6 +91,8 @@ class Observer(FixedDtypeModule):
 class ChannelMean(FixedDtypeModule):
     """Hand on a tensor unchanged and keep the mean of each channel, for bias correction.
 
+    A batch whose mean is NaN or infinite is left out.
+
     Args:
         num_channels: of the tensor.
         axis: of the channels, from the end: -1 for a linear layer, -3 for images.
@@ -112,6 +114,8 @@ class ChannelMean(FixedDtypeModule):
         if num_values > 0:
             others = [d for d in range(values.dim()) if d != values.dim() + self.axis]
             batch_mean = values.mean(dim=others) if others else values
-            self.num_values += num_values
-            self.mean += (batch_mean - self.mean) * (num_values / self.num_values)
+            finite = torch.isfinite(batch_mean).all()  # else the batch is left out
+            self.num_values += num_values * finite
+            change = (batch_mean - self.mean) * (num_values / self.num_values)
+            self.mean += torch.where(finite, change, 0.0)
         return x

@@ -46,5 +46,5 @@ class QuantizeWeights(Pass):
                         "values): train it again, or leave it in float with a Rule(…, skip=True)"
                     )
                 done[module] = quantize_layer(layer, call.weights)
-            gm.set_submodule(str(node.target), done[module])
+            gm.add_submodule(str(node.target), done[module])
         return bool(done)

@@ -1,0 +1,88 @@
+"""What the tests of the passes share: models in a few lines, and the checks of every pass."""
+
+import copy
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.infra.pass_base import PassBase
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.ops import FrozenBatchNorm2d
+
+import fxquant
+
+
+class Net(nn.Module):
+    """A model in one expression: `Net(lambda m, x: m.bn(m.conv(x)), conv=…, bn=…)`.
+
+    Tensors that are not parameters become buffers. Batch norms get random statistics.
+    """
+
+    def __init__(self, function: Callable[[Any, Any], Any], **parts: Any) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            if isinstance(part, Tensor) and not isinstance(part, nn.Parameter):
+                self.register_buffer(name, part)
+            else:
+                setattr(self, name, part)
+        self.function = function
+        randomize_batchnorms(self)
+
+    def forward(self, x: Any) -> Any:
+        return self.function(self, x)
+
+
+@torch.no_grad()
+def randomize_batchnorms(model: nn.Module) -> None:
+    """Give every batch norm statistics and parameters that are neither 0 nor 1."""
+    for module in model.modules():
+        if isinstance(module, (_BatchNorm, FrozenBatchNorm2d)):
+            tensors = (module.running_mean, module.running_var, module.weight, module.bias)
+            ranges = ((-1.0, 1.0), (0.5, 2.0), (0.5, 1.5), (-1.0, 1.0))
+            for tensor, (low, high) in zip(tensors, ranges, strict=True):
+                if tensor is not None:
+                    tensor.uniform_(low, high)
+
+
+def graph_text(gm: nn.Module) -> str:
+    """Return `fxquant.text(gm)` with each run of blanks as one, so that it needs no columns."""
+    return re.sub(" +", " ", fxquant.text(gm))
+
+
+def apply(each: PassBase, gm: fx.GraphModule) -> bool:
+    """Run a pass, check the graph it leaves, and return whether it says that it changed it."""
+    result = each(gm)
+    assert result is not None
+    assert result.graph_module is gm
+    gm.graph.lint()
+    return bool(result.modified)
+
+
+def outputs(model: nn.Module, x: Any) -> Any:
+    """Return what `model` makes of `x`; of a float model, in eval mode."""
+    model = model if isinstance(model, fx.GraphModule) else copy.deepcopy(model).eval()
+    with torch.no_grad():
+        return model(x.clone())
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """Return max |actual - expected| over max |expected|; shapes and dtypes must agree."""
+    assert actual.shape == expected.shape
+    assert actual.dtype == expected.dtype
+    error = (actual - expected).double().abs().max() / expected.double().abs().max()
+    return error.item()
+
+
+def node(gm: fx.GraphModule, name: str) -> fx.Node:
+    """Return the node of that name."""
+    found: list[fx.Node] = [each for each in gm.graph.nodes if each.name == name]
+    assert len(found) == 1
+    return found[0]
+
+
+def refusals(gm: fx.GraphModule) -> dict[str, tuple[str, ...]]:
+    """Return what was refused, by node name."""
+    known = {each.name: fxquant.meta.record(each).refused for each in gm.graph.nodes}
+    return {name: reasons for name, reasons in known.items() if reasons}
