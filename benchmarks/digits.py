@@ -94,12 +94,12 @@ def trained_model(images: Tensor, labels: Tensor, cache: Path, epochs: int = 20)
         optimizer, 1e-2, total_steps=epochs * -(-len(images) // batch_size)
     )
     for _ in tqdm(range(epochs), "training", disable=None):
-        for batch in torch.randperm(len(images)).split(batch_size):
+        for batch in torch.split(torch.randperm(len(images)), batch_size):
             shift = torch.randint(-1, 2, (2,)).tolist()
             moved = torch.roll(images[batch], shift, dims=(2, 3))
             loss = F.cross_entropy(model(moved), labels[batch], label_smoothing=0.1)
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             schedule.step()
     cache.parent.mkdir(parents=True, exist_ok=True)

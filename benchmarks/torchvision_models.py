@@ -44,7 +44,7 @@ def model_names() -> list[str]:
 
 
 def build(name: str) -> nn.Module:
-    """Return the model with random weights and batch-norm statistics that are not 0 and 1."""
+    """Return the model with random weights: no zero heads, no batch-norm statistics of 0 and 1."""
     torch.manual_seed(0)
     options: dict[str, Any] = {"weights": None}
     if name in torchvision.models.list_models(torchvision.models.segmentation):
@@ -53,6 +53,8 @@ def build(name: str) -> nn.Module:
         options["init_weights"] = False
     model: nn.Module = torchvision.models.get_model(name, **options)
     for module in model.modules():
+        if isinstance(module, nn.Linear) and not module.weight.any():  # as in ViT
+            nn.init.normal_(module.weight, std=0.02)
         if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
             assert module.running_mean is not None
             assert module.running_var is not None

@@ -35,7 +35,7 @@ def laplace_constant(bits: int) -> float:
     >>> [round(laplace_constant(bits), 2) for bits in (4, 5, 6, 7, 8, 9)]
     [5.03, 6.2, 7.41, 8.65, 9.9, 11.16]
     """
-    return lambert_w_of_exp(torch.tensor(math.log(3) + bits * math.log(4))).item()
+    return lambert_w_of_exp(torch.tensor(_log_3_4(bits), dtype=torch.float64)).item()
 
 
 def gauss_constant(bits: int) -> float:
@@ -90,7 +90,7 @@ def corrected_range(
         return report_range(mean, spread, bits, distribution=distribution, fused_relu=False)
     ratio = mean.to(torch.float64) / spread
     if distribution == "laplace":
-        alpha = lambert_w_of_exp(math.log(3) + (bits + 1) * math.log(4) + ratio)
+        alpha = lambert_w_of_exp(_log_3_4(bits + 1) + ratio)
     else:
 
         def slope(alpha: Tensor) -> Tensor:
@@ -132,6 +132,7 @@ def optimal_range(
 
 
 _COARSE, _FINE = 129, 65
+_FAR = 1e4  # spreads from the mean: nothing is out there
 
 
 def _search(
@@ -183,36 +184,39 @@ def expected_error(
     scale, zero_point = affine_parameters(low, high, grid, symmetric=symmetric)
     integers = torch.arange(grid.quant_min, grid.quant_max + 1, device=low.device)
     levels = scale[..., None].to(torch.float64) * (integers - zero_point[..., None])
+    lowest = torch.full_like(levels[..., :1], -_FAR)
     if fused_relu:
         levels = levels.clamp(min=0)
+        lowest = torch.zeros_like(lowest) - ratio[..., None]
+    levels = levels - ratio[..., None]  # from here on X has mean 0, so that no digits cancel
     edges = (levels[..., 1:] + levels[..., :-1]) / 2
-    if fused_relu:
-        edges = edges.clamp(min=0)
+    edges = torch.cat([lowest, edges, torch.full_like(lowest, _FAR)], dim=-1).clamp(-_FAR, _FAR)
     moments = _laplace_moments if distribution == "laplace" else _gauss_moments
-    ratio = ratio[..., None]
-    lowest = torch.full_like(levels[..., :1], 0.0 if fused_relu else -1e4)
-    inner = moments(torch.cat([lowest, edges, torch.full_like(lowest, 1e4)], dim=-1), ratio)
-    m0, m1, m2 = (moment.diff(dim=-1) for moment in inner)
+    m0, m1, m2 = (moment.diff(dim=-1) for moment in moments(edges))
     return (m2 - 2 * levels * m1 + levels**2 * m0).sum(dim=-1)
 
 
-def _laplace_moments(x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return M₀, M₁, M₂ of Laplace(mean, 1) up to x."""
-    half = torch.exp(-(x - mean).abs()) / 2
-    left = x < mean
+def _laplace_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return M₀, M₁, M₂ of Laplace(0, 1) up to x, each from its limit at infinity."""
+    tail = torch.exp(-x.abs()) / 2
+    left = x < 0
     return (
-        torch.where(left, half, 1 - half),
-        torch.where(left, half * (x - 1), mean - half * (x + 1)),
-        torch.where(left, half * (x**2 - 2 * x + 2), mean**2 + 2 - half * (x**2 + 2 * x + 2)),
+        torch.where(left, tail, 1 - tail),
+        torch.where(left, tail * (x - 1), -tail * (x + 1)),
+        torch.where(left, tail * (x**2 - 2 * x + 2), 2 - tail * (x**2 + 2 * x + 2)),
     )
 
 
-def _gauss_moments(x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return M₀, M₁, M₂ of Gauss(mean, 1) up to x."""
-    z = x - mean
-    density = torch.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
-    below = torch.special.ndtr(z)
-    return below, mean * below - density, (mean**2 + 1) * below - (x + mean) * density
+def _gauss_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return M₀, M₁, M₂ of Gauss(0, 1) up to x."""
+    density = torch.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+    below = torch.special.ndtr(x)
+    return below, -density, below - x * density
+
+
+def _log_3_4(bits: int) -> float:
+    """Return ln(3·4^M)."""
+    return math.log(3) + bits * math.log(4)
 
 
 def _bisect(function: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:

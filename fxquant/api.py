@@ -108,6 +108,11 @@ def calibrate(
 
     Raises:
         CalibrationError: no batch, a batch of a type that is not understood, NaN or infinity.
+
+    >>> prepared = prepare(nn.Sequential(nn.Linear(4, 2), nn.ReLU()))
+    >>> _ = calibrate(prepared, [torch.tensor([[-1.0, 0.0, 2.0, 3.0]])])
+    >>> prepared.observers.input_1.high
+    tensor(3.)
     """
     gm = _require_prepared(prepared, "calibrate")
     total = len(batches) if isinstance(batches, Sized) else None
@@ -135,6 +140,11 @@ def convert(prepared: nn.Module, *, progress: bool | None = None) -> fx.GraphMod
     Raises:
         PassError: `prepared` did not come from `prepare`.
         CalibrationError: it has seen no batch.
+
+    >>> prepared = prepare(nn.Sequential(nn.Linear(4, 2), nn.ReLU()))
+    >>> _ = calibrate(prepared, [torch.tensor([[-1.0, 0.0, 2.0, 3.0]])])
+    >>> convert(prepared).get_submodule("0").weight_integers.dtype
+    torch.int8
     """
     gm = _require_prepared(prepared, "convert")
     check_calibrated(gm)
@@ -142,9 +152,9 @@ def convert(prepared: nn.Module, *, progress: bool | None = None) -> fx.GraphMod
     assert recipe is not None
     gm = copy.deepcopy(gm)
     # Calibration told the ranks that were unknown before.
-    Pipeline(FoldBatchNorm(), AbsorbBatchNorm(), MarkFusedRelu())(gm)
+    Pipeline(FoldBatchNorm(), AbsorbBatchNorm())(gm)
     reference = copy.deepcopy(gm) if recipe.bias_correction else None
-    Pipeline(ChooseRanges(), QuantizeWeights(recipe))(gm)
+    Pipeline(ChooseRanges(), MarkFusedRelu(), QuantizeWeights(recipe))(gm)
     if reference is not None:
         CorrectBias(reference)(gm)
     write_journal(gm, recipe)

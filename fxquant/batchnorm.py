@@ -16,8 +16,6 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from fxquant.layers import Layer, output_rows, per_input, per_output
 
-BATCHNORMS = (_BatchNorm, FrozenBatchNorm2d)
-
 BatchNorm: TypeAlias = _BatchNorm | FrozenBatchNorm2d
 
 
@@ -26,6 +24,20 @@ class FunctionalBatchNorm(_BatchNorm):
 
     def _check_input_dim(self, x: Tensor) -> None:
         """Accept any rank, as the function does."""
+
+
+def is_batchnorm_module(module: nn.Module | None) -> bool:
+    """Say whether `module` computes what one of PyTorch's or torchvision's batch norms computes.
+
+    A subclass counts if it left `forward` as it was.
+    """
+    if module is None or "forward" in vars(module):
+        return False
+    return type(module).forward in (
+        _BatchNorm.forward,
+        nn.SyncBatchNorm.forward,
+        FrozenBatchNorm2d.forward,
+    )
 
 
 def why_not_affine(batchnorm: BatchNorm) -> str | None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import linecache
+import logging
 import traceback
-from typing import Any
+from typing import Any, cast
 
 from torch import fx, nn
 from torch.nn.utils import parametrize
@@ -15,16 +17,22 @@ from fxquant.errors import CaptureError
 from fxquant.fakequant import FakeQuantize, QuantizedLayer
 from fxquant.observers import ChannelMean, Observer
 
+_logger = logging.getLogger("fxquant")
 _OWN = (FakeQuantize, QuantizedLayer, Observer, ChannelMean)
 
-_REMEDIES = (
-    ("control flow", "decide it once, in __init__, or with torch.where"),
+_REMEDIES = (  # the first whose sign is in the error's message
     ("cannot be iterated", "index the tensor, or make the loop's length a constant"),
+    ("control flow", "decide it once, in __init__, or with torch.where"),
     ("'len'", "make the length a constant"),
 )
 
 
-def trace(model: nn.Module, *, leaf_modules: tuple[type[nn.Module], ...] = ()) -> fx.GraphModule:
+def trace(
+    model: nn.Module,
+    *,
+    leaf_modules: tuple[type[nn.Module], ...] = (),
+    concrete_args: dict[str, Any] | None = None,
+) -> fx.GraphModule:
     """Return a copy of `model`, in eval mode, as one `GraphModule`.
 
     The modules that the passes know stay leaves, torchvision's `FrozenBatchNorm2d` among them.
@@ -33,21 +41,36 @@ def trace(model: nn.Module, *, leaf_modules: tuple[type[nn.Module], ...] = ()) -
     Args:
         model: left as it is, mode included.
         leaf_modules: module types to call as they are instead of tracing into them.
+        concrete_args: values to fix arguments of `forward` at, so that `if mask is None` can be
+            decided. None fixes each argument whose default is None or a bool at that default; the
+            graph refuses other values for it.
 
     Raises:
         CaptureError: names the submodule and the line that cannot be traced.
+
+    >>> [node.name for node in trace(nn.Sequential(nn.Linear(4, 2), nn.ReLU())).graph.nodes]
+    ['input_1', '_0', '_1', 'output']
     """
     _require_module(model)
+    if model._forward_hooks or model._forward_pre_hooks:
+        _logger.warning("%s: forward hooks of the model itself are left out", type(model).__name__)
     try:
         copied = copy.deepcopy(model).eval()
     except RuntimeError as error:  # what PyTorch raises for a non-leaf tensor as an attribute
         raise CaptureError(f"{type(model).__name__} cannot be copied: {error}") from error
+    if isinstance(copied, fx.GraphModule):  # traced already, with leaves of the caller's choice
+        return copied
     _compute_parametrizations(copied)
     tracer = _Tracer(leaf_modules)
+    concrete_args = _defaults(model) if concrete_args is None else concrete_args
     try:
-        graph = tracer.trace(copied)
+        graph = tracer.trace(copied, concrete_args)
     except Exception as error:  # tracing runs the caller's code, which may raise anything
         raise CaptureError(_explain(tracer, copied, error)) from error
+    for name in concrete_args or {}:  # the tracer renames these arguments to mask_1
+        for node in graph.find_nodes(op="placeholder"):
+            if node.target == f"{name}_1":
+                node.target = name
     return fx.GraphModule(tracer.root, graph, type(model).__name__)
 
 
@@ -86,11 +109,26 @@ class _Tracer(fx.Tracer):
             raise
 
 
+def _defaults(model: nn.Module) -> dict[str, Any] | None:
+    """Return the arguments of `forward` that default to None or a bool, None if there are none."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    return {
+        parameter.name: parameter.default
+        for parameter in parameters
+        if parameter.default is None or isinstance(parameter.default, bool)
+    } or None
+
+
 def _compute_parametrizations(model: nn.Module) -> None:
     for module in list(model.modules()):
         if parametrize.is_parametrized(module):
-            for name in list(module.parametrizations):  # type: ignore[arg-type]
-                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+            parametrizations = cast(nn.ModuleDict, module.parametrizations)
+            values = {name: getattr(module, name).detach() for name in parametrizations}
+            # Not remove_parametrizations: it changes the class, which the caller's module shares.
+            del module.parametrizations
+            module.__class__ = type(module).__mro__[1]
+            for name, value in values.items():
+                module.register_parameter(name, nn.Parameter(value))
 
 
 def _explain(tracer: _Tracer, model: nn.Module, error: Exception) -> str:

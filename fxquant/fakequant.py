@@ -7,7 +7,6 @@ buffers.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -157,10 +156,12 @@ def quantize_layer(layer: Layer, spec: TensorSpec) -> QuantizedLayer:
 
     kind = layer_type(layer)
     assert kind is not None
-    quantized: Any = copy.copy(layer)
-    quantized.__class__ = _QUANTIZED[kind]
-    quantized._parameters = {"bias": layer.bias}
-    quantized._buffers = {}
+    # Not through __init__, which would draw a weight: stride, padding and the like are attributes.
+    quantized: Any = _QUANTIZED[kind].__new__(_QUANTIZED[kind])
+    nn.Module.__init__(quantized)
+    options = {name: value for name, value in vars(layer).items() if name not in vars(quantized)}
+    vars(quantized).update(options, training=layer.training)
+    quantized.register_parameter("bias", layer.bias)
     quantized.weight_spec = spec
     quantized.weight_sqnr = sqnr(exact, dequantize(integers, *wide))
     quantized.register_buffer("weight_integers", integers.to(torch.int8))

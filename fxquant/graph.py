@@ -43,13 +43,18 @@ def why_not_changeable(module: nn.Module) -> str | None:
     return None
 
 
-def calls_by_target(gm: fx.GraphModule) -> dict[str, list[fx.Node]]:
-    """Return the nodes that call each module, in execution order."""
-    calls: dict[str, list[fx.Node]] = {}
+def users_by_module(gm: fx.GraphModule) -> dict[nn.Module, list[fx.Node]]:
+    """Return the nodes that call each module or read one of its attributes, in execution order.
+
+    By module, not by name: one module may stand under two names.
+    """
+    users: dict[nn.Module, list[fx.Node]] = {}
     for node in gm.graph.nodes:
-        if node.op == "call_module":
-            calls.setdefault(str(node.target), []).append(node)
-    return calls
+        if node.op in ("call_module", "get_attr"):
+            path = str(node.target)
+            owner = path if node.op == "call_module" else path.rpartition(".")[0]
+            users.setdefault(gm.get_submodule(owner), []).append(node)
+    return users
 
 
 def free_name(gm: fx.GraphModule, name: str) -> str:
@@ -71,22 +76,25 @@ def _has(gm: fx.GraphModule, path: str) -> bool:
 
 
 def separate_calls(
-    gm: fx.GraphModule, nodes: list[fx.Node], calls: dict[str, list[fx.Node]]
+    gm: fx.GraphModule, nodes: list[fx.Node], users: dict[nn.Module, list[fx.Node]]
 ) -> None:
-    """See that the module which all of `nodes` call is called by no other node.
+    """See that the module which all of `nodes` call is used by no other node.
 
-    If it is, `nodes` get a copy of it, and `calls` (`calls_by_target`) is brought up to date.
+    If it is, `nodes` get a copy of it, and `users` (`users_by_module`) is brought up to date.
     """
     target = str(nodes[0].target)
-    others = [call for call in calls[target] if call not in set(nodes)]
-    if not others:
-        return
-    name = free_name(gm, target)
-    gm.add_submodule(name, copy.deepcopy(gm.get_submodule(target)))
+    module = gm.get_submodule(target)
+    others = [user for user in users[module] if user not in set(nodes)]
+    name = target
+    if others:
+        name = free_name(gm, target)
+        copied = copy.deepcopy(module)
+        gm.add_submodule(name, copied)
+        users[module], users[copied] = others, nodes
     for node in nodes:
-        annotate(node, origin=record(node).origin or target)
-        node.target = name
-    calls[target], calls[name] = others, nodes
+        if node.target != name:
+            annotate(node, origin=record(node).origin or str(node.target))
+            node.target = name
 
 
 def delete_unused(gm: fx.GraphModule, targets: set[str]) -> None:

@@ -69,6 +69,8 @@ class Histogram:
         first = (signed << _SHIFT).to(torch.int32).view(torch.float32).to(torch.float64)
         last = ((signed << _SHIFT) | ((1 << _SHIFT) - 1)).to(torch.int32)
         last = last.view(torch.float32).to(torch.float64)
+        zero = (signed == 0) | (signed == -NUM_BINS // 2)  # +0 and -0, and what is below 2^-126
+        first, last = first.masked_fill(zero, 0), last.masked_fill(zero, 0)
         first, last = first.clamp(low, high), last.clamp(low, high)
         values = (first + last) / 2
         order = values.argsort()

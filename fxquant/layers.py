@@ -30,11 +30,10 @@ def layer_type(module: nn.Module | None) -> type[nn.Module] | None:
     """
     for kind in LAYERS:
         if isinstance(module, kind):
-            own, theirs = type(module), kind
-            same = own.forward is theirs.forward and (
-                getattr(own, "_conv_forward", None) is getattr(theirs, "_conv_forward", None)
-            )
-            return kind if same else None
+            own = type(module)
+            same = own.forward is kind.forward and "forward" not in vars(module)
+            parts = [getattr(each, "_conv_forward", None) for each in (own, kind)]
+            return kind if same and parts[0] is parts[1] else None
     return None
 
 

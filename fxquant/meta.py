@@ -59,32 +59,39 @@ def refuse(node: fx.Node, reason: str) -> None:
 
 
 class Journal(nn.Module):
-    """The submodule that carries the recipe and the records through pickling.
+    """The submodule that carries the recipe, the node names and the records through pickling.
 
-    The records stand in execution order: unpickling traces the code anew and names nodes anew.
+    Unpickling traces the code anew and names nodes anew; the order is kept.
     """
 
-    def __init__(self, recipe: Recipe, records: list[tuple[str, Record]]) -> None:
+    def __init__(self, recipe: Recipe, lines: list[tuple[str, str, Record]]) -> None:
         super().__init__()
         self.recipe = recipe
-        self.records = records
+        self.lines = lines
 
 
 def write_journal(graph_module: fx.GraphModule, recipe: Recipe) -> None:
-    """Keep the recipe and all records in `graph_module` itself."""
-    records = [(_identity(node), record(node)) for node in graph_module.graph.nodes]
-    graph_module.add_submodule(_KEY, Journal(recipe, records))
+    """Keep the recipe, the names and all records in `graph_module` itself."""
+    lines = [(_identity(node), node.name, record(node)) for node in graph_module.graph.nodes]
+    graph_module.add_submodule(_KEY, Journal(recipe, lines))
 
 
 def read_journal(graph_module: fx.GraphModule) -> Recipe | None:
-    """Put back the records that pickling dropped; return the recipe, None without a journal."""
+    """Put back what pickling dropped; return the recipe, None without a journal."""
     journal = getattr(graph_module, _KEY, None)
     if not isinstance(journal, Journal):
         return None
     nodes = list(graph_module.graph.nodes)
-    if [_identity(node) for node in nodes] == [identity for identity, _ in journal.records]:
-        for node, (_, known) in zip(nodes, journal.records, strict=True):
-            node.meta.setdefault(_KEY, known)
+    if [_identity(node) for node in nodes] != [identity for identity, _, _ in journal.lines]:
+        return journal.recipe  # other passes have changed the graph since
+    for node, (_, _, known) in zip(nodes, journal.lines, strict=True):
+        node.meta.setdefault(_KEY, known)
+    names = [name for _, name, _ in journal.lines]
+    if [node.name for node in nodes] != names:
+        for node, name in zip(nodes, names, strict=True):
+            node.name = name
+            graph_module.graph._graph_namespace.create_name(name, None)  # no new node gets it
+        graph_module.recompile()
     return journal.recipe
 
 

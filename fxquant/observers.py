@@ -40,7 +40,8 @@ class Observer(FixedDtypeModule):
         super().__init__()
         self.spec = spec
         self.clamp = clamp
-        self.rank: int | None = None
+        self.ranks: set[int] = set()
+        """How many axes the tensors had: more than one number where tensors share the observer."""
         self.register_buffer("low", torch.tensor(torch.inf))
         self.register_buffer("high", torch.tensor(-torch.inf))
         self.register_buffer("ema_low", torch.tensor(0.0))
@@ -52,7 +53,7 @@ class Observer(FixedDtypeModule):
     def forward(self, x: Any) -> Any:
         """Return `x` itself."""
         if isinstance(x, Tensor) and x.is_floating_point() and x.numel() > 0:
-            self.rank = x.dim()
+            self.ranks.add(x.dim())
             self._watch(x.detach())
         return x
 

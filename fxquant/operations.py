@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from fxquant.batchnorm import BATCHNORMS
+from fxquant.batchnorm import is_batchnorm_module
 from fxquant.layers import layer_type
 
 _ADDS = (operator.add, operator.iadd, torch.add, "add", "add_")
@@ -126,7 +126,7 @@ def is_layer(gm: fx.GraphModule, node: fx.Node) -> bool:
 
 def is_batchnorm(gm: fx.GraphModule, node: fx.Node) -> bool:
     """Say whether the node calls a batch-norm module, frozen or not."""
-    return isinstance(module_of(gm, node), BATCHNORMS)
+    return is_batchnorm_module(module_of(gm, node))
 
 
 def is_add(gm: fx.GraphModule, node: fx.Node) -> bool:

@@ -31,13 +31,19 @@ class Pass(PassBase):
     def run(self, gm: fx.GraphModule) -> bool:
         """Transform `gm` in place; return whether anything changed."""
 
-    def call(self, graph_module: fx.GraphModule) -> PassResult:
-        """Run the pass, and regenerate the code if it changed the graph."""
+    def __call__(self, graph_module: fx.GraphModule) -> PassResult:
+        """Run `requires`, the pass, and `ensures`."""
         if not isinstance(graph_module, fx.GraphModule):
             raise PassError(
                 f"{type(self).__name__} works on a GraphModule, got {type(graph_module).__name__}: "
                 "make one with fxquant.trace(model)"
             )
+        result = super().__call__(graph_module)
+        assert result is not None
+        return result
+
+    def call(self, graph_module: fx.GraphModule) -> PassResult:
+        """Run the pass, and regenerate the code if it changed the graph."""
         modified = self.run(graph_module)
         if modified:
             graph_module.recompile()

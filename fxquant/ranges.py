@@ -125,22 +125,32 @@ def _aciq_clip(
 def _least_error(
     histogram: Histogram, low: float, high: float, spec: TensorSpec
 ) -> tuple[float, float]:
-    """Return the range of least squared error: both ends scaled together, then each alone."""
+    """Return the range of least squared error, by search over both ends."""
     best = torch.tensor([low, high], dtype=torch.float64)
-    wide = torch.logspace(-12, 0, 73, base=2, dtype=torch.float64)  # down to an outlier of 4096σ
-    near = torch.linspace(0.8, 1.2, 41, dtype=torch.float64)
-    ones = torch.ones_like(near)
-    for low_factors, high_factors in ((wide, wide), (ones, near), (near, ones), (ones, near)):
+    common = torch.logspace(-12, 0, 73, base=2, dtype=torch.float64)  # to an outlier of 4096σ
+    pairs = [(common, common)]
+    if low < 0 < high:  # an outlier may be on one side only
+        wide = torch.logspace(-7, 0, 22, base=2, dtype=torch.float64)
+        lows, highs = torch.meshgrid(wide, wide, indexing="ij")
+        pairs = [(torch.cat([common, lows.flatten()]), torch.cat([common, highs.flatten()]))]
+    near = torch.linspace(0.76, 1.32, 29, dtype=torch.float64)
+    pairs += [(torch.ones_like(near), near), (near, torch.ones_like(near))] * 2
+    for number, (low_factors, high_factors) in enumerate(pairs):
         lows = (best[0] * low_factors).clamp(low, max(low, 0))
         highs = (best[1] * high_factors).clamp(min(high, 0), high)
-        index = _errors(histogram, lows, highs, spec).argmin()
+        index = _errors(histogram, lows, highs, spec, parts=4 if number else 1).argmin()
         best = torch.stack([lows[index], highs[index]])
     return best[0].item(), best[1].item()
 
 
-def _errors(histogram: Histogram, lows: Tensor, highs: Tensor, spec: TensorSpec) -> Tensor:
-    """Return the mean squared error of quantizing over each of the ranges: (n,) -> (n,)."""
-    points, weights = histogram.subdivided(4)
+def _errors(
+    histogram: Histogram, lows: Tensor, highs: Tensor, spec: TensorSpec, parts: int = 4
+) -> Tensor:
+    """Return the mean squared error of quantizing over each of the ranges: (n,) -> (n,).
+
+    Each bin counts as `parts` points, evenly spread.
+    """
+    points, weights = histogram.subdivided(parts)
     grid = activation_grid(histogram.values[0].item(), spec)
     scale, zero_point = affine_parameters(lows, highs, grid, symmetric=spec.symmetric)
     scale, zero_point = scale.to(torch.float64)[:, None], zero_point[:, None]
@@ -177,6 +187,8 @@ def _aciq_rows(rows: Tensor, low: Tensor, high: Tensor, spec: TensorSpec) -> tup
     deviation = (rows - mean[:, None]).abs().mean(dim=1)
     sigma = rows.std(dim=1, correction=0)
     best_low, best_high, least = low, high, torch.full_like(low, torch.inf)
+    if spec.distribution == "auto":  # a channel that none of them fits is better not clipped
+        least = _row_errors(rows, low, high, spec)
     for distribution, spread in (("laplace", deviation), ("gauss", sigma)):
         if spec.distribution not in ("auto", distribution):
             continue
@@ -209,14 +221,12 @@ def _least_error_rows(
     """Return each row's range of least squared error among common shrinkings of its ends."""
     best = torch.ones_like(low)
     least = _row_errors(rows, low, high, spec)
-
-    def try_factors(factors: list[Tensor]) -> None:
-        nonlocal best, least
+    coarse = [step / 40 for step in range(39, 4, -1)] + [0.1 * 0.8**step for step in range(1, 21)]
+    for factors in (coarse, [1 + step / 100 for step in range(-10, 11)]):
+        center = best
         for factor in factors:
-            errors = _row_errors(rows, low * factor, high * factor, spec)
-            best = torch.where(errors < least, factor, best)
+            shrunk = (center * factor).clamp(max=1)
+            errors = _row_errors(rows, low * shrunk, high * shrunk, spec)
+            best = torch.where(errors < least, shrunk, best)
             least = torch.minimum(errors, least)
-
-    try_factors([torch.full_like(low, step / 20) for step in range(19, 3, -1)])
-    try_factors([(best + step / 100).clamp(max=1) for step in (-4, -3, -2, -1, 1, 2, 3, 4)])
-    return low * best, high * best
+    return torch.maximum(low * best, low), torch.minimum(high * best, high)

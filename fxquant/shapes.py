@@ -37,10 +37,13 @@ def _rank(gm: fx.GraphModule, node: fx.Node, ranks: dict[fx.Node, int]) -> int |
     if shape is not None:
         return len(shape)
     module = module_of(gm, node)
-    if isinstance(module, Observer) and module.rank is not None:
-        return module.rank
+    if isinstance(module, Observer) and len(module.ranks) == 1:
+        return next(iter(module.ranks))
     if _flattens_to_rows(node, module):
         return 2
+    if is_add(gm, node):  # broadcasting gives the greater rank, if both are known
+        operands = [ranks.get(operand) for operand in node.all_input_nodes]
+        return None if None in operands else max(rank for rank in operands if rank is not None)
     source = data_input(node)
     return ranks.get(source) if source is not None and _keeps_rank(gm, node, module) else None
 
@@ -64,9 +67,4 @@ def _keeps_rank(gm: fx.GraphModule, node: fx.Node, module: nn.Module | None) -> 
         return True
     if type(module).__module__ == "torch.nn.modules.activation":
         return not isinstance(module, nn.MultiheadAttention)
-    return bool(
-        is_layer(gm, node)
-        or is_batchnorm(gm, node)
-        or is_add(gm, node)
-        or relu_bounds(gm, node) is not None
-    )
+    return bool(is_layer(gm, node) or is_batchnorm(gm, node) or relu_bounds(gm, node) is not None)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxquant.batchnorm import BatchNorm, fold_before, scale_and_shift, why_not_affine
-from fxquant.graph import calls_by_target, delete_unused, separate_calls, why_not_changeable
+from fxquant.graph import delete_unused, separate_calls, users_by_module, why_not_changeable
 from fxquant.layers import Layer, is_transposed, num_inputs
 from fxquant.meta import annotate, record, refuse
 from fxquant.operations import data_input, is_batchnorm, is_layer, module_of
@@ -35,8 +35,8 @@ class AbsorbBatchNorm(Pass):
         """Fold where exact; record the reason on the batch norm elsewhere."""
         absorbed = set()
         ranks = known_ranks(gm)
-        calls = calls_by_target(gm)
-        for batchnorm in list(gm.graph.nodes):
+        users = users_by_module(gm)
+        for batchnorm in reversed(gm.graph.nodes):  # of two in a row the last comes first
             if not is_batchnorm(gm, batchnorm) or not any(
                 is_layer(gm, user) for user in batchnorm.users
             ):
@@ -45,19 +45,19 @@ class AbsorbBatchNorm(Pass):
             if reason is not None:
                 refuse(batchnorm, f"not folded forward: {reason}")
                 continue
-            _absorb(gm, batchnorm, calls)
+            _absorb(gm, batchnorm, users)
             absorbed.add(str(batchnorm.target))
         delete_unused(gm, absorbed)
         return bool(absorbed)
 
 
-def _absorb(gm: fx.GraphModule, batchnorm: fx.Node, calls: dict[str, list[fx.Node]]) -> None:
+def _absorb(gm: fx.GraphModule, batchnorm: fx.Node, users: dict[nn.Module, list[fx.Node]]) -> None:
     scale, shift = scale_and_shift(cast(BatchNorm, module_of(gm, batchnorm)))
-    users: dict[str, list[fx.Node]] = {}
+    behind: dict[nn.Module | None, list[fx.Node]] = {}
     for user in batchnorm.users:
-        users.setdefault(str(user.target), []).append(user)
-    for layers in users.values():
-        separate_calls(gm, layers, calls)
+        behind.setdefault(module_of(gm, user), []).append(user)
+    for layers in behind.values():
+        separate_calls(gm, layers, users)
         fold_before(cast(Layer, module_of(gm, layers[0])), scale, shift)
         for layer in layers:
             annotate(layer, folded=(*record(layer).folded, str(batchnorm.target)))
@@ -91,6 +91,8 @@ def _why_inexact(layer: Layer, shift: Tensor, rank: int | None) -> str | None:
         seen = "of unknown rank (prepare with example_inputs)" if rank is None else f"{rank}-D"
         reason = f"batch norm works on axis 1, a linear layer on the last; its input is {seen}"
         return None if rank == 2 else reason
+    if isinstance(layer, nn.Conv1d) and rank == 2:
+        return "its input is 2-D, without a batch: batch norm took positions for channels"
     if not torch.any(shift != 0):
         return None
     if is_transposed(layer):

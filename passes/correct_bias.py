@@ -11,6 +11,7 @@ I.F, which changes the weights themselves, cannot.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import cast
 
@@ -20,7 +21,8 @@ from torch import fx, nn
 from fxquant.errors import PassError
 from fxquant.fakequant import QuantizedLayer
 from fxquant.graph import delete_unused
-from fxquant.layers import Layer, num_outputs, output_rows, per_input
+from fxquant.layers import Layer, is_transposed, num_outputs, output_rows, per_input
+from fxquant.meta import refuse
 from fxquant.observers import ChannelMean
 from fxquant.operations import data_input, module_of
 from fxquant.pipeline import Pass
@@ -51,7 +53,9 @@ class CorrectBias(Pass):
         for node, layer, mean in list(_find_means(gm)):
             source = data_input(node)
             assert source is not None
-            if layer.target not in corrected and mean.num_values > 0:
+            if mean.num_values == 0:
+                refuse(layer, "bias not corrected: no finite batch seen in calibration")
+            elif layer.target not in corrected:
                 _correct(
                     cast(Layer, module_of(gm, layer)),
                     cast(Layer, self.reference.get_submodule(str(layer.target))),
@@ -79,6 +83,9 @@ def _correct(layer: Layer, reference: Layer, mean: torch.Tensor) -> None:
     weight = reference.weight.detach().to(torch.float32)
     error = layer.weight.to(torch.float32) - weight
     shift = output_rows(layer, error * per_input(layer, mean, weight)).sum(dim=1)
+    if is_transposed(layer):  # an output position sees one tap in `stride` along each axis
+        assert not isinstance(layer, nn.Linear)
+        shift = shift / math.prod(layer.stride)
     old = weight.new_zeros(num_outputs(layer)) if layer.bias is None else layer.bias.detach()
     bias = (old.to(torch.float32) - shift).to(reference.weight.dtype)
     layer.bias = nn.Parameter(bias, requires_grad=False)

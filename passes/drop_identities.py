@@ -17,7 +17,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 from torchvision.ops import StochasticDepth, stochastic_depth
 
-from fxquant.graph import delete_unused
+from fxquant.graph import delete_unused, why_not_changeable
 from fxquant.operations import argument, data_input, module_of
 from fxquant.pipeline import Pass
 
@@ -65,6 +65,8 @@ class DropIdentities(Pass):
 def _is_identity(gm: fx.GraphModule, node: fx.Node) -> bool:
     module = module_of(gm, node)
     if module is not None:
+        if why_not_changeable(module) is not None:
+            return False
         kind = type(module)
         if kind is nn.Identity or (kind is nn.Sequential and len(module) == 0):  # type: ignore[arg-type]
             return True

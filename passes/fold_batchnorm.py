@@ -19,10 +19,10 @@ from torch import fx, nn
 
 from fxquant.batchnorm import BatchNorm, fold_after, scale_and_shift, why_not_affine
 from fxquant.graph import (
-    calls_by_target,
     delete_unused,
     find_chains,
     separate_calls,
+    users_by_module,
     why_not_changeable,
     why_not_fusable,
 )
@@ -47,19 +47,21 @@ class FoldBatchNorm(Pass):
 
 def _fold_all(gm: fx.GraphModule) -> bool:
     ranks = known_ranks(gm)
-    groups: dict[tuple[str, str], list[tuple[fx.Node, fx.Node]]] = {}
+    groups: dict[tuple[nn.Module | None, ...], list[tuple[fx.Node, fx.Node]]] = {}
+    folded = set()
     for layer, batchnorm in find_chains(gm, is_layer, is_batchnorm):
         reason = _why_not(gm, layer, batchnorm, ranks.get(layer))
         if reason is not None:
             refuse(batchnorm, f"not folded: {reason}")
             continue
-        key = (str(layer.target), str(batchnorm.target))
+        folded.add(str(batchnorm.target))
+        key = (module_of(gm, layer), module_of(gm, batchnorm))
         groups.setdefault(key, []).append((layer, batchnorm))
-    calls = calls_by_target(gm)
+    users = users_by_module(gm)
     for chains in groups.values():
-        separate_calls(gm, [layer for layer, _ in chains], calls)
+        separate_calls(gm, [layer for layer, _ in chains], users)
         _fold(gm, chains)
-    delete_unused(gm, {batchnorm for _, batchnorm in groups})
+    delete_unused(gm, folded)
     return bool(groups)
 
 

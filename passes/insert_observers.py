@@ -23,9 +23,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import cast
 
-from torch import fx
+from torch import fx, nn
 
-from fxquant.graph import calls_by_target, free_name, insert_after
+from fxquant.graph import free_name, insert_after
 from fxquant.layers import Layer, channel_axis, num_inputs
 from fxquant.meta import record
 from fxquant.observers import ChannelMean, Observer
@@ -36,6 +36,7 @@ from fxquant.operations import (
     is_average,
     is_layer,
     keeps_values,
+    module_of,
     relu_bounds,
 )
 from fxquant.pipeline import Pass
@@ -51,14 +52,13 @@ class InsertObservers(Pass):
 
     def run(self, gm: fx.GraphModule) -> bool:
         """Insert `Observer`s, and `ChannelMean`s if the recipe corrects biases."""
-        if any(isinstance(module, Observer) for module in gm.modules()):
+        if any(isinstance(module, (Observer, ChannelMean)) for module in gm.modules()):
             return False
         calls = select_calls(gm, self.recipe)
         tensors = _QuantizedTensors(gm, calls)
         _insert(gm, tensors)
-        if self.recipe.bias_correction:
-            _insert_means(gm, calls)
-        return bool(tensors.places) or self.recipe.bias_correction
+        has_means = self.recipe.bias_correction and _insert_means(gm, calls)
+        return bool(tensors.places) or has_means
 
 
 class _QuantizedTensors:
@@ -187,18 +187,19 @@ def _fused_bounds(node: fx.Node) -> tuple[float, float] | None:
     return known.clamp if known.fused_into else None
 
 
-def _insert_means(gm: fx.GraphModule, calls: dict[fx.Node, CallSpec]) -> None:
+def _insert_means(gm: fx.GraphModule, calls: dict[fx.Node, CallSpec]) -> bool:
     """Watch the mean input of each layer whose weight will be rounded."""
     container = free_name(gm, "input_means")
-    for target, nodes in calls_by_target(gm).items():
-        layer = cast(Layer, gm.get_submodule(target))
-        if nodes[0] not in calls or calls[nodes[0]].weights is None:
+    names: dict[nn.Module, str] = {}
+    for node, call in calls.items():
+        layer, source = module_of(gm, node), data_input(node)
+        if layer is None or source is None or call.weights is None:
             continue
-        name = f"{container}.{target.replace('.', '_')}"
-        gm.add_submodule(name, ChannelMean(num_inputs(layer), channel_axis(layer)))
-        for node in nodes:
-            source = data_input(node)
-            assert source is not None
-            with gm.graph.inserting_before(node):
-                mean = gm.graph.call_module(name, (source,))
-            node.replace_input_with(source, mean)
+        if layer not in names:
+            names[layer] = f"{container}.{str(node.target).replace('.', '_')}"
+            known = cast(Layer, layer)
+            gm.add_submodule(names[layer], ChannelMean(num_inputs(known), channel_axis(known)))
+        with gm.graph.inserting_before(node):
+            mean = gm.graph.call_module(names[layer], (source,))
+        node.replace_input_with(source, mean)
+    return bool(names)

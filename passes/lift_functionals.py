@@ -106,11 +106,11 @@ class LiftFunctionals(Pass):
             signature, make = _LIFTS[node.target]
             given = {**signature, **dict(zip(signature, node.args, strict=False)), **node.kwargs}
             given.pop("input")
-            reason = _why_not_liftable(given)
+            reason = _why_not_liftable(gm, node, given)
             if reason is not None:
                 refuse(node, f"left in float: {reason}")
                 continue
-            key = (node.target, *[str(value) for value in given.values()])
+            key = (node.target, *[_identity(value) for value in given.values()])
             if key not in names:
                 names[key] = _name(gm, node, given)
                 gm.add_submodule(names[key], make(_resolve(gm, given)))
@@ -125,12 +125,18 @@ class LiftFunctionals(Pass):
         return bool(names)
 
 
-def _why_not_liftable(given: dict[str, Any]) -> str | None:
+def _identity(value: Any) -> str:
+    return str(value.target) if isinstance(value, fx.Node) else repr(value)
+
+
+def _why_not_liftable(gm: fx.GraphModule, node: fx.Node, given: dict[str, Any]) -> str | None:
     computed = [key for key, value in given.items() if not _is_constant(value)]
     if computed:
         return f"{' and '.join(computed)} computed in the graph"
     if given.get("training") or ("running_mean" in given and given["running_mean"] is None):
         return "it normalizes by each batch's own statistics"
+    if node.target is F.linear and _attribute(gm, str(given["weight"].target)).dim() != 2:
+        return "its weight is a vector"
     return None
 
 
@@ -163,10 +169,13 @@ def _name(gm: fx.GraphModule, node: fx.Node, given: dict[str, Any]) -> str:
 
 
 def _erase_unused_attributes(gm: fx.GraphModule) -> None:
+    called = {str(node.target) for node in gm.graph.find_nodes(op="call_module")}
     for node in reversed(gm.graph.nodes):
         if node.op == "get_attr" and not node.users:
             gm.graph.erase_node(node)
-            path = str(node.target)
-            if not any(other.target == path for other in gm.graph.find_nodes(op="get_attr")):
-                owner, _, name = path.rpartition(".")
+            owner, _, name = str(node.target).rpartition(".")
+            still_read = any(
+                other.target == node.target for other in gm.graph.find_nodes(op="get_attr")
+            )
+            if not still_read and owner not in called and hasattr(gm.get_submodule(owner), name):
                 delattr(gm.get_submodule(owner), name)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torchvision.ops import FrozenBatchNorm2d
 
 import fxquant
-from fxquant.batchnorm import BATCHNORMS
+from fxquant.batchnorm import is_batchnorm_module
 from fxquant.meta import record
 from fxquant.passes import FoldBatchNorm, LiftFunctionals
 from tests.helpers import Net, apply, graph_text, outputs, refusals, relative_error
@@ -156,6 +156,21 @@ CASES = {
         lambda: linear(lambda m, x: m.bn(m.fc(x.view(x.size(0), -1).relu()))),
         (2, 2, 2),
         {"fc": ("bn",)},
+    ),
+    "linear, 2-D behind nn.Flatten and reshape": Case(
+        lambda: Net(
+            lambda m, x: m.bn(m.fc(m.flatten(x))) + m.bn(m.fc(x.reshape((x.size(0), -1)))),
+            flatten=nn.Flatten(),
+            fc=nn.Linear(4, 4),
+            bn=nn.BatchNorm1d(4),
+        ),
+        (2, 2, 2),
+        {"fc": ("bn",), "fc_1": ("bn",)},
+    ),
+    "linear, not flattened to rows": Case(
+        lambda: linear(lambda m, x: m.bn(m.fc(torch.flatten(x, 2)))),
+        (2, 4, 2, 2),
+        refused={"bn": UNKNOWN_RANK},
     ),
     "Conv1d": in_a_row(1, lambda: nn.Conv1d(4, 4, 3, stride=2)),
     "Conv2d": in_a_row(2, lambda: nn.Conv2d(4, 4, 3, dilation=2, padding="same")),
@@ -430,7 +445,7 @@ def test_keeps_batchnorm_when_broadcasting_makes_linear_3d() -> None:
 def test_folds_linear_when_example_inputs_tell_the_rank() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
     prepared = fxquant.prepare(model, "minmax", example_inputs=torch.randn(2, 4))
-    assert not any(isinstance(module, BATCHNORMS) for module in prepared.modules())
+    assert not any(is_batchnorm_module(module) for module in prepared.modules())
     prepared = fxquant.prepare(model, "minmax", example_inputs=torch.randn(2, 4, 4))
     assert refusals(prepared) == {"_1": (THREE_AXES,)}
 
@@ -444,8 +459,23 @@ def test_convert_folds_linear_when_calibration_told_the_rank(
     assert refusals(prepared) == {"bn": (UNKNOWN_RANK,)}
     x = torch.randn(shape)
     quantized = fxquant.convert(fxquant.calibrate(prepared, [x], progress=False))
-    assert any(isinstance(module, BATCHNORMS) for module in quantized.modules()) != is_folded
+    assert any(is_batchnorm_module(module) for module in quantized.modules()) != is_folded
     assert relative_error(outputs(quantized, x), outputs(model, x)) < 0.02  # 8 bits
+
+
+def test_convert_tells_ranks_apart_where_tensors_share_an_observer() -> None:
+    model = Net(  # x, 3-D, and the result of first, 2-D, are concatenated
+        lambda m, x: m.head(torch.cat([x.flatten(1), m.first(x[:, 0])], 1)) + m.bn(m.fc(x)).sum(),
+        first=nn.Linear(4, 4),
+        fc=nn.Linear(4, 4),
+        bn=nn.BatchNorm1d(4),
+        head=nn.Linear(20, 4),
+    )
+    x = torch.randn(8, 4, 4)
+    prepared = fxquant.calibrate(fxquant.prepare(model, "minmax"), [x], progress=False)
+    quantized = fxquant.convert(prepared)
+    assert relative_error(outputs(quantized, x), outputs(model, x)) < 0.02
+    assert isinstance(quantized.get_submodule("bn"), nn.BatchNorm1d)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -139,9 +139,9 @@ def test_names_the_module_after_the_function_in_the_parameters_owner() -> None:
     assert list(gm.state_dict()) == ["0.conv2d.weight", "0.conv2d.bias"]
 
 
-@pytest.mark.parametrize("weight", [parameter(4, 4, 1, 1), torch.randn(4, 4, 1, 1)])
-def test_calls_that_share_parameters_share_one_module(weight: torch.Tensor) -> None:
-    model = Net(lambda m, x: F.conv2d(F.conv2d(x, m.w), m.w), w=weight)
+@pytest.mark.parametrize("make", [parameter, torch.randn], ids=["parameter", "buffer"])
+def test_calls_that_share_parameters_share_one_module(make: Callable[..., torch.Tensor]) -> None:
+    model = Net(lambda m, x: F.conv2d(F.conv2d(x, m.w), m.w), w=make(4, 4, 1, 1))
     gm = fxquant.trace(model)
     x = x_of(2)
     apply(LiftFunctionals(), gm)

@@ -47,8 +47,8 @@ def test_notes_what_was_folded_and_fused() -> None:
 def test_scales_are_those_of_the_modules() -> None:
     quantized = fxquant.quantize(Net(), [batch()])
     row = rows(quantized)["conv2"]
-    assert row.input_scale == pytest.approx(quantized.get_submodule("quantizers.relu").scale.item())
-    scale = quantized.get_submodule("conv2").weight_scale.mean().item()
+    assert row.input_scale == pytest.approx(quantized.get_buffer("quantizers.relu.scale").item())
+    scale = quantized.get_buffer("conv2.weight_scale").mean().item()
     assert row.weight_scale == pytest.approx(scale)
 
 

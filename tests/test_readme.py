@@ -1,0 +1,39 @@
+"""What the README shows is what happens."""
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    return [text for found, text in fenced if found == language]
+
+
+def test_the_example_prints_what_the_readme_says() -> None:
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(blocks("python")[0], {})
+    shown = blocks("")[0]
+    assert re.sub(r"\d+\.?\d*", "#", printed.getvalue()) == re.sub(r"\d+\.?\d*", "#", shown)
+
+
+def test_the_example_pass_passes_its_test() -> None:
+    names: dict[str, object] = {}
+    exec(blocks("python")[1] + blocks("python")[2], names)
+    names["test_fuse_silu"]()  # type: ignore[operator]
+
+
+def test_every_file_is_in_the_map() -> None:
+    root = Path(__file__).parents[1]
+    for path in (root / "fxquant").glob("[a-z]*.py"):
+        assert f"`fxquant/{path.name}`" in README or f"`{path.name}`" in README, path.name
+
+
+def test_every_command_names_a_script_that_exists() -> None:
+    root = Path(__file__).parents[1]
+    for name in re.findall(r"-m benchmarks\.(\w+)", README):
+        assert (root / "benchmarks" / f"{name}.py").exists(), name
