@@ -55,7 +55,7 @@ class TensorSpec:
     """For `range="aciq"`: the solution to use: see `fxquant.aciq`."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.bits, bool) or self.bits not in (*range(2, 9), 16):
+        if type(self.bits) is not int or self.bits not in (*range(2, 9), 16):
             raise RecipeError(f"bits={self.bits!r}: choose 2 to 8, or 16 for activations")
         for field, choices in _CHOICES.items():
             if getattr(self, field) not in choices:
@@ -93,7 +93,7 @@ class Rule:
         if not (is_type or (isinstance(self.match, str) and self.match)):
             raise RecipeError(f"Rule({self.match!r}): give a glob on names or a module type")
         for side in ("weights", "activations"):
-            _override(None, getattr(self, side), f"Rule({self.match!r}).{side}")
+            _override(None, getattr(self, side), None, f"Rule({self.match!r}).{side}")
 
     def matches(self, name: str, module: nn.Module | None) -> bool:
         """Say whether the rule covers the call `name`, which runs `module` (None: a function)."""
@@ -129,10 +129,12 @@ class Recipe:
         for rule in self.rules:
             if not isinstance(rule, Rule):
                 raise RecipeError(f"rules: {rule!r} is a {type(rule).__name__}, not a Rule")
-        specs = [self.for_call("", None)]
-        for rule in self.rules:
-            specs.append(_apply(rule, specs[0]))
-        for spec in specs:
+        if not isinstance(self.weights, TensorSpec):
+            raise RecipeError(f"weights={self.weights!r}: give a TensorSpec, or use Recipe.aciq(…)")
+        if not isinstance(self.activations, TensorSpec | None):
+            raise RecipeError(f"activations={self.activations!r}: give a TensorSpec or None")
+        own = CallSpec(self.weights, self.activations)
+        for spec in (own, *[_apply(rule, own, own) for rule in self.rules]):
             _check_sides(spec)
 
     @classmethod
@@ -141,7 +143,7 @@ class Recipe:
         *,
         weight_bits: int = 8,
         activation_bits: int | None = 8,
-        skip: Iterable[str | type[nn.Module]] = (),
+        skip: str | type[nn.Module] | Iterable[str | type[nn.Module]] = (),
         rules: Iterable[Rule] = (),
         **options: Any,
     ) -> Recipe:
@@ -160,7 +162,7 @@ class Recipe:
         *,
         weight_bits: int = 8,
         activation_bits: int | None = 8,
-        skip: Iterable[str | type[nn.Module]] = (),
+        skip: str | type[nn.Module] | Iterable[str | type[nn.Module]] = (),
         rules: Iterable[Rule] = (),
         **options: Any,
     ) -> Recipe:
@@ -188,17 +190,17 @@ class Recipe:
 
     def for_call(self, name: str, module: nn.Module | None) -> CallSpec:
         """Return what is asked of the call `name` after all rules."""
-        spec = CallSpec(self.weights, self.activations)
+        own = spec = CallSpec(self.weights, self.activations)
         for rule in self.rules:
             if rule.matches(name, module):
-                spec = _apply(rule, spec)
+                spec = _apply(rule, spec, own)
         return spec
 
 
 def _recipe(
     weights: TensorSpec,
     activations: TensorSpec | Literal[0] | None,
-    skip: Iterable[str | type[nn.Module]],
+    skip: str | type[nn.Module] | Iterable[str | type[nn.Module]],
     rules: Iterable[Rule],
     options: dict[str, Any],
 ) -> Recipe:
@@ -211,7 +213,11 @@ def _recipe(
     unknown = options.keys() - {"bias_correction"}
     if unknown:
         raise RecipeError(f"unknown options: {', '.join(sorted(unknown))}")
-    if activations is not None and spec_options:
+    if activations is None and spec_options:
+        raise RecipeError(
+            f"{', '.join(sorted(spec_options))}: activations stay in float (activation_bits=None)"
+        )
+    if activations is not None:
         activations = replace(activations, **spec_options)
     skips = tuple(Rule(match, skip=True) for match in skip)
     return Recipe(
@@ -219,25 +225,29 @@ def _recipe(
     )
 
 
-def _apply(rule: Rule, spec: CallSpec) -> CallSpec:
+def _apply(rule: Rule, spec: CallSpec, own: CallSpec) -> CallSpec:
+    """Return `spec` as changed by the rule; a number brings back the recipe's `own` spec."""
     if rule.skip:
         return CallSpec(None, None)
     where = f"Rule({rule.match!r})"
     return CallSpec(
-        _override(spec.weights, rule.weights, f"{where}.weights"),
-        _override(spec.activations, rule.activations, f"{where}.activations"),
+        _override(spec.weights, rule.weights, own.weights, f"{where}.weights"),
+        _override(spec.activations, rule.activations, own.activations, f"{where}.activations"),
     )
 
 
 def _override(
-    spec: TensorSpec | None, by: TensorSpec | int | Inherit | None, where: str
+    spec: TensorSpec | None,
+    by: TensorSpec | int | Inherit | None,
+    own: TensorSpec | None,
+    where: str,
 ) -> TensorSpec | None:
     if by == "inherit":
         return spec
     if by is None or isinstance(by, TensorSpec):
         return by
     if isinstance(by, int):
-        return replace(spec or TensorSpec(), bits=by)
+        return replace(spec or own or TensorSpec(), bits=by)
     raise RecipeError(f"{where}={by!r}: give a TensorSpec, a number of bits, None or 'inherit'")
 
 
