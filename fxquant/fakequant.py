@@ -50,6 +50,9 @@ class FakeQuantize(FixedDtypeModule):
         if x.dtype not in (torch.float32, torch.float64):
             return self.forward(x.to(torch.float32)).to(x.dtype)
         needs_gradient = x.requires_grad and torch.is_grad_enabled()
+        if needs_gradient:  # PyTorch 2.4's kernel casts what is far outside to a wrong integer
+            steps = self.scale * (self.grid.steps + 1)
+            x = x.clamp(-steps, steps)
         if needs_gradient or x.device.type != "cpu" or torch.compiler.is_compiling():
             return torch.fake_quantize_per_tensor_affine(
                 x, self.scale, self.zero_point, self.grid.quant_min, self.grid.quant_max

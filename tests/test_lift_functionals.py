@@ -188,9 +188,13 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], int, dict[str, str]]] = {
         {"linear": "left in float: weight and bias computed in the graph"},
     ),
     "a computed option": (
-        lambda: Net(lambda m, x: F.conv2d(x, m.w, padding=(x.size(0), 1)), w=parameter(4, 4, 3, 3)),
+        lambda: Net(
+            lambda m, x: F.batch_norm(x, m.mean, m.var, eps=x.size(0)),
+            mean=torch.zeros(4),
+            var=torch.ones(4),
+        ),
         2,
-        {"conv2d": "left in float: padding computed in the graph"},
+        {"batch_norm": "left in float: eps computed in the graph"},
     ),
     "batch norm without running statistics": (
         lambda: Net(lambda m, x: F.batch_norm(x, None, None, training=True)),
