@@ -108,6 +108,7 @@ def activation_recipes(
         ("MSE", {"range": "mse"}),
         ("ACIQ, report's clip", {"range": "aciq", "clip": "report"}),
         ("ACIQ, corrected", {"range": "aciq", "clip": "corrected"}),
+        ("ACIQ, weighted", {"range": "aciq", "clip": "weighted"}),
         ("ACIQ, optimal", {"range": "aciq", "clip": "optimal"}),
     ]
     return [

@@ -2,15 +2,18 @@
 
 Banner et al., "Post-training 4-bit quantization of convolution networks for rapid-deployment",
 2019; the report, II.A. A tensor is taken as Laplace(μ, b) or Gauss(μ, σ), and clipped to
-[μ - α, μ + α], or to [0, α] where a ReLU follows. Three solutions are offered:
+[μ - α, μ + α], or to [0, α] where a ReLU follows. Four solutions are offered:
 
 * "report": α = c(M)·b, where c(M) solves 2e^(-c) = 2c/(3·4^M): Table I. After a fused ReLU the
   range is [0, max(μ, 0) + c(M+1)·b]: Table II.
 * "corrected": after a fused ReLU, the equation of the report's V.A,
   α/(3·2^(2M+2)) = b·e^(-(α-μ)/b), which does not assume μ = 0. For Laplace it has the closed form
   α = b·W(3·2^(2M+2)·e^(μ/b)) with Lambert's function W. Without a ReLU it is the same as "report".
+* "weighted": the same with the rounding noise counted for the share P = P(X > 0) of the values that
+  the ReLU lets through, where V.A counts one half whatever μ is: α = b·W(6·4^M·e^(μ/b)/P). For
+  μ = 0 it is "corrected"; for μ < 0 it is b·c(M+1), whatever μ is. Without a ReLU it is "report".
 * "optimal": the least of the whole expected error: of the quantizer of Eqs. (1)-(5) with its own
-  levels, zero-point and cells, integrated over the distribution. The other two approximate the
+  levels, zero-point and cells, integrated over the distribution. The others approximate the
   rounding noise by α²/(3·4^M), which at 2 and 3 bits is far from what the quantizer does.
 
 All functions are vectorized over channels: `mean` and `spread` are tensors of one shape.
@@ -35,7 +38,9 @@ def laplace_constant(bits: int) -> float:
     >>> [round(laplace_constant(bits), 2) for bits in (4, 5, 6, 7, 8, 9)]
     [5.03, 6.2, 7.41, 8.65, 9.9, 11.16]
     """
-    return lambert_w_of_exp(torch.tensor(_log_3_4(bits), dtype=torch.float64)).item()
+    return lambert_w_of_exp(
+        torch.tensor(math.log(3) + bits * math.log(4), dtype=torch.float64)
+    ).item()
 
 
 def gauss_constant(bits: int) -> float:
@@ -82,25 +87,47 @@ def report_range(
 def corrected_range(
     mean: Tensor, spread: Tensor, bits: int, *, distribution: str, fused_relu: bool
 ) -> tuple[Tensor, Tensor]:
-    """Return the clip (low, high) by the report's V.A, solved exactly.
-
-    For Gauss the same stationary point, α/(3·2^(2M+2)) = 2·E[(X - α)⁺], is found by bisection.
-    """
+    """Return the clip (low, high) by the report's V.A, solved exactly."""
     if not fused_relu:
         return report_range(mean, spread, bits, distribution=distribution, fused_relu=False)
     ratio = mean.to(torch.float64) / spread
-    if distribution == "laplace":
-        alpha = lambert_w_of_exp(_log_3_4(bits + 1) + ratio)
-    else:
-
-        def slope(alpha: Tensor) -> Tensor:
-            z = alpha - ratio
-            density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
-            tail = torch.erfc(z / math.sqrt(2)) / 2
-            return alpha.div(3 * 4 ** (bits + 1)) - 2 * (density - z * tail)
-
-        alpha = _bisect(slope, torch.zeros_like(ratio), ratio.clamp(min=0) + 40)
+    alpha = _stationary(ratio, torch.full_like(ratio, math.log(2)), bits, distribution)
     return torch.zeros_like(mean), (alpha * spread).to(mean.dtype)
+
+
+def weighted_range(
+    mean: Tensor, spread: Tensor, bits: int, *, distribution: str, fused_relu: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the clip (low, high) with the rounding noise weighed by the mass above zero."""
+    if not fused_relu:
+        return report_range(mean, spread, bits, distribution=distribution, fused_relu=False)
+    ratio = mean.to(torch.float64) / spread
+    if distribution == "laplace":  # P = e^(μ/b)/2 below zero, 1 - e^(-μ/b)/2 above
+        above = torch.log1p(-torch.exp(-ratio.abs()) / 2)
+        log_mass = torch.where(ratio < 0, ratio - math.log(2), above)
+    else:
+        log_mass = torch.special.log_ndtr(ratio)
+    alpha = _stationary(ratio, -log_mass, bits, distribution)
+    return torch.zeros_like(mean), (alpha * spread).to(mean.dtype)
+
+
+def _stationary(ratio: Tensor, rarity: Tensor, bits: int, distribution: str) -> Tensor:
+    """Return α in units of the spread with α·P/(6·4^M) = 2·E[(X - α)⁺], where P = e^(-rarity).
+
+    For Laplace the right side is e^(-(α - ratio)) and α = W(6·4^M·e^ratio/P); for Gauss the root is
+    found by bisection.
+    """
+    if distribution == "laplace":
+        return lambert_w_of_exp(math.log(6) + bits * math.log(4) + ratio + rarity)
+    slope_of_noise = torch.exp(-rarity) / (6 * 4**bits)
+
+    def slope(alpha: Tensor) -> Tensor:
+        z = alpha - ratio
+        density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
+        tail = torch.erfc(z / math.sqrt(2)) / 2
+        return alpha * slope_of_noise - 2 * (density - z * tail)
+
+    return _bisect(slope, torch.zeros_like(ratio), ratio.clamp(min=0) + 40)
 
 
 def optimal_range(
@@ -114,10 +141,10 @@ def optimal_range(
 ) -> tuple[Tensor, Tensor]:
     """Return the clip (low, high) of the least expected squared error, found by search.
 
-    Past 8 bits the rounding noise α²/(3·4^M) is exact to 1e-4, and `corrected_range` is returned.
+    Past 8 bits the rounding noise α²/(3·4^M) is exact to 1e-4, and `weighted_range` is returned.
     """
     if bits > 8:
-        return corrected_range(mean, spread, bits, distribution=distribution, fused_relu=fused_relu)
+        return weighted_range(mean, spread, bits, distribution=distribution, fused_relu=fused_relu)
     grid = Grid.of(bits, signed=symmetric and not fused_relu)
     ratio = (mean.to(torch.float64) / spread).reshape(-1)
     per_chunk = max(1, _MAX_ELEMENTS // (_COARSE * (grid.steps + 1)))
@@ -212,11 +239,6 @@ def _gauss_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     density = torch.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
     below = torch.special.ndtr(x)
     return below, -density, below - x * density
-
-
-def _log_3_4(bits: int) -> float:
-    """Return ln(3·4^M)."""
-    return math.log(3) + bits * math.log(4)
 
 
 def _bisect(function: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:

@@ -20,12 +20,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fxquant.aciq import corrected_range, optimal_range, report_range
+from fxquant.aciq import corrected_range, optimal_range, report_range, weighted_range
 from fxquant.affine import Grid, affine_parameters, dequantize, quantize
 from fxquant.histogram import Histogram
 from fxquant.recipe import TensorSpec
 
-_ACIQ = {"report": report_range, "corrected": corrected_range, "optimal": optimal_range}
+_ACIQ = {
+    "report": report_range,
+    "corrected": corrected_range,
+    "weighted": weighted_range,
+    "optimal": optimal_range,
+}
 
 
 @dataclass(frozen=True)

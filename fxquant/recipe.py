@@ -17,13 +17,13 @@ from fxquant.errors import RecipeError
 
 Range = Literal["minmax", "ema", "percentile", "mse", "aciq"]
 Distribution = Literal["auto", "laplace", "gauss"]
-Clip = Literal["report", "corrected", "optimal"]
+Clip = Literal["report", "corrected", "weighted", "optimal"]
 Inherit = Literal["inherit"]
 
 _CHOICES = {
     "range": ("minmax", "ema", "percentile", "mse", "aciq"),
     "distribution": ("auto", "laplace", "gauss"),
-    "clip": ("report", "corrected", "optimal"),
+    "clip": ("report", "corrected", "weighted", "optimal"),
 }
 
 

@@ -22,6 +22,7 @@ from fxquant.aciq import (
     laplace_constant,
     optimal_range,
     report_range,
+    weighted_range,
 )
 from fxquant.affine import Grid, affine_parameters, dequantize, quantize
 
@@ -237,8 +238,32 @@ def test_corrected_range_errs_less_than_the_reports_where_the_mean_is_positive(
 
 
 @each_distribution
+@pytest.mark.parametrize("bits", range(3, 9))
+def test_no_clip_errs_noticeably_less_than_weighted_range_from_three_bits(
+    bits: int, distribution: str
+) -> None:
+    grid = Grid.of(bits, signed=False)
+    ends = weighted_range(RATIOS, ONES, bits, distribution=distribution, fused_relu=True)
+    alphas = torch.linspace(0.02, 18, 500, dtype=torch.float64)
+    for ratio, low, high in zip(RATIOS.tolist(), *ends, strict=True):
+        x = samples(distribution, ratio, True)
+        least = x.errors(*clips(alphas, ratio, True), grid).min()
+        assert x.error(low, high, grid) <= 1.01 * least, ratio
+
+
+def test_weighted_range_is_corrected_at_zero_mean_and_table_2_below() -> None:
+    zero, below = torch.zeros(1, dtype=torch.float64), torch.tensor([-2.0, -50.0]).double()
+    options: dict[str, Any] = {"distribution": "laplace", "fused_relu": True}
+    _, weighted = weighted_range(zero, torch.ones_like(zero), 4, **options)
+    _, corrected = corrected_range(zero, torch.ones_like(zero), 4, **options)
+    torch.testing.assert_close(weighted, corrected)
+    _, high = weighted_range(below, torch.ones_like(below), 4, **options)
+    torch.testing.assert_close(high, torch.full_like(high, laplace_constant(5)))
+
+
+@each_distribution
 @with_and_without_relu
-@pytest.mark.parametrize("choose", [report_range, corrected_range, optimal_range])
+@pytest.mark.parametrize("choose", [report_range, corrected_range, weighted_range, optimal_range])
 def test_a_vector_equals_its_elements(choose: Any, fused_relu: bool, distribution: str) -> None:
     mean, spread = torch.tensor([[-1.0, 0.0, 2.0], [30.0, -9.0, 0.1]]), torch.tensor([0.5, 1, 2])
     spread = spread.expand_as(mean)
@@ -273,7 +298,7 @@ def test_optimal_range_keeps_a_mean_far_above_the_spread(
 
 @each_distribution
 @with_and_without_relu
-def test_optimal_range_at_16_bits_is_the_corrected_one(fused_relu: bool, distribution: str) -> None:
+def test_optimal_range_at_16_bits_is_the_weighted_one(fused_relu: bool, distribution: str) -> None:
     options: dict[str, Any] = {"distribution": distribution, "fused_relu": fused_relu}
     ours = optimal_range(RATIOS, ONES, 16, **options)
-    torch.testing.assert_close(ours, corrected_range(RATIOS, ONES, 16, **options), rtol=0, atol=0)
+    torch.testing.assert_close(ours, weighted_range(RATIOS, ONES, 16, **options), rtol=0, atol=0)

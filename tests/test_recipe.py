@@ -50,7 +50,7 @@ ERRORS: list[tuple[Callable[[], Any], str]] = [
     ),
     (
         lambda: TensorSpec(**options(clip=None)),
-        "clip=None: choose one of report, corrected, optimal",
+        "clip=None: choose one of report, corrected, weighted, optimal",
     ),
     (lambda: TensorSpec(percentile=50), "percentile=50: choose a value in (50, 100]"),
     (lambda: TensorSpec(percentile=100.1), "percentile=100.1: choose a value in (50, 100]"),
