@@ -119,7 +119,7 @@ def _stationary(ratio: Tensor, rarity: Tensor, bits: int, distribution: str) -> 
     """
     if distribution == "laplace":
         return lambert_w_of_exp(math.log(6) + bits * math.log(4) + ratio + rarity)
-    slope_of_noise = torch.exp(-rarity) / (6 * 4**bits)
+    slope_of_noise = torch.exp(-rarity).div(6 * 4**bits)
 
     def slope(alpha: Tensor) -> Tensor:
         z = alpha - ratio

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 
-from torch import fx
+from torch import fx, nn
 
 from fxquant.errors import RecipeError
 from fxquant.graph import why_not_changeable
+from fxquant.layers import layer_type
 from fxquant.meta import annotate, record, refuse
 from fxquant.operations import is_add, is_layer, module_of
 from fxquant.recipe import CallSpec, Recipe
@@ -37,6 +38,37 @@ def select_calls(gm: fx.GraphModule, recipe: Recipe) -> dict[fx.Node, CallSpec]:
         node: _possible(gm, node, recipe.for_call(names[node], module_of(gm, node)))
         for node in nodes
     }
+
+
+def record_calls_with_weights_inside(gm: fx.GraphModule) -> None:
+    """Record on each call that computes with weights of its own, unseen, that it stays in float.
+
+    `nn.MultiheadAttention`, recurrent layers, the caller's leaf modules, and functions outside of
+    PyTorch that take weights as arguments.
+    """
+    for node in gm.graph.nodes:
+        module = module_of(gm, node)
+        if module is not None and layer_type(module) is None and _has_matrices(module):
+            refuse(node, f"left in float: {type(module).__name__} is called as a whole")
+        elif node.op == "call_function" and _takes_matrices(gm, node):
+            refuse(node, f"left in float: {node.name} takes weights as arguments")
+
+
+def _has_matrices(module: nn.Module) -> bool:
+    inside = [layer for layer in module.modules() if layer_type(layer) is not None]
+    return bool(inside) or isinstance(module, (nn.RNNBase, nn.RNNCellBase))
+
+
+def _takes_matrices(gm: fx.GraphModule, node: fx.Node) -> bool:
+    if str(getattr(node.target, "__module__", None)).partition(".")[0] in ("torch", "_operator"):
+        return False
+    for source in node.all_input_nodes:
+        if source.op == "get_attr":
+            owner, _, name = str(source.target).rpartition(".")
+            value = getattr(gm.get_submodule(owner), name)
+            if isinstance(value, nn.Parameter) and value.dim() >= 2:
+                return True
+    return False
 
 
 def _possible(gm: fx.GraphModule, node: fx.Node, call: CallSpec) -> CallSpec:

@@ -41,7 +41,7 @@ from fxquant.operations import (
 )
 from fxquant.pipeline import Pass
 from fxquant.recipe import CallSpec, Recipe, TensorSpec
-from fxquant.selection import select_calls
+from fxquant.selection import record_calls_with_weights_inside, select_calls
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +55,7 @@ class InsertObservers(Pass):
         if any(isinstance(module, (Observer, ChannelMean)) for module in gm.modules()):
             return False
         calls = select_calls(gm, self.recipe)
+        record_calls_with_weights_inside(gm)
         tensors = _QuantizedTensors(gm, calls)
         _insert(gm, tensors)
         has_means = self.recipe.bias_correction and _insert_means(gm, calls)

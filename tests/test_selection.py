@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 
 import pytest
-from torch import fx, nn
+import torchvision
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import fxquant
@@ -121,3 +122,27 @@ def test_leaves_a_layer_with_forward_hooks_in_float() -> None:
     assert refusals(gm) == {
         "fc": ("left in float: its Linear has forward hooks, which may use its parameters",)
     }
+
+
+def test_calls_with_weights_inside_are_recorded_as_float() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(4, 4)
+            self.attention = nn.MultiheadAttention(4, 2)
+            self.lstm = nn.LSTM(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            x = x + self.attention(x, x, x)[0]
+            return self.lstm(x)[0]  # type: ignore[no-any-return]
+
+    report = str(fxquant.report(fxquant.prepare(Attention())))
+    assert "left in float: MultiheadAttention is called as a whole" in report
+    assert "left in float: LSTM is called as a whole" in report
+
+
+def test_functions_that_take_weights_are_recorded_as_float() -> None:
+    model = torchvision.models.swin_t(weights=None)
+    report = str(fxquant.report(fxquant.prepare(model)))
+    assert report.count("left in float: shifted_window_attention") == 12
