@@ -24,21 +24,16 @@ def find_observers(gm: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node, Obser
 def check_calibrated(gm: fx.GraphModule) -> None:
     """Raise `CalibrationError` if no observer saw a batch, or one saw NaN or infinity."""
     observed = list(find_observers(gm))
-    check_finite(gm, "calibration")
+    bad = nonfinite_tensors(gm)
+    if bad:
+        raise CalibrationError(
+            f"calibration: NaN or infinity in {bad[0].name!r} (the first of {len(bad)} observed "
+            "tensors): look at the input or at the calls that make this tensor, and prepare again"
+        )
     if observed and all(observer.num_batches == 0 for _, _, observer in observed):
         raise CalibrationError(
             f"none of the {len(observed)} observed tensors has seen a batch: run "
             "fxquant.calibrate(prepared, batches), or prepared(batch) on some, before convert"
-        )
-
-
-def check_finite(gm: fx.GraphModule, where: str) -> None:
-    """Raise `CalibrationError` if an observer saw NaN or infinity; name the first tensor."""
-    bad = nonfinite_tensors(gm)
-    if bad:
-        raise CalibrationError(
-            f"{where}: NaN or infinity in {bad[0].name!r} (the first of {len(bad)} observed "
-            "tensors): look at the input or at the calls that make this tensor, and prepare again"
         )
 
 
