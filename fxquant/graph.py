@@ -84,7 +84,8 @@ def separate_calls(
     """
     target = str(nodes[0].target)
     module = gm.get_submodule(target)
-    others = [user for user in users[module] if user not in set(nodes)]
+    mine = set(nodes)
+    others = [user for user in users[module] if user not in mine]
     name = target
     if others:
         name = free_name(gm, target)
@@ -99,10 +100,14 @@ def separate_calls(
 
 def delete_unused(gm: fx.GraphModule, targets: set[str]) -> None:
     """Delete those submodules among `targets` that no node calls any more."""
-    used = {str(node.target) for node in gm.graph.nodes if node.op in ("call_module", "get_attr")}
+    used: set[str] = set()  # what nodes name, and all that it is inside of
+    for node in gm.graph.nodes:
+        path = str(node.target) if node.op in ("call_module", "get_attr") else ""
+        while path and path not in used:
+            used.add(path)
+            path = path.rpartition(".")[0]
     for target in targets - used:
-        if not any(name.startswith(f"{target}.") for name in used):
-            gm.delete_submodule(target)
+        gm.delete_submodule(target)
 
 
 def insert_after(node: fx.Node) -> Any:

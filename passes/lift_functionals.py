@@ -169,13 +169,14 @@ def _name(gm: fx.GraphModule, node: fx.Node, given: dict[str, Any]) -> str:
 
 
 def _erase_unused_attributes(gm: fx.GraphModule) -> None:
-    called = {str(node.target) for node in gm.graph.find_nodes(op="call_module")}
+    erased = set()
     for node in reversed(gm.graph.nodes):
         if node.op == "get_attr" and not node.users:
             gm.graph.erase_node(node)
-            owner, _, name = str(node.target).rpartition(".")
-            still_read = any(
-                other.target == node.target for other in gm.graph.find_nodes(op="get_attr")
-            )
-            if not still_read and owner not in called and hasattr(gm.get_submodule(owner), name):
-                delattr(gm.get_submodule(owner), name)
+            erased.add(str(node.target))
+    still_read = {str(node.target) for node in gm.graph.find_nodes(op="get_attr")}
+    called = {str(node.target) for node in gm.graph.find_nodes(op="call_module")}
+    for path in erased - still_read:
+        owner, _, name = path.rpartition(".")
+        if owner not in called:
+            delattr(gm.get_submodule(owner), name)
