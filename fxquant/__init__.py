@@ -15,9 +15,17 @@ that they work on, `Pipeline` puts them in a row, and `Pass` is what a new one d
 
 from fxquant.api import calibrate, convert, prepare, quantize
 from fxquant.capture import trace
-from fxquant.errors import CalibrationError, CaptureError, FxquantError, PassError, RecipeError
+from fxquant.errors import (
+    CalibrationError,
+    CaptureError,
+    FxquantError,
+    PassError,
+    RecipeError,
+    StorageError,
+)
 from fxquant.pipeline import Pass, Pipeline
 from fxquant.recipe import Recipe, Rule, TensorSpec
+from fxquant.reconstruction import Reconstruction
 from fxquant.report import Report, report
 from fxquant.text import text
 
@@ -32,8 +40,10 @@ __all__ = [
     "Pipeline",
     "Recipe",
     "RecipeError",
+    "Reconstruction",
     "Report",
     "Rule",
+    "StorageError",
     "TensorSpec",
     "calibrate",
     "convert",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 from collections.abc import Callable, Iterable, Sized
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from fxquant.calibration import (
     check_calibrated,
+    combine_observers,
     first_nonfinite,
     forget_nonfinite,
     nonfinite_tensors,
@@ -22,6 +24,14 @@ from fxquant.calibration import (
 from fxquant.capture import trace
 from fxquant.errors import CalibrationError, CaptureError, PassError
 from fxquant.fakequant import FakeQuantize, QuantizedLayer, sqnr
+from fxquant.inputs import (
+    arguments_of,
+    collect_inputs,
+    find_keeper,
+    keep_inputs,
+    positional,
+)
+from fxquant.keeper import InputKeeper
 from fxquant.meta import read_journal, write_journal
 from fxquant.observers import Observer
 from fxquant.passes import (
@@ -29,11 +39,13 @@ from fxquant.passes import (
     ChooseRanges,
     CorrectBias,
     DropIdentities,
+    DropObservers,
     FoldBatchNorm,
     InsertObservers,
     LiftFunctionals,
     MarkFusedRelu,
     QuantizeWeights,
+    ReconstructRounding,
 )
 from fxquant.pipeline import Pipeline
 from fxquant.recipe import Recipe
@@ -52,7 +64,8 @@ def prepare(
 
     Args:
         model: any traceable module; left as it is. The copy is put in eval mode.
-        recipe: a `Recipe`, or "aciq" or "minmax" for one at 8/8 bits. None means "aciq".
+        recipe: a `Recipe`, or "aciq" or "minmax" for one at 8/8 bits, or "adaround" for 4/8. None
+            means "aciq".
         example_inputs: optional: one batch (a tensor, a tuple of arguments, or a dict of keywords).
             Tells the ranks of tensors, and checks that folding left the outputs as they were.
 
@@ -83,6 +96,8 @@ def prepare(
             "addition calls were found, and no layer among them is left to quantize"
         )
     InsertObservers(recipe)(gm)
+    if recipe.reconstruction is not None:
+        keep_inputs(gm, recipe.reconstruction.samples)
     write_journal(gm, recipe)
     return gm
 
@@ -117,29 +132,49 @@ def calibrate(
     gm = _require_prepared(prepared, "calibrate")
     total = len(batches) if isinstance(batches, Sized) else None
     disable = None if progress is None else not progress
-    number = -1
+    number, keeper = -1, find_keeper(gm)
     with torch.no_grad():
         for number, batch in enumerate(
             tqdm(batches, "calibrating", total, disable=disable, delay=1, unit="batch")
         ):
             run = partial(forward or partial(_forward, f"batch {number}"), prepared, batch)
+            kept = len(keeper.batches) if keeper is not None else 0
             run()
-            _require_finite(gm, run, number)
+            try:
+                _require_finite(gm, run, number)
+            except CalibrationError:
+                if keeper is not None:
+                    keeper.forget_from(kept)
+                raise
     if number < 0:
         raise CalibrationError("calibrate: `batches` is empty: give at least one batch")
     return prepared
 
 
-def convert(prepared: nn.Module, *, progress: bool | None = None) -> fx.GraphModule:
+def convert(
+    prepared: nn.Module,
+    batches: Iterable[Any] | None = None,
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool | None = None,
+) -> fx.GraphModule:
     """Return the fake-quantized model: integer weights, and activations rounded to their grids.
+
+    Under an initialized `torch.distributed` group every rank calls this on what it calibrated with
+    its share of the data; statistics and gradients are summed, and all ranks get the same model.
 
     Args:
         prepared: what `prepare` returned, calibrated; left as it is.
+        batches: what a reconstruction learns from, as in `calibrate`; None: what `prepared` was
+            calibrated on. Without a reconstruction in the recipe no data is needed.
+        checkpoint: a folder for the layers that a reconstruction has finished. Killed at any moment
+            and started again, it goes on with the first unfinished layer, to the same result.
         progress: show a bar; None means where there is a terminal.
 
     Raises:
         PassError: `prepared` did not come from `prepare`.
-        CalibrationError: it has seen no batch.
+        CalibrationError: it has seen no batch, or a layer's data is not finite.
+        StorageError: the checkpoint belongs to another model, recipe or data; the disk is full.
 
     >>> prepared = prepare(nn.Sequential(nn.Linear(4, 2), nn.ReLU()))
     >>> _ = calibrate(prepared, [torch.tensor([[-1.0, 0.0, 2.0, 3.0]])])
@@ -147,18 +182,32 @@ def convert(prepared: nn.Module, *, progress: bool | None = None) -> fx.GraphMod
     torch.int8
     """
     gm = _require_prepared(prepared, "convert")
-    check_calibrated(gm)
     recipe = read_journal(gm)
     assert recipe is not None
+    inputs = []
+    if recipe.reconstruction is not None:
+        inputs = collect_inputs(gm, recipe.reconstruction, batches)
     gm = copy.deepcopy(gm)
+    DropObservers((InputKeeper,))(gm)
+    combine_observers(gm)
+    check_calibrated(gm)
     # Calibration told the ranks that were unknown before.
     Pipeline(FoldBatchNorm(), AbsorbBatchNorm())(gm)
-    reference = copy.deepcopy(gm) if recipe.bias_correction else None
+    reference = _float_model(gm) if recipe.reconstruction or recipe.bias_correction else None
     Pipeline(ChooseRanges(), MarkFusedRelu(), QuantizeWeights(recipe))(gm)
-    if reference is not None:
+    if reference is not None and recipe.reconstruction is not None:
+        ReconstructRounding(reference, inputs, recipe.reconstruction, checkpoint, progress)(gm)
+    if reference is not None and recipe.bias_correction:
         CorrectBias(reference)(gm)
     write_journal(gm, recipe)
     return gm
+
+
+def _float_model(gm: fx.GraphModule) -> fx.GraphModule:
+    """Return a copy of a calibrated model without its observers."""
+    copied = copy.deepcopy(gm)
+    DropObservers()(copied)
+    return copied
 
 
 def quantize(
@@ -168,6 +217,7 @@ def quantize(
     *,
     forward: Forward | None = None,
     example_inputs: Any = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
 ) -> fx.GraphModule:
     """Return `convert(calibrate(prepare(model), batches))`; see there.
@@ -180,7 +230,7 @@ def quantize(
     """
     prepared = prepare(model, recipe, example_inputs=example_inputs)
     calibrate(prepared, batches, forward=forward, progress=progress)
-    return convert(prepared, progress=progress)
+    return convert(prepared, checkpoint=checkpoint, progress=progress)
 
 
 def _recipe(recipe: Recipe | str | None) -> Recipe:
@@ -225,24 +275,14 @@ def _require_finite(gm: fx.GraphModule, run: Callable[[], Any], number: int) -> 
         )
 
 
-def _forward(where: str, model: nn.Module, batch: Any) -> Any:
-    if isinstance(batch, dict):
-        return model(**batch)
-    if isinstance(batch, (tuple, list)) and batch:
-        batch = batch[0]
-    if isinstance(batch, Tensor):
-        return model(batch)
-    raise CalibrationError(
-        f"{where}: got a {type(batch).__name__}: give tensors, tuples or lists that start with "
-        "one, or dicts of keywords; or pass forward=lambda model, batch: …"
-    )
+def _forward(where: str, model: fx.GraphModule, batch: Any) -> Any:
+    return model(*arguments_of(model, batch, where))
 
 
 def _arguments(gm: fx.GraphModule, example_inputs: Any) -> tuple[Any, ...]:
     """Return example inputs as positional arguments."""
     if isinstance(example_inputs, dict):
-        names = [str(node.target) for node in gm.graph.find_nodes(op="placeholder")]
-        return tuple(example_inputs[name] for name in names if name in example_inputs)
+        return positional(gm, example_inputs, "example_inputs")
     if isinstance(example_inputs, (tuple, list)):
         return tuple(example_inputs)
     return (example_inputs,)

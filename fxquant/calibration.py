@@ -7,7 +7,15 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, fx
 
+from fxquant.distributed import (
+    gather_objects,
+    greatest_over_ranks,
+    least_over_ranks,
+    num_ranks,
+    sum_over_ranks,
+)
 from fxquant.errors import CalibrationError
+from fxquant.keeper import InputKeeper
 from fxquant.observers import ChannelMean, Observer
 from fxquant.operations import data_input, module_of
 
@@ -35,6 +43,31 @@ def check_calibrated(gm: fx.GraphModule) -> None:
             f"none of the {len(observed)} observed tensors has seen a batch: run "
             "fxquant.calibrate(prepared, batches), or prepared(batch) on some, before convert"
         )
+
+
+def combine_observers(gm: fx.GraphModule) -> None:
+    """Give every rank of `torch.distributed` what all of them saw.
+
+    Minima, maxima and histograms come out as if one process had seen all batches. Moving averages
+    depend on the order of batches, which ranks do not have: theirs are averaged by batches seen.
+    """
+    if num_ranks() == 1:
+        return
+    for module in gm.modules():
+        if isinstance(module, Observer):
+            least_over_ranks(module.low)
+            greatest_over_ranks(module.high)
+            own = module.num_batches.to(torch.float32)
+            sum_over_ranks(module.num_batches)
+            for average in (module.ema_low, module.ema_high):
+                sum_over_ranks(average.mul_(own / module.num_batches.clamp(min=1)))
+            sum_over_ranks(module.counts)
+            sum_over_ranks(module.nonfinite)
+            module.ranks = set().union(*gather_objects(module.ranks))
+        elif isinstance(module, ChannelMean):
+            own = module.num_values.to(torch.float32)
+            sum_over_ranks(module.num_values)
+            sum_over_ranks(module.mean.mul_(own / module.num_values.clamp(min=1)))
 
 
 def nonfinite_tensors(gm: fx.GraphModule) -> list[fx.Node]:
@@ -74,7 +107,8 @@ class _NonfiniteFinder(fx.Interpreter):
         """Run one node; observers only hand on their input, or they would count it twice."""
         assert isinstance(self.module, fx.GraphModule)
         watched = data_input(n)
-        if watched is not None and isinstance(module_of(self.module, n), (Observer, ChannelMean)):
+        seen_before = (Observer, ChannelMean, InputKeeper)
+        if watched is not None and isinstance(module_of(self.module, n), seen_before):
             return self.env[watched]
         result = super().run_node(n)
         is_float = isinstance(result, Tensor) and result.is_floating_point()

@@ -15,10 +15,11 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from fxquant.errors import CaptureError
 from fxquant.fakequant import FakeQuantize, QuantizedLayer
+from fxquant.keeper import InputKeeper
 from fxquant.observers import ChannelMean, Observer
 
 _logger = logging.getLogger("fxquant")
-_OWN = (FakeQuantize, QuantizedLayer, Observer, ChannelMean)
+_OWN = (FakeQuantize, QuantizedLayer, Observer, ChannelMean, InputKeeper)
 
 _REMEDIES = (  # the first whose sign is in the error's message
     ("cannot be iterated", "index the tensor, or make the loop's length a constant"),

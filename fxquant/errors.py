@@ -22,3 +22,7 @@ class PassError(FxquantError, RuntimeError):
 
 class CalibrationError(FxquantError, RuntimeError):
     """The calibration data is missing, of the wrong type, or not finite."""
+
+
+class StorageError(FxquantError, OSError):
+    """A file cannot be written, or was written for something else."""

@@ -7,6 +7,8 @@ buffers.
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -70,6 +72,34 @@ class FakeQuantize(FixedDtypeModule):
         return f"{self.spec}, scale={self.scale.item():.4g}, zero_point={self.zero_point.item()}"
 
 
+@dataclass(frozen=True)
+class LearnedRounding:
+    """What learning a layer's rounding gave, on samples that it did not learn from.
+
+    Errors are Σ (ŷ - y)² / Σ y² of the outputs behind the activation, y the float network's.
+
+    >>> print(LearnedRounding(steps=500, seconds=1.2, error_nearest=0.1, error_learned=0.01))
+    10.0 → 20.0 dB, kept
+    """
+
+    steps: int
+    seconds: float
+    error_nearest: float
+    error_learned: float
+
+    @property
+    def kept(self) -> bool:
+        """Whether the learned rounding is in use: it is no worse than rounding to nearest."""
+        return self.error_learned <= self.error_nearest
+
+    def __str__(self) -> str:
+        before, after = (
+            -10 * math.log10(max(error, 1e-30)) if math.isfinite(error) else -math.inf
+            for error in (self.error_nearest, self.error_learned)
+        )
+        return f"{before:.1f} → {after:.1f} dB, {'kept' if self.kept else 'nearest kept'}"
+
+
 class QuantizedLayer(FixedDtypeModule):
     """A layer of `torch.nn` whose weight is kept as int8 integers on a grid of 2 to 8 bits.
 
@@ -85,6 +115,8 @@ class QuantizedLayer(FixedDtypeModule):
     dtype_probe: Tensor
     weight_spec: TensorSpec
     weight_sqnr: float
+    rounding: LearnedRounding | None = None
+    """None where the weight is rounded to nearest."""
 
     @property
     def weight(self) -> Tensor:

@@ -3,7 +3,8 @@
 * "minmax": all that was seen.
 * "ema": the exponential moving average of the batches' minima and maxima (Jacob et al., 2018).
 * "percentile": all but the share of `100 - percentile` of the values.
-* "mse": the range of least squared error on the values seen.
+* "mse": the range of least squared error on the values seen; of weights, errors by clipping may
+  count more than errors by rounding (`clip_weight`).
 * "aciq": the range of least expected error for a Laplace or Gauss distribution (`fxquant.aciq`),
   never wider than what was seen. "auto" takes, of all fits and of not clipping, what errs least on
   the values seen.
@@ -216,8 +217,11 @@ def _row_errors(rows: Tensor, low: Tensor, high: Tensor, spec: TensorSpec) -> Te
     grid = Grid.of(spec.bits, signed=True)
     scale, zero_point = affine_parameters(low, high, grid, symmetric=spec.symmetric)
     scale, zero_point = scale[:, None], zero_point[:, None]
-    rounded = dequantize(quantize(rows, scale, zero_point, grid), scale, zero_point)
-    return rounded.sub_(rows).square_().sum(dim=1)
+    noise = dequantize(quantize(rows, scale, zero_point, grid), scale, zero_point).sub_(rows)
+    if spec.clip_weight == 1:
+        return noise.square_().sum(dim=1)
+    is_clipped = noise.abs() > scale * 0.5001
+    return torch.where(is_clipped, spec.clip_weight, 1.0).mul_(noise.square_()).sum(dim=1)
 
 
 def _least_error_rows(

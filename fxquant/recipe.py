@@ -14,6 +14,7 @@ from typing import Any, Literal
 from torch import nn
 
 from fxquant.errors import RecipeError
+from fxquant.reconstruction import OPTIONS, Reconstruction
 
 Range = Literal["minmax", "ema", "percentile", "mse", "aciq"]
 Distribution = Literal["auto", "laplace", "gauss"]
@@ -53,6 +54,8 @@ class TensorSpec:
     """For `range="aciq"`: the assumed distribution; `"auto"` takes what errs less."""
     clip: Clip = "corrected"
     """For `range="aciq"`: the solution to use: see `fxquant.aciq`."""
+    clip_weight: float = 1.0
+    """For weights and `range="mse"`: how much the squared error of a clipped value counts."""
 
     def __post_init__(self) -> None:
         if type(self.bits) is not int or self.bits not in (*range(2, 9), 16):
@@ -64,6 +67,8 @@ class TensorSpec:
                 )
         if not 50 < self.percentile <= 100:
             raise RecipeError(f"percentile={self.percentile}: choose a value in (50, 100]")
+        if not self.clip_weight > 0:
+            raise RecipeError(f"clip_weight={self.clip_weight}: choose a positive number")
         if not 0 < self.momentum < 1:
             raise RecipeError(f"momentum={self.momentum}: choose a value in (0, 1)")
 
@@ -112,7 +117,7 @@ class CallSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What to quantize how. Start from `Recipe.aciq()` or `Recipe.minmax()`.
+    """What to quantize how. Start from `Recipe.aciq()`, `Recipe.adaround()` or `Recipe.minmax()`.
 
     >>> Recipe.aciq(weight_bits=4, skip=["fc"]).weights.bits
     4
@@ -122,6 +127,8 @@ class Recipe:
     activations: TensorSpec | None = TensorSpec()
     bias_correction: bool = False
     """Correct each layer's output mean through its bias (`fxquant.passes.CorrectBias`)."""
+    reconstruction: Reconstruction | None = None
+    """How roundings are learned (`fxquant.passes.ReconstructRounding`); None: to nearest."""
     rules: tuple[Rule, ...] = ()
 
     def __post_init__(self) -> None:
@@ -133,6 +140,8 @@ class Recipe:
             raise RecipeError(f"weights={self.weights!r}: give a TensorSpec, or use Recipe.aciq(…)")
         if not isinstance(self.activations, TensorSpec | None):
             raise RecipeError(f"activations={self.activations!r}: give a TensorSpec or None")
+        if not isinstance(self.reconstruction, Reconstruction | None):
+            raise RecipeError(f"reconstruction={self.reconstruction!r}: give a Reconstruction")
         own = CallSpec(self.weights, self.activations)
         for spec in (own, *[_apply(rule, own, own) for rule in self.rules]):
             _check_sides(spec)
@@ -181,9 +190,39 @@ class Recipe:
         )
 
     @classmethod
+    def adaround(
+        cls,
+        *,
+        weight_bits: int = 4,
+        activation_bits: int | None = 8,
+        skip: str | type[nn.Module] | Iterable[str | type[nn.Module]] = (),
+        rules: Iterable[Rule] = (),
+        **options: Any,
+    ) -> Recipe:
+        """Return the report's second system: weights rounded by AdaRound, ranges of least error.
+
+        `options` are fields of `Recipe`, of the activations' `TensorSpec` (`range="aciq"`), or of
+        `Reconstruction` (`steps=2000`).
+        """
+        chosen = {key: options.pop(key) for key in OPTIONS & options.keys()}
+        if chosen or "reconstruction" not in options:
+            options["reconstruction"] = Reconstruction(**chosen)
+        return _recipe(
+            # Learning makes up for errors of rounding, not for those of clipping, so these count
+            # double (benchmarks/adaround_options.py).
+            TensorSpec(
+                bits=weight_bits, symmetric=True, per_channel=True, range="mse", clip_weight=2.0
+            ),
+            activation_bits and TensorSpec(bits=activation_bits, range="mse"),
+            skip,
+            rules,
+            options,
+        )
+
+    @classmethod
     def named(cls, name: str) -> Recipe:
-        """Return the recipe of that name at 8/8 bits: "aciq" or "minmax"."""
-        makers = {"aciq": cls.aciq, "minmax": cls.minmax}
+        """Return a recipe by name: "aciq" or "minmax" at 8/8 bits, "adaround" at 4/8."""
+        makers = {"aciq": cls.aciq, "minmax": cls.minmax, "adaround": cls.adaround}
         if name not in makers:
             raise RecipeError(f"recipe {name!r}: choose one of {', '.join(makers)}, or a Recipe")
         return makers[name]()
@@ -210,7 +249,7 @@ def _recipe(
         skip = (skip,)
     for_activations = {f.name for f in fields(TensorSpec)} - {"bits"}
     spec_options = {key: options.pop(key) for key in for_activations & options.keys()}
-    unknown = options.keys() - {"bias_correction"}
+    unknown = options.keys() - {"bias_correction", "reconstruction"}
     if unknown:
         raise RecipeError(f"unknown options: {', '.join(sorted(unknown))}")
     if activations is None and spec_options:

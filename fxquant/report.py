@@ -12,7 +12,7 @@ from tabulate import tabulate
 from torch import Tensor, fx, nn
 
 from fxquant.errors import PassError
-from fxquant.fakequant import FakeQuantize, QuantizedLayer
+from fxquant.fakequant import FakeQuantize, LearnedRounding, QuantizedLayer
 from fxquant.layers import layer_type
 from fxquant.meta import Record, read_journal, record
 from fxquant.operations import (
@@ -44,6 +44,8 @@ class Row:
     """Least of its inputs' on the calibration data, in dB."""
     output_sqnr: float
     """Of the call's output against the float model's, in dB; NaN unless it was measured."""
+    rounding: LearnedRounding | None
+    """What learning its rounding gave: steps, seconds, and the errors of both roundings."""
     notes: str
     """What was folded or fused into it, what was refused and why."""
 
@@ -62,7 +64,8 @@ class Report:
     def __str__(self) -> str:
         measured = any(not math.isnan(row.output_sqnr) for row in self.rows)
         columns = ["call", "kind", "weights", "scale", "dB", "inputs", "scale", "dB"]
-        columns += ["output dB"] * measured + ["notes"]
+        learned = any(row.rounding is not None for row in self.rows)
+        columns += ["output dB"] * measured + ["adaround", "steps", "s"] * learned + ["notes"]
         cells = [
             [
                 row.name,
@@ -74,6 +77,7 @@ class Report:
                 _number(row.input_scale, "{:.3g}"),
                 _number(row.input_sqnr, "{:.1f}"),
                 *[_number(row.output_sqnr, "{:.1f}")] * measured,
+                *_learned(row.rounding) * learned,
                 row.notes,
             ]
             for row in self.rows
@@ -83,6 +87,13 @@ class Report:
 
 def _number(value: float, form: str) -> str:
     return "" if math.isnan(value) else form.format(value)
+
+
+def _learned(rounding: LearnedRounding | None) -> list[str]:
+    """Return the cells of "adaround", "steps" and "s"."""
+    if rounding is None:
+        return ["", "", ""]
+    return [str(rounding), str(rounding.steps), f"{rounding.seconds:.1f}"]
 
 
 def report(
@@ -137,6 +148,7 @@ def _row(gm: fx.GraphModule, node: fx.Node, measured: dict[str, float]) -> Row:
         input_scale=sum(scales) / len(scales) if scales else math.nan,
         input_sqnr=min((quantizer.sqnr for quantizer in quantizers), default=math.nan),
         output_sqnr=measured.get(str(node.target), math.nan),
+        rounding=weight.rounding if weight is not None else None,
         notes="; ".join(_notes(record(node))),
     )
 

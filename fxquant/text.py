@@ -14,6 +14,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from fxquant.fakequant import FakeQuantize, QuantizedLayer
+from fxquant.keeper import InputKeeper
 from fxquant.meta import read_journal, record
 from fxquant.observers import ChannelMean, Observer
 
@@ -107,9 +108,12 @@ def _module_facts(module: nn.Module) -> str:
         return f"{kind} {module.spec}"
     if isinstance(module, ChannelMean):
         return kind
+    if isinstance(module, InputKeeper):
+        return f"{kind} {module.extra_repr()}"
     if isinstance(module, FakeQuantize):
         scale, zero_point = module.scale.item(), module.zero_point.item()
         return f"{kind} {module.spec} scale={scale:.4g} zero_point={zero_point}"
     if isinstance(module, QuantizedLayer):
-        return f"{kind} {module.weight_spec}"
+        learned = module.rounding is not None and module.rounding.kept
+        return f"{kind} {module.weight_spec}{' adaround' if learned else ''}"
     return kind

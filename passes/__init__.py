@@ -15,7 +15,9 @@
 | `MarkFusedRelu` | records which ReLU belongs to which call |
 | `InsertObservers` | puts an observer on each tensor that will be quantized |
 | `ChooseRanges` | turns each observer into a fake-quantizer |
+| `DropObservers` | removes what calibration put into the graph |
 | `QuantizeWeights` | turns each layer's weight into integers |
+| `ReconstructRounding` | learns the rounding of each weight: AdaRound |
 | `CorrectBias` | takes the error of the mean output out of each layer's bias |
 """
 
@@ -28,20 +30,24 @@ from fxquant.passes.absorb_batchnorm import AbsorbBatchNorm
 from fxquant.passes.choose_ranges import ChooseRanges
 from fxquant.passes.correct_bias import CorrectBias
 from fxquant.passes.drop_identities import DropIdentities
+from fxquant.passes.drop_observers import DropObservers
 from fxquant.passes.fold_batchnorm import FoldBatchNorm
 from fxquant.passes.insert_observers import InsertObservers
 from fxquant.passes.lift_functionals import LiftFunctionals
 from fxquant.passes.mark_fused_relu import MarkFusedRelu
 from fxquant.passes.quantize_weights import QuantizeWeights
+from fxquant.passes.reconstruct_rounding import ReconstructRounding
 
 __all__ = [
     "AbsorbBatchNorm",
     "ChooseRanges",
     "CorrectBias",
     "DropIdentities",
+    "DropObservers",
     "FoldBatchNorm",
     "InsertObservers",
     "LiftFunctionals",
     "MarkFusedRelu",
     "QuantizeWeights",
+    "ReconstructRounding",
 ]

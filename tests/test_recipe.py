@@ -104,7 +104,7 @@ ERRORS: list[tuple[Callable[[], Any], str]] = [
     (lambda: Recipe.minmax(skip=[""]), "Rule(''): give a glob on names or a module type"),
     (
         lambda: Recipe.named("acq"),
-        "recipe 'acq': choose one of aciq, minmax, or a Recipe",
+        "recipe 'acq': choose one of aciq, minmax, adaround, or a Recipe",
     ),
 ]
 
@@ -166,10 +166,12 @@ def test_repr_makes_the_recipe_again() -> None:
     assert repr(recipe) == (
         "Recipe("
         "weights=TensorSpec(bits=4, symmetric=True, per_channel=True, range='minmax', "
-        "percentile=99.99, momentum=0.9, distribution='auto', clip='corrected'), "
+        "percentile=99.99, momentum=0.9, distribution='auto', clip='corrected', "
+        "clip_weight=1.0), "
         "activations=TensorSpec(bits=8, symmetric=False, per_channel=False, range='aciq', "
-        "percentile=99.99, momentum=0.9, distribution='auto', clip='corrected'), "
-        "bias_correction=True, "
+        "percentile=99.99, momentum=0.9, distribution='auto', clip='corrected', "
+        "clip_weight=1.0), "
+        "bias_correction=True, reconstruction=None, "
         "rules=(Rule(match='layer1.*', skip=False, weights=8, activations='inherit'), "
         "Rule(match='fc', skip=True, weights='inherit', activations='inherit')))"
     )

@@ -1,0 +1,241 @@
+"""AdaRound: learn whether each weight is rounded down or up (Nagel et al., 2020; report, II.B).
+
+    minimize over V   ‖f(W x) - f(W̃ x̂)‖² + λ Σ 1 - |2 h(V) - 1|^β            (18), (21)
+    W̃ = s · clamp(⌊W/s⌋ + h(V), n, p)                                        (19)
+    h(V) = clamp(σ(V)(ζ - γ) + γ, 0, 1),  ζ = 1.1, γ = -0.1                  (20)
+
+V starts where h(V) = W/s - ⌊W/s⌋; Adam; no regulariser during the warm start, then β falls
+linearly.
+
+An output channel's error is measured in units of s² E[x̂²], so that λ weighs the same whatever the
+scale of weights and inputs is; the paper's λ does not.
+
+The data's part of the loss is `fxquant.losses`'; tensors are grouped as there: (groups, out, in).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fxquant.losses import Loss
+
+ZETA, GAMMA = 1.1, -0.1
+_STRETCH = ZETA - GAMMA
+_FIXED = -20.0  # a V whose h is 0 and whose gradient is exactly 0
+_NORMAL = 1e-18  # keeps Adam's moments out of the denormals, which cost 100 cycles each
+_BLOCK = 1 << 18  # elements: what a step reads and writes of them stays in the cache
+_BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How V is optimized: see `fxquant.Reconstruction`."""
+
+    steps: int
+    learning_rate: float
+    regularization: float
+    warm_start: float
+    beta: tuple[float, float]
+
+    def betas(self) -> list[int]:
+        """Return β of each step, 0 during the warm start.
+
+        In whole numbers, so that powers are products: `torch.pow` takes five times as long.
+        """
+        warm = self.warm_start * self.steps
+        fall = self.beta[1] - self.beta[0]
+        return [
+            0 if step < warm else round(self.beta[0] + fall * (step - warm) / (self.steps - warm))
+            for step in range(self.steps)
+        ]
+
+    def adam(self) -> Tensor:
+        """Return c and d of each step's update, (steps, 2).
+
+        V -= lr · (m / (1-β₁ᵗ)) / (√(v / (1-β₂ᵗ)) + ε) = m / (c √v + d)
+        """
+        step = torch.arange(1, self.steps + 1, dtype=torch.float64)
+        factor = (_BETA1**step - 1) / self.learning_rate
+        root = (1 - _BETA2**step).sqrt()
+        return torch.stack([factor / root, factor * _EPS], dim=1).to(torch.float32)
+
+
+def initial_v(fraction: Tensor) -> Tensor:
+    """Return V with h(V) = fraction, for fractions in [0, 1)."""
+    return torch.logit((fraction - GAMMA) / _STRETCH)
+
+
+def soft_rounding(v: Tensor) -> Tensor:
+    """Return h(V), Eq. (20)."""
+    return (torch.sigmoid(v) * _STRETCH + GAMMA).clamp(0, 1)
+
+
+def learn_rounding(
+    weight: Tensor,
+    scale: Tensor,
+    low: Tensor,
+    high: Tensor,
+    loss: Loss,
+    schedule: Schedule,
+) -> Tensor:
+    """Return the learned integers minus the zero-point, (groups, out, in) in float32.
+
+    Args:
+        weight: W, float32, (groups, out, in).
+        scale: s, broadcasts against `weight`.
+        low: n, the least integer minus the zero-point; broadcasts against `weight`.
+        high: p, the greatest.
+        loss: the data's part of the loss.
+        schedule: the steps to take.
+
+    A weight that is exactly on the grid stays there, so pruned weights stay zero.
+    """
+    optimizer = RoundingOptimizer(weight, scale, low, high, loss, schedule)
+    optimizer.run()
+    return optimizer.integers()
+
+
+class RoundingOptimizer:
+    """Adam on V. Everything is allocated here; a step allocates nothing and waits for nothing.
+
+    What is done element by element is done block by block, so that it stays in the cache, and in
+    terms of u = 2h - 1 = clamp(w, -1, 1),  w = 2 (σ(V)(ζ - γ) + γ) - 1:
+    λ ∂/∂h (1 - |u|^β) = -2λβ · u |u|^(β-2).
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        scale: Tensor,
+        low: Tensor,
+        high: Tensor,
+        loss: Loss,
+        schedule: Schedule,
+    ) -> None:
+        self._loss, self._schedule = loss, schedule
+        whole = torch.floor(weight / scale)
+        is_free = (whole >= low) & (whole < high)
+        self._floor = torch.clamp(whole, low, high)
+        fraction = (weight / scale - whole).clamp_(0, 1)
+        self.v = torch.where(is_free, initial_v(fraction), _FIXED)
+        power = loss.input_power.to(weight.dtype)[:, None, None]
+        scale = scale.expand_as(weight[..., :1])
+        inputs = weight.shape[2]
+        columns = {
+            "v": self.v,
+            "offset": (self._floor + 0.5) * scale - weight,
+            "half_scale": scale / 2,
+            "gain": torch.where(power > 0, _STRETCH / (scale * power), 0.0),
+            "sigmoid": torch.empty_like(weight),
+            "mean": torch.zeros_like(weight),
+            "square": torch.zeros_like(weight),
+            "difference": loss.difference,
+            "gradient": loss.gradient,
+        }
+        size = max(1, _BLOCK // inputs)
+        scratch = weight.new_empty(4, min(size, weight[..., 0].numel()), inputs)
+        self._blocks = [
+            _Block(dict(zip(columns, parts, strict=True)), scratch, schedule.regularization)
+            for parts in zip(
+                *(torch.split(each.view(-1, each.shape[2]), size) for each in columns.values()),
+                strict=True,
+            )
+        ]
+
+    def run(self) -> None:
+        """Take all steps."""
+        adam = self._schedule.adam().to(self.v.device).unbind()
+        for step, beta in enumerate(self._schedule.betas()):
+            factor, offset = adam[step].unbind()
+            for block in self._blocks:
+                block.write_difference()
+            self._loss.write_gradient(step)
+            for block in self._blocks:
+                block.write_gradient(beta)
+                block.descend(factor, offset)
+
+    def gradient(self, step: int, beta: int) -> Tensor:
+        """Return ∂(18)/∂V, with channels' errors in units of s² E[x̂²]."""
+        for block in self._blocks:
+            block.write_difference()
+        self._loss.write_gradient(step)
+        parts = []
+        for block in self._blocks:
+            block.write_gradient(beta)
+            parts.append(block.step_gradient.clone())
+        return torch.cat(parts).view_as(self.v)
+
+    def integers(self) -> Tensor:
+        """Return ⌊W/s⌋ + [h(V) ≥ ½], clamped."""
+        return self._floor + (soft_rounding(self.v) >= 0.5)
+
+
+class _Block:
+    """Some output channels: what is done with each of their weights.
+
+    Args:
+        columns: for these channels, (channels, in) or (channels, 1): V, W̃ - W where u = 0, s/2, the
+            gradient's unit, σ(V), Adam's moments, and the loss's two tensors.
+        scratch: that all blocks share: (4, channels, in).
+        regularization: λ.
+    """
+
+    def __init__(self, columns: dict[str, Tensor], scratch: Tensor, regularization: float) -> None:
+        self._columns = columns
+        self._factor = -2 * regularization * _STRETCH
+        self._w, self._u, self._power, self.step_gradient = scratch[:, : len(columns["v"])].unbind()
+        self._start = torch.tensor(2 * GAMMA - 1, device=scratch.device)
+
+    def write_difference(self) -> None:
+        """Write W̃ - W for the loss."""
+        own = self._columns
+        torch.sigmoid(own["v"], out=own["sigmoid"])
+        self._write_u()
+        if own["difference"].dtype == self._u.dtype:
+            torch.addcmul(own["offset"], own["half_scale"], self._u, out=own["difference"])
+        else:
+            torch.addcmul(own["offset"], own["half_scale"], self._u, out=self._w)
+            own["difference"].copy_(self._w)
+
+    def _write_u(self) -> None:
+        torch.add(self._start, self._columns["sigmoid"], alpha=2 * _STRETCH, out=self._w)
+        torch.clamp(self._w, -1, 1, out=self._u)
+
+    def write_gradient(self, beta: int) -> None:
+        """Write ∂/∂V of the loss's gradient and, unless β is 0, of the regulariser."""
+        own, gradient = self._columns, self.step_gradient
+        torch.mul(own["gradient"], own["gain"], out=gradient)
+        self._write_u()
+        if beta:
+            self._raise_u(beta - 2)
+            gradient.add_(self._u, alpha=self._factor * beta)
+        torch.ops.aten.hardtanh_backward(gradient, self._w, -1, 1, grad_input=gradient)
+        torch.ops.aten.sigmoid_backward(gradient, own["sigmoid"], grad_input=gradient)
+
+    def _raise_u(self, exponent: int) -> None:
+        """Make u · |u|^exponent of u."""
+        u, power = self._u, self._power
+        if exponent % 2:
+            u.mul_(torch.abs(u, out=power))
+        half = exponent // 2
+        if half:
+            torch.mul(self._w, self._w, out=power).clamp_(max=1)
+        while half:
+            if half % 2:
+                u.mul_(power)
+            half //= 2
+            if half:
+                power.mul_(power)
+
+    def descend(self, factor: Tensor, offset: Tensor) -> None:
+        """Take a step of Adam: V += m / (factor √v + offset), both factors negative."""
+        own, gradient, denominator = self._columns, self.step_gradient, self._power
+        gradient.add_(_NORMAL)
+        own["mean"].lerp_(gradient, 1 - _BETA1)
+        own["square"].mul_(_BETA2).addcmul_(gradient, gradient, value=1 - _BETA2)
+        torch.sqrt(own["square"], out=denominator)
+        denominator.mul_(factor).add_(offset)
+        own["v"].addcdiv_(own["mean"], denominator)

@@ -1,0 +1,78 @@
+"""A module that keeps what a model is called with, for what needs data after calibration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from fxquant.values import map_leaves
+
+Arguments = tuple[Any, ...]
+
+
+class InputKeeper(nn.Module):
+    """Keep what the model is called with, on the CPU.
+
+    A call of it has all inputs of the graph as arguments, and no result. Copies share what was kept
+    so far; it is never written to.
+
+    Args:
+        max_samples: to keep; the batch that exceeds them is cut.
+        unbatched_rank: the number of axes of an input that is one sample, without a batch axis;
+            None if that is not known.
+    """
+
+    _is_impure = True  # no one uses its result, and it must run all the same
+
+    def __init__(self, max_samples: int, unbatched_rank: int | None = None) -> None:
+        super().__init__()
+        self.max_samples = max_samples
+        self.unbatched_rank = unbatched_rank
+        self.batches: list[Arguments] = []
+        self.num_samples = 0
+
+    def forward(self, *inputs: Any) -> None:
+        """Keep copies of `inputs`, cut to what is still missing."""
+        room = self.max_samples - self.num_samples
+        if room > 0 and num_samples(inputs, self.unbatched_rank) > 0:
+            kept = cut(inputs, room, self.unbatched_rank)
+            self.batches.append(map_leaves(kept, _copy))
+            self.num_samples += num_samples(kept, self.unbatched_rank)
+
+    def forget_from(self, number: int) -> None:
+        """Forget the batches from `number` on."""
+        del self.batches[number:]
+        self.num_samples = sum(num_samples(batch, self.unbatched_rank) for batch in self.batches)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> InputKeeper:
+        copied = InputKeeper(self.max_samples, self.unbatched_rank)
+        copied.batches, copied.num_samples = list(self.batches), self.num_samples
+        return copied
+
+    def extra_repr(self) -> str:
+        """Return how many samples are kept."""
+        return f"{self.num_samples} of at most {self.max_samples} samples"
+
+
+def _copy(value: Any) -> Any:
+    return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
+
+
+def num_samples(inputs: Arguments, unbatched_rank: int | None = None) -> int:
+    """Return the length of the first tensor, 1 where there is none or it has no batch axis."""
+    first = next((each for each in inputs if isinstance(each, Tensor)), None)
+    if first is None or first.dim() in (0, unbatched_rank):
+        return 1
+    return len(first)
+
+
+def cut(inputs: Arguments, room: int, unbatched_rank: int | None = None) -> Arguments:
+    """Return the first `room` samples of all tensors that have as many as the first one."""
+    size = num_samples(inputs, unbatched_rank)
+    if size <= room:
+        return inputs
+    return tuple(
+        each[:room] if isinstance(each, Tensor) and each.dim() and len(each) == size else each
+        for each in inputs
+    )

@@ -1,0 +1,224 @@
+"""Learn the rounding of each weight, layer by layer, on real data: AdaRound.
+
+Before:  conv = QuantizedConv2d(x)     # each weight rounded to nearest
+After:   conv = QuantizedConv2d(x)     # each rounded so that the layer's output is closest
+
+The float graph and the quantized one run side by side (`fxquant.streaming`), each node once. At a
+quantized layer the inputs that the quantized graph gives it and the float graph's output behind the
+activation are at hand: rows of them are drawn (`fxquant.pool`), the rounding is learned
+(`fxquant.adaround`), and the streams go on with the new weight. What was learned is kept only if it
+is no worse than rounding to nearest on samples that it did not learn from.
+
+Under `torch.distributed` each rank runs on its own batches, and gradients are summed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import torch
+from torch import fx
+from tqdm import tqdm
+
+from fxquant.adaround import Schedule, learn_rounding
+from fxquant.checkpoint import Checkpoint, digest
+from fxquant.distributed import (
+    copy_from_first_rank,
+    gather_objects,
+    num_ranks,
+    object_from_first_rank,
+    rank,
+    sum_over_ranks,
+)
+from fxquant.errors import CalibrationError, PassError
+from fxquant.fakequant import FakeQuantize, LearnedRounding, QuantizedLayer, sqnr
+from fxquant.layers import Layer
+from fxquant.losses import Loss, Rows, cheaper_loss
+from fxquant.pipeline import Pass
+from fxquant.pool import RowPool
+from fxquant.precision import product_dtype
+from fxquant.reconstruction import Reconstruction
+from fxquant.rounding import Rounding
+from fxquant.side_by_side import SideBySide
+from fxquant.subgraphs import Subgraph, find_subgraphs
+from fxquant.text import text
+from fxquant.values import ValueStore
+
+_logger = logging.getLogger("fxquant")
+
+
+@dataclass(frozen=True, eq=False)
+class ReconstructRounding(Pass):
+    """Learn the rounding of each weight, layer by layer."""
+
+    reference: fx.GraphModule
+    """The float model: the same graph before quantization, without observers."""
+    batches: Sequence[tuple[Any, ...]]
+    """The arguments of each call, on the device that the model is on."""
+    options: Reconstruction = field(default_factory=Reconstruction)
+    checkpoint: str | os.PathLike[str] | None = None
+    """A folder in which finished layers are kept, and looked for."""
+    progress: bool | None = None
+    """Show a bar; None means where there is a terminal."""
+
+    def requires(self, graph_module: fx.GraphModule) -> None:
+        """Raise where there is no data, or the reference is not of the same graph."""
+        if not self.batches:
+            raise CalibrationError("ReconstructRounding: `batches` is empty: give at least one")
+        names = {node.name for node in self.reference.graph.nodes}
+        for subgraph in find_subgraphs(graph_module):
+            for call in subgraph.calls:
+                if not {call.node.name, call.output.name} <= names:
+                    raise PassError(
+                        f"ReconstructRounding: the reference has no node {call.node.name!r} with "
+                        f"{call.output.name!r}: give a copy made before QuantizeWeights"
+                    )
+
+    @torch.no_grad()
+    def run(self, gm: fx.GraphModule) -> bool:
+        """Reconstruct the layers in turn; modified if a single weight changed."""
+        subgraphs = find_subgraphs(gm)
+        checkpoint = None
+        if self.checkpoint is not None:
+            identity = _identity(gm, self.reference, self.options, self.batches)
+            checkpoint = Checkpoint(self.checkpoint, identity, writes=rank() == 0)
+        with ValueStore(self.options.max_bytes) as store, self._bar(subgraphs) as bar:
+            sides = SideBySide(gm, self.reference, self.batches, subgraphs, store)
+            changed = False
+            for number, subgraph in enumerate(subgraphs):
+                bar.set_description(subgraph.name)
+                before = subgraph.layer.weight_integers.clone()
+                saved = _load(checkpoint, number, subgraph)
+                if saved:
+                    sides.skip(subgraph)
+                    _restore(subgraph.layer, saved)
+                else:
+                    self._reconstruct(sides, subgraph, number)
+                    if checkpoint is not None:
+                        checkpoint.save(number, subgraph.name, _state(subgraph.layer))
+                learned = subgraph.layer.rounding
+                assert learned is not None
+                bar.set_postfix_str(f"{subgraph.name} {learned}")
+                bar.update(_cost(subgraph))
+                _logger.info("%s: %s", subgraph.name, learned)
+                changed |= not torch.equal(before, subgraph.layer.weight_integers)
+        return changed
+
+    def _bar(self, subgraphs: list[Subgraph]) -> Any:
+        return tqdm(
+            total=sum(_cost(subgraph) for subgraph in subgraphs),
+            disable=None if self.progress is None else not self.progress,
+            bar_format="{percentage:3.0f}%|{bar:12}| {elapsed}<{remaining} {desc}{postfix}",
+        )
+
+    def _reconstruct(self, sides: SideBySide, subgraph: Subgraph, number: int) -> None:
+        start = time.perf_counter()
+        layer = subgraph.layer
+        reference = cast(Layer, self.reference.get_submodule(subgraph.name))
+        pool = RowPool(subgraph.name, reference, sides.num_samples(subgraph), self.options, number)
+        for inputs, targets in sides.rows(subgraph):
+            pool.add(inputs, targets)
+        rounding = Rounding(layer, reference)
+        learned_from, judged = pool.rows(rounding.weight, reference.bias)
+        nearest = rounding.nearest()
+        learned = learn_rounding(
+            rounding.weight,
+            rounding.scale,
+            rounding.low,
+            rounding.high,
+            self._loss(learned_from, subgraph),
+            self._schedule(),
+        )
+        copy_from_first_rank(learned)
+        errors = [
+            sum_over_ranks(
+                torch.stack(judged.error(rounding.difference(integers), subgraph.activation))
+            )
+            for integers in (nearest, learned)
+        ]
+        signal = errors[0][1].item()
+        result = LearnedRounding(
+            steps=self.options.steps,
+            seconds=time.perf_counter() - start,
+            error_nearest=errors[0][0].item() / max(signal, 1e-300),
+            error_learned=errors[1][0].item() / max(signal, 1e-300),
+        )
+        if result.kept:
+            layer.weight_integers.copy_(rounding.layer_integers(learned))
+        layer.weight_sqnr = sqnr(reference.weight.detach().float(), layer.weight.float())
+        layer.rounding = result
+
+    def _loss(self, rows: Rows, subgraph: Subgraph) -> Loss:
+        options = self.options
+        dtype = (
+            product_dtype(rows.inputs, rows.outputs.shape[2]) if options.bfloat16 else torch.float32
+        )
+        ranks = num_ranks()
+        reduce = sum_over_ranks if ranks > 1 else None
+        return cheaper_loss(
+            rows, subgraph.activation, options.rows, options.steps, dtype, reduce, ranks
+        )
+
+    def _schedule(self) -> Schedule:
+        options = self.options
+        return Schedule(
+            options.steps,
+            options.learning_rate,
+            options.regularization,
+            options.warm_start,
+            options.beta,
+        )
+
+
+def _cost(subgraph: Subgraph) -> int:
+    """Return about how long a layer takes, in weights."""
+    return subgraph.layer.weight_integers.numel() + 100_000
+
+
+def _identity(
+    gm: fx.GraphModule,
+    reference: fx.GraphModule,
+    options: Reconstruction,
+    batches: Sequence[tuple[Any, ...]],
+) -> dict[str, str]:
+    """Return digests of all that the result depends on."""
+    specs = [
+        module.weight_spec if isinstance(module, QuantizedLayer) else module.spec
+        for module in gm.modules()
+        if isinstance(module, (QuantizedLayer, FakeQuantize))
+    ]
+    data = digest([*gm.state_dict().values(), *itertools.chain.from_iterable(batches)])
+    return {
+        "recipe": digest([replace(options, max_bytes=None), *specs]),  # bytes change no result
+        "model": digest([text(reference), *reference.state_dict().values()]),
+        "data": digest(gather_objects(data)),
+        "ranks": str(num_ranks()),
+    }
+
+
+def _load(checkpoint: Checkpoint | None, number: int, subgraph: Subgraph) -> dict[str, Any] | None:
+    """Return what the checkpoint of rank 0 holds of the layer."""
+    if checkpoint is None:
+        return None
+    saved = checkpoint.load(number, subgraph.name) if rank() == 0 else None
+    return cast("dict[str, Any] | None", object_from_first_rank(saved))
+
+
+def _state(layer: Any) -> dict[str, Any]:
+    return {
+        "integers": layer.weight_integers.cpu(),
+        "sqnr": layer.weight_sqnr,
+        "rounding": vars(layer.rounding),
+    }
+
+
+def _restore(layer: Any, saved: dict[str, Any]) -> None:
+    layer.weight_integers.copy_(saved["integers"])
+    layer.weight_sqnr = saved["sqnr"]
+    layer.rounding = LearnedRounding(**saved["rounding"])
