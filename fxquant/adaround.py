@@ -15,6 +15,7 @@ The data's part of the loss is `fxquant.losses`'; tensors are grouped as there: 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -53,14 +54,14 @@ class Schedule:
         ]
 
     def adam(self) -> Tensor:
-        """Return c and d of each step's update, (steps, 2).
+        """Return the factor -c of each step's update, (steps,).
 
-        V -= lr · (m / (1-β₁ᵗ)) / (√(v / (1-β₂ᵗ)) + ε) = m / (c √v + d)
+        V -= lr · (m / (1-β₁ᵗ)) / √(v / (1-β₂ᵗ)) = -c · m / √v; v starts at ε², instead of ε being
+        added to the root, which saves two passes over all weights.
         """
         step = torch.arange(1, self.steps + 1, dtype=torch.float64)
-        factor = (_BETA1**step - 1) / self.learning_rate
         root = (1 - _BETA2**step).sqrt()
-        return torch.stack([factor / root, factor * _EPS], dim=1).to(torch.float32)
+        return (-self.learning_rate * root / (1 - _BETA1**step)).to(torch.float32)
 
 
 def initial_v(fraction: Tensor) -> Tensor:
@@ -131,14 +132,21 @@ class RoundingOptimizer:
             "gain": torch.where(power > 0, _STRETCH / (scale * power), 0.0),
             "sigmoid": torch.empty_like(weight),
             "mean": torch.zeros_like(weight),
-            "square": torch.zeros_like(weight),
+            "square": torch.full_like(weight, _EPS * _EPS),
             "difference": loss.difference,
             "gradient": loss.gradient,
         }
         size = max(1, _BLOCK // inputs)
         scratch = weight.new_empty(4, min(size, weight[..., 0].numel()), inputs)
+        self._adam_factor = weight.new_empty(())
         self._blocks = [
-            _Block(dict(zip(columns, parts, strict=True)), scratch, schedule.regularization)
+            _Block(
+                dict(zip(columns, parts, strict=True)),
+                scratch,
+                self._adam_factor,
+                schedule.regularization,
+                alone=len(self.v) * self.v.shape[1] <= size,
+            )
             for parts in zip(
                 *(torch.split(each.view(-1, each.shape[2]), size) for each in columns.values()),
                 strict=True,
@@ -147,21 +155,28 @@ class RoundingOptimizer:
 
     def run(self) -> None:
         """Take all steps."""
+        take_step = _Replay(self._step).take if self._loss.can_replay else self._step
         adam = self._schedule.adam().to(self.v.device).unbind()
-        for step, beta in enumerate(self._schedule.betas()):
-            factor, offset = adam[step].unbind()
-            for block in self._blocks:
-                block.write_difference()
-            self._loss.write_gradient(step)
-            for block in self._blocks:
-                block.write_gradient(beta)
-                block.descend(factor, offset)
+        for number, beta in enumerate(self._schedule.betas()):
+            self._loss.take_turn(number)
+            self._adam_factor.copy_(adam[number])
+            take_step(beta)
+
+    def _step(self, beta: int) -> None:
+        """Take one step on what the loss has chosen."""
+        for block in self._blocks:
+            block.write_difference()
+        self._loss.write_gradient()
+        for block in self._blocks:
+            block.write_gradient(beta)
+            block.descend()
 
     def gradient(self, step: int, beta: int) -> Tensor:
         """Return ∂(18)/∂V, with channels' errors in units of s² E[x̂²]."""
+        self._loss.take_turn(step)
         for block in self._blocks:
             block.write_difference()
-        self._loss.write_gradient(step)
+        self._loss.write_gradient()
         parts = []
         for block in self._blocks:
             block.write_gradient(beta)
@@ -180,11 +195,22 @@ class _Block:
         columns: for these channels, (channels, in) or (channels, 1): V, W̃ - W where u = 0, s/2, the
             gradient's unit, σ(V), Adam's moments, and the loss's two tensors.
         scratch: that all blocks share: (4, channels, in).
+        adam_factor: of this step of Adam: ().
         regularization: λ.
+        alone: no other block uses the scratch in between.
     """
 
-    def __init__(self, columns: dict[str, Tensor], scratch: Tensor, regularization: float) -> None:
+    def __init__(
+        self,
+        columns: dict[str, Tensor],
+        scratch: Tensor,
+        adam_factor: Tensor,
+        regularization: float,
+        alone: bool,
+    ) -> None:
         self._columns = columns
+        self._adam_factor = adam_factor
+        self._alone = alone and columns["difference"].dtype == torch.float32
         self._factor = -2 * regularization * _STRETCH
         self._w, self._u, self._power, self.step_gradient = scratch[:, : len(columns["v"])].unbind()
         self._start = torch.tensor(2 * GAMMA - 1, device=scratch.device)
@@ -208,7 +234,8 @@ class _Block:
         """Write ∂/∂V of the loss's gradient and, unless β is 0, of the regulariser."""
         own, gradient = self._columns, self.step_gradient
         torch.mul(own["gradient"], own["gain"], out=gradient)
-        self._write_u()
+        if not self._alone:
+            self._write_u()
         if beta:
             self._raise_u(beta - 2)
             gradient.add_(self._u, alpha=self._factor * beta)
@@ -230,12 +257,37 @@ class _Block:
             if half:
                 power.mul_(power)
 
-    def descend(self, factor: Tensor, offset: Tensor) -> None:
-        """Take a step of Adam: V += m / (factor √v + offset), both factors negative."""
-        own, gradient, denominator = self._columns, self.step_gradient, self._power
+    def descend(self) -> None:
+        """Take a step of Adam."""
+        own, gradient, update = self._columns, self.step_gradient, self._power
         gradient.add_(_NORMAL)
         own["mean"].lerp_(gradient, 1 - _BETA1)
         own["square"].mul_(_BETA2).addcmul_(gradient, gradient, value=1 - _BETA2)
-        torch.sqrt(own["square"], out=denominator)
-        denominator.mul_(factor).add_(offset)
-        own["v"].addcdiv_(own["mean"], denominator)
+        torch.rsqrt(own["square"], out=update)
+        update.mul_(self._adam_factor)
+        own["v"].addcmul_(own["mean"], update)
+
+
+class _Replay:
+    """Take a step on a GPU by replaying the graph of its kernels, one graph for each β.
+
+    All that changes from step to step lies in tensors of fixed places.
+    """
+
+    def __init__(self, step: Callable[[int], None]) -> None:
+        self._step = step
+        self._warm: set[int] = set()
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+
+    def take(self, beta: int) -> None:
+        """Take one step."""
+        if beta in self._graphs:
+            self._graphs[beta].replay()
+        elif beta not in self._warm:  # libraries set themselves up in the first step
+            self._warm.add(beta)
+            self._step(beta)
+        else:
+            graph = self._graphs[beta] = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):  # records, and computes nothing
+                self._step(beta)
+            graph.replay()

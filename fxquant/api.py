@@ -33,7 +33,7 @@ from fxquant.inputs import (
 )
 from fxquant.keeper import InputKeeper
 from fxquant.meta import read_journal, write_journal
-from fxquant.observers import Observer
+from fxquant.observers import ChannelMean, Observer
 from fxquant.passes import (
     AbsorbBatchNorm,
     ChooseRanges,
@@ -112,7 +112,8 @@ def calibrate(
     """Run `prepared` over `batches`, check what was seen, and return `prepared`.
 
     The same as `for x in batches: prepared(x)`, with a progress bar and checks. Call it as often as
-    you like: the statistics add up.
+    you like: the statistics add up. Where nothing is observed, with weights only, batches are kept
+    for a reconstruction, if there is one, and the model is not run.
 
     Args:
         prepared: what `prepare` returned.
@@ -276,7 +277,11 @@ def _require_finite(gm: fx.GraphModule, run: Callable[[], Any], number: int) -> 
 
 
 def _forward(where: str, model: fx.GraphModule, batch: Any) -> Any:
-    return model(*arguments_of(model, batch, where))
+    arguments = arguments_of(model, batch, where)
+    if any(isinstance(module, (Observer, ChannelMean)) for module in model.modules()):
+        return model(*arguments)
+    keeper = find_keeper(model)
+    return keeper(*arguments) if keeper is not None else None
 
 
 def _arguments(gm: fx.GraphModule, example_inputs: Any) -> tuple[Any, ...]:

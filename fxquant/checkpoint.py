@@ -95,6 +95,7 @@ class Checkpoint:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
+            _flush_folder(self.directory)
         except (OSError, RuntimeError) as error:  # RuntimeError: how torch.save says "disk full"
             temporary.unlink(missing_ok=True)
             raise StorageError(
@@ -110,8 +111,18 @@ class Checkpoint:
         try:
             temporary.write_bytes(content)
             temporary.replace(path)
+            _flush_folder(self.directory)
         except OSError as error:
             raise StorageError(f"checkpoint {path}: cannot be written: {error}") from error
+
+
+def _flush_folder(folder: Path) -> None:
+    """Put the names of the folder's files on the disk too."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def digest(values: Iterable[Any]) -> str:

@@ -23,7 +23,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fxquant.activations import Activation, Identity
+from fxquant.activations import Activation, Differentiated, Identity
 
 _MIN_ROWS, _ROWS_PER_INPUT = 128, 16  # for a step: a depthwise layer has 9 inputs, 144 rows will do
 
@@ -65,8 +65,13 @@ class Loss(Protocol):
     """E[x̂²] of each group: (groups,)."""
     difference: Tensor
     gradient: Tensor
+    can_replay: bool
+    """Whether a GPU may record `write_gradient` and replay it: nothing leaves the GPU's kernels."""
 
-    def write_gradient(self, step: int) -> None:
+    def take_turn(self, step: int) -> None:
+        """Choose what the next gradient is computed on."""
+
+    def write_gradient(self) -> None:
         """Write ∂/∂W̃ at `difference` into `gradient`."""
 
 
@@ -92,26 +97,36 @@ class SampledRows:
         num_ranks: int = 1,
     ) -> None:
         self.input_power = _input_power(rows, reduce, num_ranks)
-        self._inputs = rows.inputs.to(dtype)
-        self._rows, self._activation = rows, activation
+        self._pool = (rows.inputs.to(dtype), rows.outputs, rows.targets)
+        self._activation = activation
         groups, _, inputs = rows.inputs.shape
         outputs = rows.outputs.shape[2]
         self._turns = max(1, len(rows) // min(num_rows, max(_MIN_ROWS, _ROWS_PER_INPUT * inputs)))
         self._size = len(rows) // self._turns
         self._factor = 2 / (self._size * num_ranks)
         self._reduce = reduce
-        self.difference = self._inputs.new_empty(groups, outputs, inputs)
+        hand_written = not isinstance(activation, Differentiated)
+        self.can_replay = rows.inputs.is_cuda and hand_written and reduce is None
+        self._turn = [each[:, : self._size].clone() for each in self._pool]
+        self.difference = rows.inputs.new_empty(groups, outputs, inputs, dtype=dtype)
         self.gradient = torch.empty_like(self.difference)
-        self._product = self._inputs.new_empty(groups, self._size, outputs)
+        self._product = rows.inputs.new_empty(groups, self._size, outputs, dtype=dtype)
         self._y = rows.outputs.new_empty(groups, self._size, outputs)
         self._error = torch.empty_like(self._y)
 
-    def write_gradient(self, step: int) -> None:
-        """Write the gradient on this step's rows."""
+    def take_turn(self, step: int) -> None:
+        """Choose this step's rows: as views, or copied to one place where a GPU replays steps."""
         start = step % self._turns * self._size
-        inputs = self._inputs.narrow(1, start, self._size)
-        outputs = self._rows.outputs.narrow(1, start, self._size)
-        targets = self._rows.targets.narrow(1, start, self._size)
+        turn = [each.narrow(1, start, self._size) for each in self._pool]
+        if not self.can_replay:
+            self._turn = turn
+            return
+        for place, rows in zip(self._turn, turn, strict=True):
+            place.copy_(rows)
+
+    def write_gradient(self) -> None:
+        """Write the gradient on this turn's rows."""
+        inputs, outputs, targets = self._turn
         torch.bmm(inputs, self.difference.mT, out=self._product)
         torch.add(outputs, self._product, out=self._y)
         self._activation.write_gradient(self._y, targets, self._error)
@@ -128,6 +143,7 @@ class Moments:
     def __init__(self, rows: Rows, reduce: Reduce | None = None, num_ranks: int = 1) -> None:
         self.input_power = _input_power(rows, reduce, num_ranks)
         scale = 2 / (len(rows) * num_ranks)
+        self.can_replay = rows.inputs.is_cuda
         self.difference = rows.inputs.new_empty(
             len(rows.inputs), rows.outputs.shape[2], rows.inputs.shape[2]
         )
@@ -139,7 +155,10 @@ class Moments:
             reduce(self._gram)
             reduce(self._cross)
 
-    def write_gradient(self, step: int) -> None:
+    def take_turn(self, step: int) -> None:
+        """Do nothing: every step works on all rows."""
+
+    def write_gradient(self) -> None:
         """Write the gradient on all rows."""
         torch.baddbmm(self._cross, self.difference, self._gram, out=self.gradient)
 

@@ -87,5 +87,4 @@ def read_instead(gm: fx.GraphModule) -> dict[fx.Node, dict[fx.Node, fx.Node]]:
             base = latest.get(source, source)
             latest.update({each: node for each in (source, base)})
             latest.update({each: node for each, last in latest.items() if last is base})
-            latest.pop(node, None)
     return found

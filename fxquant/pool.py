@@ -33,7 +33,8 @@ class RowPool:
         self._name, self._layer, self._options = name, layer, options
         self._generator = torch.Generator().manual_seed(hash((options.seed, number)) % (1 << 63))
         row_bytes = 4 * layer.weight.numel() / layer.weight.shape[0] * num_groups(layer)
-        num_rows = max(1, min(options.pool_rows, int(_MAX_BYTES / row_bytes)))
+        wanted = min(options.pool_rows, options.steps * options.rows)
+        num_rows = max(1, min(wanted, int(_MAX_BYTES / row_bytes)))
         self._per_sample = math.ceil(num_rows / max(num_samples, 1))
         self._every = round(1 / options.held_out)
         self._samples = 0
@@ -70,7 +71,8 @@ class RowPool:
         targets = torch.cat([drawn for _, drawn in self._drawn], dim=1)
         self._drawn.clear()
         for what, values in (("input", inputs), ("float output", targets)):
-            if not torch.isfinite(values).all():
+            low, high = torch.aminmax(values)  # both are NaN if a value is
+            if not torch.isfinite(high - low):
                 raise CalibrationError(
                     f"{self._name}: NaN or infinity in its {what} on the calibration data: look at "
                     "the calls before it, or leave it in float with a Rule(…, skip=True)"

@@ -24,7 +24,7 @@ class Reconstruction:
     """Calibration samples that are kept and used, on each rank."""
     steps: int = 1000
     """Steps of Adam for each layer."""
-    rows: int = 256
+    rows: int = 128
     """Output positions in a step."""
     pool_rows: int = 32768
     """Output positions that are drawn for a layer; steps take turns with them."""

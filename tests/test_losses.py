@@ -23,7 +23,8 @@ def make_rows(weight: Tensor, activation: Activation, num_rows: int = 96) -> Row
 
 def gradient(loss: Loss, difference: Tensor, step: int = 0) -> Tensor:
     loss.difference.copy_(difference)
-    loss.write_gradient(step)
+    loss.take_turn(step)
+    loss.write_gradient()
     return loss.gradient.float()
 
 
@@ -71,6 +72,18 @@ def test_steps_take_turns_with_the_rows() -> None:
         rtol=1e-4,
         atol=1e-6,
     )
+
+
+def test_turns_may_be_copied_into_one_place_as_a_gpu_needs_it() -> None:
+    weight = torch.randn(1, 4, 20) * 0.3
+    rows = make_rows(weight, Clamp(), 512)
+    loss, in_place = (SampledRows(rows, Clamp(), 128) for _ in range(2))
+    in_place.can_replay = True
+    places = [each.data_ptr() for each in in_place._turn]
+    for step in range(5):
+        expected = gradient(loss, torch.zeros_like(weight), step)
+        assert torch.equal(gradient(in_place, torch.zeros_like(weight), step), expected)
+    assert [each.data_ptr() for each in in_place._turn] == places
 
 
 def test_bfloat16_products_lose_little_because_only_the_difference_is_rounded() -> None:

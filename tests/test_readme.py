@@ -4,6 +4,9 @@ import contextlib
 import io
 import re
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -21,9 +24,18 @@ def test_the_example_prints_what_the_readme_says() -> None:
     assert re.sub(r"\d+\.?\d*", "#", printed.getvalue()) == re.sub(r"\d+\.?\d*", "#", shown)
 
 
+def test_the_adaround_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    with contextlib.redirect_stdout(io.StringIO()):
+        exec(blocks("python")[0] + blocks("python")[1], names)
+    assert "adaround" in names["fxquant"].text(names["quantized"])
+    assert len(list((tmp_path / "run").glob("*.pt"))) == 2
+
+
 def test_the_example_pass_passes_its_test() -> None:
     names: dict[str, object] = {}
-    exec(blocks("python")[1] + blocks("python")[2], names)
+    exec(blocks("python")[2] + blocks("python")[3], names)
     names["test_fuse_silu"]()  # type: ignore[operator]
 
 
