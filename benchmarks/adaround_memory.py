@@ -60,12 +60,12 @@ def main() -> None:
     table = []
     environment = {name: value for name, value in os.environ.items() if name not in SETTINGS}
     environment["MALLOC_MMAP_THRESHOLD_"] = "1048576"  # large tensors go back to the system
-    for cap in (str(int(options.gigabytes * 2**30)), "none"):
-        command = [sys.executable, "-m", "benchmarks.adaround_memory", "--one", cap]
+    for bound in (str(int(options.gigabytes * 2**30)), "none"):
+        command = [sys.executable, "-m", "benchmarks.adaround_memory", "--one", bound]
         command += ["--images", str(options.images)]
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
         found = json.loads(done.stdout)
-        shown = "no cap" if cap == "none" else f"{int(cap) / 2**30:g} GiB"
+        shown = "no cap" if bound == "none" else f"{int(bound) / 2**30:g} GiB"
         table.append([shown, found["peak"] / 2**30, found["seconds"], found["digest"]])
         print(table[-1], flush=True)
     print(tabulate(table, ["max_bytes", "peak, GiB", "seconds", "weights"], floatfmt=".1f"))

@@ -56,18 +56,20 @@ def measure(
     results = [torch.bmm(*each) for each in products]
 
     def multiply() -> None:
-        for (left, right), out in zip(products, results, strict=True):
-            torch.bmm(left, right, out=out)
+        for _ in range(STEPS):
+            for (left, right), out in zip(products, results, strict=True):
+                torch.bmm(left, right, out=out)
 
-    def gradient(step: int) -> None:
-        loss.take_turn(step)
-        loss.write_gradient()
+    def find_gradients() -> None:
+        for step in range(STEPS):
+            loss.take_turn(step)
+            loss.write_gradient()
 
     times = interleaved_medians(
         {
             "step": optimizer.run,
-            "gradient": lambda: [gradient(step) for step in range(STEPS)],
-            "products": lambda: [multiply() for _ in range(STEPS)],
+            "gradient": find_gradients,
+            "products": multiply,
         },
         repeats=5,
     )

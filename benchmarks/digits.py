@@ -28,7 +28,12 @@ import fxquant
 from benchmarks.comparison import compare, predict, table
 
 HERE = Path(__file__).parent
-BITS = ((8, 8), (4, 8), (4, 4))
+BITS = ((8, 8), (4, 8), (4, 4), (3, 8))
+METHODS = {
+    "min-max": fxquant.Recipe.minmax,
+    "ACIQ": fxquant.Recipe.aciq,
+    "AdaRound": fxquant.Recipe.adaround,
+}
 SHOWN_NODES = 12
 
 
@@ -112,7 +117,7 @@ def recipes() -> list[tuple[str, str, fxquant.Recipe]]:
     return [
         (f"{weights}/{activations}", name, make(weight_bits=weights, activation_bits=activations))
         for weights, activations in BITS
-        for name, make in (("min-max", fxquant.Recipe.minmax), ("ACIQ", fxquant.Recipe.aciq))
+        for name, make in METHODS.items()
     ]
 
 
@@ -121,7 +126,8 @@ def draw(reports: dict[str, fxquant.Report], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
     for number, (name, each) in enumerate(reports.items()):
         rows = [row for row in each.rows if row.weights]
-        style, color = ("o--", "o-")["ACIQ" in name], f"C{number // 2}"
+        style = ("o:", "o--", "o-")[number % len(METHODS)]
+        color = f"C{number // len(METHODS)}"
         names, values = [row.name for row in rows], [row.output_sqnr for row in rows]
         axes.plot(names, values, style, color=color, label=name)
     axes.set_ylabel("SQNR of the layer's output, dB")

@@ -167,7 +167,8 @@ def test_beta_is_off_in_the_warm_start_and_falls_to_its_end() -> None:
 
 def test_a_step_is_adams() -> None:
     weight, scale, rows = problem()
-    rows.targets.add_(torch.randn_like(rows.targets))  # else the first gradient is rounding noise
+    # Else W̃ = W at the first step, and the gradient is rounding noise.
+    rows = Rows(rows.inputs, rows.outputs, rows.targets + torch.randn_like(rows.targets))
     loss = cheaper_loss(rows, Identity(), 1000, 1000)
     optimizer = RoundingOptimizer(
         weight, scale, LOW, HIGH, loss, Schedule(3, 0.1, 0.0, 1.0, (8.0, 2.0))
