@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from fxquant.operations import (
     keeps_values,
     module_of,
 )
+from fxquant.passes import DropObservers
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,9 @@ def measure_outputs(
 
     Layers are paired by name; a module called several times counts over all its calls.
     """
+    if isinstance(reference, fx.GraphModule):
+        reference = copy.deepcopy(reference)  # its observers have seen enough
+        DropObservers()(reference)
     names = [name for name, module in model.named_modules() if layer_type(module) is not None]
     power = dict.fromkeys(names, 0.0)
     noise = dict.fromkeys(names, 0.0)

@@ -60,7 +60,7 @@ class ReconstructRounding(Pass):
     reference: fx.GraphModule
     """The float model: the same graph before quantization, without observers."""
     batches: Sequence[tuple[Any, ...]]
-    """The arguments of each call, on the device that the model is on."""
+    """The arguments of each call, on any device."""
     options: Reconstruction = field(default_factory=Reconstruction)
     checkpoint: str | os.PathLike[str] | None = None
     """A folder in which finished layers are kept, and looked for."""
