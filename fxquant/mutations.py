@@ -7,11 +7,12 @@ instead of the changed tensor. Changes through a view of a tensor are not follow
 
 from __future__ import annotations
 
+import copy
 import inspect
 import operator
 from typing import Any
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fxquant.operations import data_input, module_of
 
@@ -62,6 +63,10 @@ def _asks_for_it(node: fx.Node) -> bool:
 
 def run_out_of_place(node: fx.Node, function: Any, args: Any, kwargs: Any) -> Any:
     """Return what the in-place call `function` makes of a copy of its first argument."""
+    if isinstance(function, nn.Module):
+        function = copy.copy(function)
+        function.inplace = False
+        return function(*args, **kwargs)
     if args:
         args = (_copy(args[0]), *args[1:])
     else:

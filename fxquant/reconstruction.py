@@ -35,7 +35,7 @@ class Reconstruction:
     warm_start: float = 0.2
     """The share of the steps, from the first, that goes without the regulariser."""
     beta: tuple[float, float] = (8.0, 2.0)
-    """β of Eq. (21) behind the warm start and at the end; linear in between."""
+    """β of Eq. (21) behind the warm start and at the end; linear in between, in even numbers."""
     held_out: float = 0.125
     """The share of the samples that is not learned from: it judges the result."""
     batch_size: int = 64

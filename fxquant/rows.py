@@ -19,22 +19,23 @@ from fxquant.layers import Layer, is_transposed, num_groups, output_rows
 
 
 def grouped_weight(layer: Layer, weight: Tensor) -> Tensor:
-    """Return `weight`, shaped as the layer's own, as (groups, out/groups, in/groups · taps)."""
+    """Return `weight`, shaped as the layer's own, as (groups, out/groups, taps · in/groups)."""
+    taps = math.prod(layer.weight.shape[2:])
     rows = output_rows(layer, weight)
+    rows = rows.reshape(len(rows), -1, taps).transpose(1, 2)  # (out, taps, in/groups)
     if is_transposed(layer):
-        taps = math.prod(layer.weight.shape[2:])
-        rows = rows.reshape(len(rows), -1, taps).flip(2).flatten(1)
-    return rows.reshape(num_groups(layer), -1, rows.shape[1])
+        rows = rows.flip(1)
+    return rows.reshape(num_groups(layer), -1, rows[0].numel())
 
 
 def ungrouped_weight(layer: Layer, grouped: Tensor) -> Tensor:
     """Return the inverse of `grouped_weight`."""
-    if not is_transposed(layer):
-        return grouped.reshape(layer.weight.shape)
-    inputs, outputs, *kernel = layer.weight.shape
-    groups = num_groups(layer)
-    taps = grouped.reshape(groups, outputs, inputs // groups, math.prod(kernel)).flip(3)
-    return taps.transpose(1, 2).reshape(layer.weight.shape)
+    taps = math.prod(layer.weight.shape[2:])
+    groups, outputs, _ = grouped.shape
+    rows = grouped.reshape(groups, outputs, taps, -1)
+    if is_transposed(layer):  # (groups, in/groups, out/groups, taps)
+        return rows.flip(2).permute(0, 3, 1, 2).reshape(layer.weight.shape)
+    return rows.transpose(2, 3).reshape(layer.weight.shape)
 
 
 def sample_rows(
@@ -50,7 +51,7 @@ def sample_rows(
         generator: on the CPU, so that every device draws the same.
 
     Returns:
-        The inputs under the taps, (groups, rows, in/groups · taps), and the outputs, (groups, rows,
+        The inputs under the taps, (groups, rows, taps · in/groups), and the outputs, (groups, rows,
         out/groups); float32.
     """
     if isinstance(layer, nn.Linear):
@@ -62,15 +63,10 @@ def sample_rows(
     sides = outputs.shape[2:]
     padded = lattice.pad(inputs, sides)
     positions = _draw(len(inputs), math.prod(sides), per_sample, generator).to(inputs.device)
-    taken = outputs.flatten(2).gather(2, positions[:, None].expand(-1, outputs.shape[1], -1))
     starts = _flat_positions(positions, sides, lattice.stride, padded.shape[2:])
     taps = _flat_taps(layer.kernel_size, lattice.dilation, padded.shape[2:], inputs.device)
-    index = (starts[:, :, None] + taps).flatten(1)  # (samples, positions · taps)
-    under = padded.flatten(2).gather(2, index[:, None].expand(-1, padded.shape[1], -1))
-    return (
-        _rows(under.reshape(*under.shape[:2], -1, len(taps)), layer.groups),
-        _rows(taken.unsqueeze(3), layer.groups),
-    )
+    under = _take(padded, (starts[:, :, None] + taps).flatten(1))
+    return _rows(under, len(taps), layer.groups), _rows(_take(outputs, positions), 1, layer.groups)
 
 
 def _sample_linear(
@@ -94,12 +90,20 @@ def _draw(samples: int, positions: int, per_sample: int, generator: torch.Genera
     return torch.rand(samples, positions, generator=generator).topk(per_sample, dim=1).indices
 
 
-def _rows(values: Tensor, groups: int) -> Tensor:
-    """Return (samples, channels, positions, taps) as (groups, rows, channels/groups · taps)."""
-    samples, channels, positions, taps = values.shape
-    grouped = values.reshape(samples, groups, channels // groups, positions, taps)
-    grouped = grouped.permute(1, 0, 3, 2, 4)
-    return grouped.reshape(groups, samples * positions, -1).to(torch.float32)
+def _take(images: Tensor, index: Tensor) -> Tensor:
+    """Return the channels of `images` (N, C, *sides) at flat positions: (N, M) -> (N, M, C).
+
+    Where channels come last in memory, as in a `Stream`, nothing but what is taken is read.
+    """
+    last = images.movedim(1, -1).flatten(1, -2)  # (N, positions, C)
+    return last.gather(1, index[:, :, None].expand(-1, -1, last.shape[2]))
+
+
+def _rows(taken: Tensor, taps: int, groups: int) -> Tensor:
+    """Return (samples, positions · taps, channels) as (groups, rows, taps · channels/groups)."""
+    samples, places, channels = taken.shape
+    grouped = taken.reshape(samples * places // taps, taps, groups, channels // groups)
+    return grouped.permute(2, 0, 1, 3).reshape(groups, len(grouped), -1).to(torch.float32)
 
 
 @dataclass(frozen=True)
