@@ -167,6 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if (bits, method) == ("8/8", "ACIQ"):
             print(f"\nand after, {bits} bits, {method}:\n")
             print(_first_lines(fxquant.text(quantized)))
+        if (bits, method) in (("8/8", "ACIQ"), ("4/8", "AdaRound")):
             print(f"\nWhat each call lost, {bits} bits, {method}:\n")
             print(reports[f"{bits} {method}"])
             assert torch.isfinite(predict(quantized, test_x)).all()

@@ -40,8 +40,9 @@ class Reconstruction:
     """The share of the samples that is not learned from: it judges the result."""
     batch_size: int = 64
     """Samples that run through the graphs at a time."""
-    max_bytes: int | None = None
-    """Of the intermediate values in memory; what exceeds it lies in memory-mapped files."""
+    max_bytes: int | None = 4 << 30
+    """Of the intermediate values in memory; what exceeds it lies in memory-mapped files. None: all
+    in memory. It changes no result."""
     bfloat16: bool = True
     """Multiply large matrices in bfloat16 where the machine has instructions for it."""
     seed: int = 0
