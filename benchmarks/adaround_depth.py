@@ -38,7 +38,7 @@ def collect_by_streaming(
     """Return how many pairs of inputs and targets came by, a network's run each."""
     subgraphs = find_subgraphs(gm)
     with ValueStore() as store:
-        sides = SideBySide(gm, reference, batches, subgraphs, store)
+        sides = SideBySide(gm, reference, batches, batches, subgraphs, store)
         return sum(sum(1 for _ in sides.rows(subgraph)) for subgraph in subgraphs)
 
 

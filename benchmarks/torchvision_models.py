@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torchvision
 from tabulate import tabulate
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from tqdm import tqdm
 
 import fxquant
@@ -93,6 +93,7 @@ def quantize_one(name: str) -> list[object]:
     with torch.inference_mode():
         expected, actual = first_tensor(model(x)), first_tensor(quantized(x))
     assert torch.isfinite(actual).all(), f"{name}: the output is not finite"
+    assert isinstance(quantized, fx.GraphModule)
     norms = sum(bool(is_batchnorm(quantized, node)) for node in quantized.graph.nodes)
     layers = sum(isinstance(module, QuantizedLayer) for module in quantized.modules())
     cells = [f"{prepare_seconds:.1f}", f"{seconds:.1f}", layers, norms]

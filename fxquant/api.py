@@ -3,37 +3,31 @@
 from __future__ import annotations
 
 import copy
-import logging
 import os
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable, Sequence, Sized
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
+from torch import nn
 from tqdm import tqdm
 
-from fxquant.calibration import (
-    check_calibrated,
-    combine_observers,
-    first_nonfinite,
-    forget_nonfinite,
-    nonfinite_tensors,
-)
-from fxquant.capture import trace
-from fxquant.errors import CalibrationError, CaptureError, PassError
-from fxquant.fakequant import FakeQuantize, QuantizedLayer, sqnr
+from fxquant.calibration import check_calibrated, combine_observers, require_finite, was_called
+from fxquant.calls import are_aligned, record_calls, regions_in_order
+from fxquant.errors import CalibrationError, CaptureError
+from fxquant.examples import check_folding, run_examples
 from fxquant.inputs import (
     arguments_of,
     collect_inputs,
     find_keeper,
     keep_inputs,
-    positional,
+    stop_keeping_inputs,
 )
-from fxquant.keeper import InputKeeper
-from fxquant.meta import read_journal, write_journal
+from fxquant.keeper import Arguments
+from fxquant.meta import Untraced, read_untraced, write_journals
 from fxquant.observers import ChannelMean, Observer
+from fxquant.partition import capture
 from fxquant.passes import (
     AbsorbBatchNorm,
     ChooseRanges,
@@ -49,28 +43,40 @@ from fxquant.passes import (
 )
 from fxquant.pipeline import Pipeline
 from fxquant.recipe import Recipe
-from fxquant.selection import select_calls
-
-_logger = logging.getLogger("fxquant")
-_MIN_FOLDING_SQNR = 40.0  # dB; float16 folds to about 60, a wrong fold to less than 20
+from fxquant.reconstruction import Reconstruction
+from fxquant.region import Region, find_regions
+from fxquant.selection import check_rules, select_calls
+from fxquant.states import require_float, require_prepared
+from fxquant.values import ValueStore
 
 Forward = Callable[[nn.Module, Any], Any]
 
 
 def prepare(
-    model: nn.Module, recipe: Recipe | str | None = None, *, example_inputs: Any = None
-) -> fx.GraphModule:
+    model: nn.Module,
+    recipe: Recipe | str | None = None,
+    *,
+    example_inputs: Any = None,
+    leaf_modules: Sequence[type[nn.Module] | str] = (),
+    regions: Iterable[str] | None = None,
+) -> nn.Module:
     """Return a copy of `model`, batch norms folded and observers in place, ready to calibrate.
 
+    Where the model can be traced whole, the copy is a `GraphModule`. Else it is of the model's own
+    type, and its largest traceable submodules are `GraphModule`s (`fxquant.partition`); `report`
+    lists them, and what stayed in float.
+
     Args:
-        model: any traceable module; left as it is. The copy is put in eval mode.
+        model: left as it is. The copy is put in eval mode.
         recipe: a `Recipe`, or "aciq" or "minmax" for one at 8/8 bits, or "adaround" for 4/8. None
             means "aciq".
         example_inputs: optional: one batch (a tensor, a tuple of arguments, or a dict of keywords).
             Tells the ranks of tensors, and checks that folding left the outputs as they were.
+        leaf_modules: types, or globs on names, of submodules to leave whole and in float.
+        regions: names of the submodules to trace, instead of as much as can be.
 
     Raises:
-        CaptureError: the model cannot be traced, or has nothing to quantize.
+        CaptureError: nothing with a layer in it can be traced, or is left to quantize.
         RecipeError: a rule of the recipe matches nothing.
         PassError: the model is prepared or converted already.
 
@@ -79,27 +85,30 @@ def prepare(
     torch.Size([1, 2])
     """
     recipe = _recipe(recipe)
-    _require_float(model)
-    gm = trace(model)
-    expected = None
-    if example_inputs is not None:
-        expected = _run_examples(gm, example_inputs)
-    Pipeline(
+    require_float(model)
+    captured = capture(model, leaf_modules=leaf_modules, regions=regions)
+    prepared = captured.model
+    graphs = find_regions(prepared).values()
+    examples = [] if example_inputs is None else run_examples(prepared, example_inputs)
+    fold = Pipeline(
         DropIdentities(), LiftFunctionals(), FoldBatchNorm(), AbsorbBatchNorm(), MarkFusedRelu()
-    )(gm)
-    if expected is not None:
-        _check_folding(gm, example_inputs, expected)
-    calls = select_calls(gm, recipe)
-    if not any(call.weights for call in calls.values()):
+    )
+    for gm in graphs:
+        fold(gm)
+    check_folding(examples)
+    check_rules(graphs, recipe)
+    calls = [call for gm in graphs for call in select_calls(gm, recipe).values()]
+    if not any(call.weights for call in calls):
         raise CaptureError(
             f"{type(model).__name__} has nothing to quantize: {len(calls)} convolution, linear and "
             "addition calls were found, and no layer among them is left to quantize"
         )
-    InsertObservers(recipe)(gm)
+    for gm in graphs:
+        InsertObservers(recipe)(gm)
     if recipe.reconstruction is not None:
-        keep_inputs(gm, recipe.reconstruction.samples)
-    write_journal(gm, recipe)
-    return gm
+        keep_inputs(prepared, recipe.reconstruction.samples)
+    write_journals(prepared, recipe, captured.untraced)
+    return prepared
 
 
 def calibrate(
@@ -130,10 +139,10 @@ def calibrate(
     >>> prepared.observers.input_1.high
     tensor(3.)
     """
-    gm = _require_prepared(prepared, "calibrate")
+    require_prepared(prepared, "calibrate")
     total = len(batches) if isinstance(batches, Sized) else None
     disable = None if progress is None else not progress
-    number, keeper = -1, find_keeper(gm)
+    number, keeper = -1, find_keeper(prepared)
     with torch.no_grad():
         for number, batch in enumerate(
             tqdm(batches, "calibrating", total, disable=disable, delay=1, unit="batch")
@@ -142,7 +151,7 @@ def calibrate(
             kept = len(keeper.batches) if keeper is not None else 0
             run()
             try:
-                _require_finite(gm, run, number)
+                require_finite(prepared, run, number)
             except CalibrationError:
                 if keeper is not None:
                     keeper.forget_from(kept)
@@ -158,7 +167,7 @@ def convert(
     *,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
-) -> fx.GraphModule:
+) -> nn.Module:
     """Return the fake-quantized model: integer weights, and activations rounded to their grids.
 
     Under an initialized `torch.distributed` group every rank calls this on what it calibrated with
@@ -182,33 +191,85 @@ def convert(
     >>> convert(prepared).get_submodule("0").weight_integers.dtype
     torch.int8
     """
-    gm = _require_prepared(prepared, "convert")
-    recipe = read_journal(gm)
-    assert recipe is not None
+    recipe = require_prepared(prepared, "convert")
     inputs = []
     if recipe.reconstruction is not None:
-        inputs = collect_inputs(gm, recipe.reconstruction, batches)
-    gm = copy.deepcopy(gm)
-    DropObservers((InputKeeper,))(gm)
-    combine_observers(gm)
-    check_calibrated(gm)
-    # Calibration told the ranks that were unknown before.
-    Pipeline(FoldBatchNorm(), AbsorbBatchNorm())(gm)
-    reference = _float_model(gm) if recipe.reconstruction or recipe.bias_correction else None
-    Pipeline(ChooseRanges(), MarkFusedRelu(), QuantizeWeights(recipe))(gm)
+        inputs = collect_inputs(prepared, recipe.reconstruction, batches)
+    model = copy.deepcopy(prepared)
+    stop_keeping_inputs(model)
+    combine_observers(model)
+    check_calibrated(model)
+    uncalled = _leave_uncalled(model)
+    graphs = find_regions(model)
+    for left in uncalled:
+        del graphs[left.path]
+    for gm in graphs.values():
+        # Calibration told the ranks that were unknown before.
+        Pipeline(FoldBatchNorm(), AbsorbBatchNorm())(gm)
+    reference = _float_model(model) if recipe.reconstruction or recipe.bias_correction else None
+    for gm in graphs.values():
+        Pipeline(ChooseRanges(), MarkFusedRelu(), QuantizeWeights(recipe))(gm)
     if reference is not None and recipe.reconstruction is not None:
-        ReconstructRounding(reference, inputs, recipe.reconstruction, checkpoint, progress)(gm)
+        _reconstruct(model, reference, inputs, recipe.reconstruction, checkpoint, progress)
     if reference is not None and recipe.bias_correction:
-        CorrectBias(reference)(gm)
-    write_journal(gm, recipe)
-    return gm
+        floats = find_regions(reference)
+        for path, gm in graphs.items():
+            CorrectBias(floats[path])(gm)
+    write_journals(model, recipe, (*read_untraced(model), *uncalled))
+    return model
 
 
-def _float_model(gm: fx.GraphModule) -> fx.GraphModule:
+def _leave_uncalled(model: nn.Module) -> list[Untraced]:
+    """Leave the regions in float that calibration never ran through; return what to report."""
+    uncalled = []
+    for path, gm in find_regions(model).items():
+        if not was_called(gm):
+            DropObservers()(gm)
+            uncalled.append(Untraced(path, type(gm).__name__, "never called in calibration"))
+    return uncalled
+
+
+def _float_model(model: nn.Module) -> nn.Module:
     """Return a copy of a calibrated model without its observers."""
-    copied = copy.deepcopy(gm)
-    DropObservers()(copied)
+    copied = copy.deepcopy(model)
+    for gm in find_regions(copied).values():
+        DropObservers()(gm)
     return copied
+
+
+def _reconstruct(
+    model: nn.Module,
+    reference: nn.Module,
+    inputs: Sequence[Arguments],
+    options: Reconstruction,
+    checkpoint: str | os.PathLike[str] | None,
+    progress: bool | None,
+) -> None:
+    """Learn the roundings of each graph of `model`, in the order in which it calls them.
+
+    Of a model that is not one graph, both it and its reference run once for each region.
+    """
+    floats = find_regions(reference)
+    for path, gm in regions_in_order(model, inputs).items():
+        reference_gm = floats[path]
+        if not isinstance(gm, Region) or not isinstance(reference_gm, Region):
+            ReconstructRounding(reference_gm, inputs, options, checkpoint, progress)(gm)
+            continue
+        with ValueStore(options.max_bytes) as store:
+            calls = record_calls(model, gm, inputs, store)
+            if len(calls) == 0:
+                continue
+            reference_calls = record_calls(reference, reference_gm, inputs, store)
+            if not are_aligned(calls, reference_calls):
+                reference_calls = calls
+            ReconstructRounding(
+                reference_gm,
+                calls,
+                options,
+                None if checkpoint is None else Path(checkpoint, path),
+                progress,
+                reference_calls,
+            )(gm)
 
 
 def quantize(
@@ -218,9 +279,11 @@ def quantize(
     *,
     forward: Forward | None = None,
     example_inputs: Any = None,
+    leaf_modules: Sequence[type[nn.Module] | str] = (),
+    regions: Iterable[str] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
-) -> fx.GraphModule:
+) -> nn.Module:
     """Return `convert(calibrate(prepare(model), batches))`; see there.
 
     >>> _ = torch.manual_seed(0)
@@ -229,7 +292,9 @@ def quantize(
     >>> type(quantized.get_submodule("0")).__name__
     'QuantizedLinear'
     """
-    prepared = prepare(model, recipe, example_inputs=example_inputs)
+    prepared = prepare(
+        model, recipe, example_inputs=example_inputs, leaf_modules=leaf_modules, regions=regions
+    )
     calibrate(prepared, batches, forward=forward, progress=progress)
     return convert(prepared, checkpoint=checkpoint, progress=progress)
 
@@ -240,74 +305,9 @@ def _recipe(recipe: Recipe | str | None) -> Recipe:
     return Recipe.named("aciq" if recipe is None else recipe)
 
 
-def _require_float(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        raise CaptureError(f"model is a {type(model).__name__}: give a torch.nn.Module")
-    for name, module in model.named_modules():
-        if isinstance(module, (Observer, FakeQuantize, QuantizedLayer)):
-            state = "prepared" if isinstance(module, Observer) else "converted"
-            raise PassError(
-                f"prepare: the model is {state} already: {name!r} is a {type(module).__name__}; "
-                "give the float model"
-            )
-
-
-def _require_prepared(model: nn.Module, caller: str) -> fx.GraphModule:
-    prepared = isinstance(model, fx.GraphModule) and read_journal(model) is not None
-    if isinstance(model, fx.GraphModule) and prepared and not _is_converted(model):
-        return model
-    kind = "a converted model" if prepared else f"a {type(model).__name__}"
-    raise PassError(f"{caller}: got {kind}: give what fxquant.prepare(model) returned")
-
-
-def _is_converted(gm: fx.GraphModule) -> bool:
-    return any(isinstance(module, (FakeQuantize, QuantizedLayer)) for module in gm.modules())
-
-
-def _require_finite(gm: fx.GraphModule, run: Callable[[], Any], number: int) -> None:
-    bad = nonfinite_tensors(gm)
-    if bad:
-        forget_nonfinite(gm)
-        first = first_nonfinite(gm, run) or bad[0]
-        raise CalibrationError(
-            f"batch {number}: NaN or infinity first in the result of {first.name!r}, then in "
-            f"{len(bad)} observed tensors. They left the batch out: calibrate goes on with others, "
-            "or look at the input and at that call"
-        )
-
-
-def _forward(where: str, model: fx.GraphModule, batch: Any) -> Any:
+def _forward(where: str, model: nn.Module, batch: Any) -> Any:
     arguments = arguments_of(model, batch, where)
     if any(isinstance(module, (Observer, ChannelMean)) for module in model.modules()):
         return model(*arguments)
     keeper = find_keeper(model)
     return keeper(*arguments) if keeper is not None else None
-
-
-def _arguments(gm: fx.GraphModule, example_inputs: Any) -> tuple[Any, ...]:
-    """Return example inputs as positional arguments."""
-    if isinstance(example_inputs, dict):
-        return positional(gm, example_inputs, "example_inputs")
-    if isinstance(example_inputs, (tuple, list)):
-        return tuple(example_inputs)
-    return (example_inputs,)
-
-
-def _run_examples(gm: fx.GraphModule, example_inputs: Any) -> Any:
-    """Run the graph on the examples, note every shape, and return the outputs."""
-    with torch.no_grad():
-        return ShapeProp(gm).propagate(*_arguments(gm, example_inputs))
-
-
-def _check_folding(gm: fx.GraphModule, example_inputs: Any, expected: Any) -> None:
-    with torch.no_grad():
-        actual = gm(*_arguments(gm, example_inputs))
-    if not isinstance(actual, Tensor) or not actual.is_floating_point():
-        return
-    agreement = sqnr(expected, actual)
-    _logger.info("folding: outputs agree to %.0f dB on the example inputs", agreement)
-    if agreement < _MIN_FOLDING_SQNR:
-        raise PassError(
-            f"folding changed the outputs on the example inputs: they agree to {agreement:.1f} dB, "
-            f"less than {_MIN_FOLDING_SQNR}: please report the model"
-        )

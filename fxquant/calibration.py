@@ -1,11 +1,13 @@
-"""What the observers of a graph have seen, and whether it can be used."""
+"""What the observers of a model have seen, and whether it can be used."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fxquant.distributed import (
     gather_objects,
@@ -18,6 +20,7 @@ from fxquant.errors import CalibrationError
 from fxquant.keeper import InputKeeper
 from fxquant.observers import ChannelMean, Observer
 from fxquant.operations import data_input, module_of
+from fxquant.region import find_regions, node_name
 
 
 def find_observers(gm: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node, Observer]]:
@@ -29,15 +32,15 @@ def find_observers(gm: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node, Obser
             yield node, watched, module
 
 
-def check_calibrated(gm: fx.GraphModule) -> None:
+def check_calibrated(model: nn.Module) -> None:
     """Raise `CalibrationError` if no observer saw a batch, or one saw NaN or infinity."""
-    observed = list(find_observers(gm))
-    bad = nonfinite_tensors(gm)
+    bad = nonfinite_tensors(model)
     if bad:
         raise CalibrationError(
-            f"calibration: NaN or infinity in {bad[0].name!r} (the first of {len(bad)} observed "
+            f"calibration: NaN or infinity in {bad[0]!r} (the first of {len(bad)} observed "
             "tensors): look at the input or at the calls that make this tensor, and prepare again"
         )
+    observed = [each for gm in find_regions(model).values() for each in find_observers(gm)]
     if observed and all(observer.num_batches == 0 for _, _, observer in observed):
         raise CalibrationError(
             f"none of the {len(observed)} observed tensors has seen a batch: run "
@@ -45,7 +48,13 @@ def check_calibrated(gm: fx.GraphModule) -> None:
         )
 
 
-def combine_observers(gm: fx.GraphModule) -> None:
+def was_called(gm: fx.GraphModule) -> bool:
+    """Say whether calibration ran through `gm`, as far as can be told: it may observe nothing."""
+    observers = [observer for _, _, observer in find_observers(gm)]
+    return not observers or any(observer.num_batches > 0 for observer in observers)
+
+
+def combine_observers(model: nn.Module) -> None:
     """Give every rank of `torch.distributed` what all of them saw.
 
     Minima, maxima and histograms come out as if one process had seen all batches. Moving averages
@@ -53,7 +62,7 @@ def combine_observers(gm: fx.GraphModule) -> None:
     """
     if num_ranks() == 1:
         return
-    for module in gm.modules():
+    for module in model.modules():
         if isinstance(module, Observer):
             least_over_ranks(module.low)
             greatest_over_ranks(module.high)
@@ -70,38 +79,69 @@ def combine_observers(gm: fx.GraphModule) -> None:
             sum_over_ranks(module.mean.mul_(own / module.num_values.clamp(min=1)))
 
 
-def nonfinite_tensors(gm: fx.GraphModule) -> list[fx.Node]:
-    """Return the observed tensors that held NaN or infinity, in execution order."""
-    observed = list(find_observers(gm))
+def nonfinite_tensors(model: nn.Module) -> list[str]:
+    """Return the observed tensors that held NaN or infinity: by name, graph by graph."""
+    observed = [
+        (node_name(gm, watched), observer)
+        for gm in find_regions(model).values()
+        for _, watched, observer in find_observers(gm)
+    ]
     if not observed:
         return []
-    counts = torch.stack([observer.nonfinite for _, _, observer in observed])  # one wait for a GPU
-    return [each[1] for each, count in zip(observed, counts.tolist(), strict=True) if count > 0]
+    counts = torch.stack([observer.nonfinite for _, observer in observed])  # one wait for a GPU
+    return [name for (name, _), count in zip(observed, counts.tolist(), strict=True) if count > 0]
 
 
-def forget_nonfinite(gm: fx.GraphModule) -> None:
-    """Reset the observers' count of batches that held NaN or infinity, which they left out."""
-    for _, _, observer in find_observers(gm):
-        observer.nonfinite.zero_()
+def require_finite(model: nn.Module, run: Callable[[], object], number: int) -> None:
+    """Raise `CalibrationError` if batch `number`, which `run` ran, made NaN or infinity.
+
+    The error names the first call that did: the batch is run again to find it.
+    """
+    bad = nonfinite_tensors(model)
+    if bad:
+        for gm in find_regions(model).values():
+            for _, _, observer in find_observers(gm):
+                observer.nonfinite.zero_()
+        first = first_nonfinite(model, run) or bad[0]
+        raise CalibrationError(
+            f"batch {number}: NaN or infinity first in the result of {first!r}, then in "
+            f"{len(bad)} observed tensors. They left the batch out: calibrate goes on with others, "
+            "or look at the input and at that call"
+        )
 
 
-def first_nonfinite(gm: fx.GraphModule, run: Callable[[], object]) -> fx.Node | None:
-    """Return the first node whose result holds NaN or infinity while `run` calls `gm`."""
-    interpreter = _NonfiniteFinder(gm)
-    gm.forward = interpreter.run
-    try:
+def first_nonfinite(model: nn.Module, run: Callable[[], object]) -> str | None:
+    """Return the first node whose result holds NaN or infinity while `run` calls `model`."""
+    found: list[str] = []
+    with contextlib.ExitStack() as stack:
+        for gm in find_regions(model).values():
+            stack.enter_context(interpreted(gm, _NonfiniteFinder(gm, found)))
         run()
+    return found[0] if found else None
+
+
+@contextlib.contextmanager
+def interpreted(gm: fx.GraphModule, interpreter: fx.Interpreter) -> Iterator[None]:
+    """Let calls of `gm` go through `interpreter`, which may look at each node's result."""
+    gm.forward = lambda *args, **kwargs: interpreter.run(*_positional(gm, args, kwargs))
+    try:
+        yield
     finally:
         del gm.forward
-    return interpreter.found
+
+
+def _positional(gm: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """Return what a call gives to the placeholders, defaults that come last left out."""
+    names = [str(node.target) for node in gm.graph.find_nodes(op="placeholder")]
+    return [*args, *(kwargs[name] for name in names[len(args) :] if name in kwargs)]
 
 
 class _NonfiniteFinder(fx.Interpreter):
-    """Run a graph node by node and remember the first result that is not finite."""
+    """Run a graph node by node and add the nodes whose results are not finite to `found`."""
 
-    def __init__(self, gm: fx.GraphModule) -> None:
+    def __init__(self, gm: fx.GraphModule, found: list[str]) -> None:
         super().__init__(gm)
-        self.found: fx.Node | None = None
+        self._found = found
 
     def run_node(self, n: fx.Node) -> object:
         """Run one node; observers only hand on their input, or they would count it twice."""
@@ -112,6 +152,6 @@ class _NonfiniteFinder(fx.Interpreter):
             return self.env[watched]
         result = super().run_node(n)
         is_float = isinstance(result, Tensor) and result.is_floating_point()
-        if self.found is None and is_float and not torch.isfinite(result).all():
-            self.found = n
+        if is_float and not torch.isfinite(result).all():
+            self._found.append(node_name(self.module, n))
         return result

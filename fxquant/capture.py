@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import linecache
 import logging
+import os
 import traceback
+from collections.abc import Iterator, Set
 from typing import Any, cast
 
 from torch import fx, nn
@@ -21,10 +24,18 @@ from fxquant.observers import ChannelMean, Observer
 _logger = logging.getLogger("fxquant")
 _OWN = (FakeQuantize, QuantizedLayer, Observer, ChannelMean, InputKeeper)
 
-_REMEDIES = (  # the first whose sign is in the error's message
-    ("cannot be iterated", "index the tensor, or make the loop's length a constant"),
-    ("control flow", "decide it once, in __init__, or with torch.where"),
-    ("'len'", "make the length a constant"),
+_REMEDIES = (  # a sign in the error's message, what it means, what helps
+    (
+        "cannot be iterated",
+        "a loop over tensors",
+        "index the tensor, or make the loop's length a constant",
+    ),
+    (
+        "control flow",
+        "a branch on a tensor or its shape",
+        "decide it once, in __init__, or with torch.where",
+    ),
+    ("'len'", "the length of a tensor or a list", "make the length a constant"),
 )
 
 
@@ -52,27 +63,86 @@ def trace(
     >>> [node.name for node in trace(nn.Sequential(nn.Linear(4, 2), nn.ReLU())).graph.nodes]
     ['input_1', '_0', '_1', 'output']
     """
-    _require_module(model)
+    copied = copy_model(model)
+    if isinstance(copied, fx.GraphModule):  # traced already, with leaves of the caller's choice
+        return copied
     if model._forward_hooks or model._forward_pre_hooks:
         _logger.warning("%s: forward hooks of the model itself are left out", type(model).__name__)
+    leaves = {module for module in copied.modules() if isinstance(module, leaf_modules)}
+    graph = trace_graph(copied, leaves, concrete_args)
+    return fx.GraphModule(copied, graph, type(model).__name__)
+
+
+def copy_model(model: nn.Module) -> nn.Module:
+    """Return a copy of `model` in eval mode, its parametrizations computed once and left out.
+
+    Raises:
+        CaptureError: it is no module, not initialized, or cannot be copied.
+    """
+    _require_module(model)
     try:
         copied = copy.deepcopy(model).eval()
     except RuntimeError as error:  # what PyTorch raises for a non-leaf tensor as an attribute
         raise CaptureError(f"{type(model).__name__} cannot be copied: {error}") from error
-    if isinstance(copied, fx.GraphModule):  # traced already, with leaves of the caller's choice
-        return copied
     _compute_parametrizations(copied)
-    tracer = _Tracer(leaf_modules)
+    return copied
+
+
+def trace_graph(
+    model: nn.Module, leaves: Set[nn.Module] = frozenset(), concrete_args: Any = None
+) -> fx.Graph:
+    """Return the graph of `model` itself, whose targets are names in it.
+
+    Args:
+        model: not copied.
+        leaves: modules in it to call as they are.
+        concrete_args: as for `trace`.
+
+    Raises:
+        CaptureError: names the submodule and the line that cannot be traced.
+    """
+    tracer = _Tracer(leaves)
     concrete_args = _defaults(model) if concrete_args is None else concrete_args
     try:
-        graph = tracer.trace(copied, concrete_args)
+        with _left_as_it_is(model):
+            graph = tracer.trace(model, concrete_args)
     except Exception as error:  # tracing runs the caller's code, which may raise anything
-        raise CaptureError(_explain(tracer, copied, error)) from error
+        raise _failure(tracer, model, error) from error
     for name in concrete_args or {}:  # the tracer renames these arguments to mask_1
         for node in graph.find_nodes(op="placeholder"):
             if node.target == f"{name}_1":
                 node.target = name
-    return fx.GraphModule(tracer.root, graph, type(model).__name__)
+    return graph
+
+
+@contextlib.contextmanager
+def _left_as_it_is(model: nn.Module) -> Iterator[None]:
+    """Undo what running the model does to its attributes.
+
+    torchvision's MultiScaleRoIAlign keeps scales that it computed from its first input: in a trace
+    that would be a proxy, which the next call would take for a number.
+    """
+    before = [(vars(module), _contents(vars(module))) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for attributes, contents in before:
+            attributes.clear()
+            for name, (value, inside) in contents.items():
+                if isinstance(value, (dict, set)):
+                    value.clear()
+                    value.update(inside)
+                elif isinstance(value, list):
+                    value[:] = inside
+                attributes[name] = value
+
+
+def _contents(attributes: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return each attribute with a copy of what is in it, where it is a container."""
+    return {
+        name: (value, copy.copy(value) if isinstance(value, (dict, list, set)) else None)
+        for name, value in attributes.items()
+    }
 
 
 def _require_module(model: Any) -> None:
@@ -89,13 +159,13 @@ class _Tracer(fx.Tracer):
     Unpickling a `GraphModule` makes its tracer anew, without arguments.
     """
 
-    def __init__(self, leaf_modules: tuple[type[nn.Module], ...] = ()) -> None:
+    def __init__(self, leaves: Set[nn.Module] = frozenset()) -> None:
         super().__init__()
-        self._leaf_modules = leaf_modules
+        self._leaves = leaves
         self.failed_in: str | None = None
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, (*_OWN, *self._leaf_modules)):
+        if isinstance(m, _OWN) or m in self._leaves:
             return True
         if isinstance(m, FrozenBatchNorm2d) and type(m).forward is FrozenBatchNorm2d.forward:
             return True
@@ -132,8 +202,8 @@ def _compute_parametrizations(model: nn.Module) -> None:
                 module.register_parameter(name, nn.Parameter(value))
 
 
-def _explain(tracer: _Tracer, model: nn.Module, error: Exception) -> str:
-    """Return where tracing failed, on which line, why, and what helps."""
+def _failure(tracer: _Tracer, model: nn.Module, error: Exception) -> CaptureError:
+    """Return the error that says where tracing failed, on which line, why, and what helps."""
     path = tracer.failed_in
     owner = model if path is None else model.get_submodule(path)
     where = "the model's own forward" if path is None else f"submodule {path!r}"
@@ -142,18 +212,21 @@ def _explain(tracer: _Tracer, model: nn.Module, error: Exception) -> str:
         for frame in traceback.extract_tb(error.__traceback__)
         if "/torch/" not in frame.filename and not frame.filename.startswith("<")
     ]
-    line = ""
-    if len(frames) > 1:  # the first is `trace` itself
+    line = at = ""
+    if len(frames) > 1:  # the first is `trace_graph` itself
         frame = frames[-1]
         source = linecache.getline(frame.filename, frame.lineno or 0).strip()
         line = f"\n  {frame.filename}:{frame.lineno}: {source}"
+        at = f" ({os.path.basename(frame.filename)}:{frame.lineno}: {source})"
     reason = str(error) or type(error).__name__
-    remedy = next(
-        (words for sign, words in _REMEDIES if sign in reason),
-        "rewrite the line without Python decisions on tensors",
+    obstacle, remedy = next(
+        ((obstacle, remedy) for sign, obstacle, remedy in _REMEDIES if sign in reason),
+        (reason.splitlines()[0], "rewrite the line without Python decisions on tensors"),
     )
-    return (
+    failure = CaptureError(
         f"{type(model).__name__} cannot be traced: it fails in {where} ({type(owner).__name__})"
         f"{line}\n  {type(error).__name__}: {reason}\n  Remedy: {remedy}; or keep the module "
         f"whole: trace(model, leaf_modules=({type(owner).__name__},)); or quantize a submodule."
     )
+    failure.obstacle = f"{obstacle}{at}"
+    return failure

@@ -15,6 +15,9 @@ class RecipeError(FxquantError, ValueError):
 class CaptureError(FxquantError, RuntimeError):
     """The model cannot be traced into an FX graph."""
 
+    obstacle = ""
+    """What stands in the way, and where, in a few words."""
+
 
 class PassError(FxquantError, RuntimeError):
     """A pass found its input in a state that it cannot start from."""

@@ -57,7 +57,7 @@ def users_by_module(gm: fx.GraphModule) -> dict[nn.Module, list[fx.Node]]:
     return users
 
 
-def free_name(gm: fx.GraphModule, name: str) -> str:
+def free_name(gm: nn.Module, name: str) -> str:
     """Return `name`, with a number behind it if the module has something of that name."""
     candidate, number = name, 0
     while _has(gm, candidate):
@@ -66,7 +66,7 @@ def free_name(gm: fx.GraphModule, name: str) -> str:
     return candidate
 
 
-def _has(gm: fx.GraphModule, path: str) -> bool:
+def _has(gm: nn.Module, path: str) -> bool:
     owner: Any = gm
     for part in path.split("."):
         if not hasattr(owner, part):

@@ -1,4 +1,4 @@
-"""What a graph is called with: from a batch to arguments, and the calls that are kept for later."""
+"""What a model is called with: from a batch to arguments, and the calls that are kept for later."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fxquant.errors import CalibrationError
 from fxquant.graph import free_name
-from fxquant.keeper import Arguments, InputKeeper, cut, num_samples
+from fxquant.keeper import Arguments, InputKeeper, bind_arguments, cut, num_samples
 from fxquant.layers import layer_type
 from fxquant.observers import ChannelMean, Observer
 from fxquant.operations import data_input, module_of
@@ -44,43 +44,84 @@ def positional(gm: fx.GraphModule, keywords: dict[str, Any], where: str) -> Argu
     )
 
 
-def arguments_of(gm: fx.GraphModule, batch: Any, where: str) -> Arguments:
+def arguments_of(model: nn.Module, batch: Any, where: str) -> Arguments:
     """Return the arguments that `batch` of a data set stands for.
 
-    A tensor is the input; of a tuple or list the first item is; a dict holds keywords.
+    A tensor is the input; of a tuple or list the first item is; a dict holds keywords. Models that
+    take a list of images, as detectors do, may be given just that, or tuples that start with it.
 
     Raises:
         CalibrationError: it is anything else.
     """
     if isinstance(batch, dict):
-        return positional(gm, batch, where)
+        return _by_keyword(model, batch, where)
     first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-    if not isinstance(first, Tensor):
+    takes_lists = not isinstance(model, fx.GraphModule)
+    if takes_lists and isinstance(batch, list) and _are_images(batch):
+        first = batch
+    if not (isinstance(first, Tensor) or (takes_lists and isinstance(first, (tuple, list, dict)))):
         raise CalibrationError(
             f"{where}: got a {type(batch).__name__}: give tensors, tuples or lists that start with "
             "one, or dicts of keywords; or pass forward=lambda model, batch: … to calibrate"
         )
-    names = gm.graph.find_nodes(op="placeholder")
-    return positional(gm, {str(names[0].target): first}, where)
+    if isinstance(model, fx.GraphModule):
+        names = model.graph.find_nodes(op="placeholder")
+        return positional(model, {str(names[0].target): first}, where)
+    try:
+        return bind_arguments(model.forward, (first,), {})
+    except TypeError as error:
+        raise CalibrationError(
+            f"{where}: {type(model).__name__} cannot be called with one argument: {error}; give "
+            "dicts of keywords"
+        ) from error
 
 
-def keep_inputs(gm: fx.GraphModule, max_samples: int) -> None:
-    """Let `gm` keep what it is called with."""
-    placeholders = gm.graph.find_nodes(op="placeholder")
-    name = free_name(gm, "kept_inputs")
-    gm.add_submodule(name, InputKeeper(max_samples, _unbatched_rank(gm)))
-    with gm.graph.inserting_after(placeholders[-1]):
-        gm.graph.call_module(name, tuple(placeholders))
-    gm.recompile()
+def _are_images(batch: list[Any]) -> bool:
+    return bool(batch) and all(isinstance(each, Tensor) and each.dim() == 3 for each in batch)
 
 
-def find_keeper(gm: fx.GraphModule) -> InputKeeper | None:
-    """Return the module in which `gm` keeps its inputs, None if it does not."""
-    for node in gm.graph.find_nodes(op="call_module"):
-        module = module_of(gm, node)
-        if isinstance(module, InputKeeper):
-            return module
-    return None
+def _by_keyword(model: nn.Module, batch: dict[str, Any], where: str) -> Arguments:
+    if isinstance(model, fx.GraphModule):
+        return positional(model, batch, where)
+    try:
+        return bind_arguments(model.forward, (), batch)
+    except TypeError as error:
+        raise CalibrationError(f"{where}: {type(model).__name__}.forward: {error}") from error
+
+
+def keep_inputs(model: nn.Module, max_samples: int) -> None:
+    """Let `model` keep what it is called with."""
+    name = free_name(model, "kept_inputs")
+    if not isinstance(model, fx.GraphModule):
+        keeper = InputKeeper(max_samples)
+        model.add_module(name, keeper)
+        model.register_forward_pre_hook(keeper.keep_call, with_kwargs=True)
+        return
+    placeholders = model.graph.find_nodes(op="placeholder")
+    model.add_submodule(name, InputKeeper(max_samples, _unbatched_rank(model)))
+    with model.graph.inserting_after(placeholders[-1]):
+        model.graph.call_module(name, tuple(placeholders))
+    model.recompile()
+
+
+def find_keeper(model: nn.Module) -> InputKeeper | None:
+    """Return the module in which `model` keeps its inputs, None if it does not."""
+    return next((each for each in model.children() if isinstance(each, InputKeeper)), None)
+
+
+def stop_keeping_inputs(model: nn.Module) -> None:
+    """Remove the module in which `model` keeps its inputs, and what is in it."""
+    for name, keeper in list(model.named_children()):
+        if isinstance(keeper, InputKeeper):
+            if isinstance(model, fx.GraphModule):
+                for node in model.graph.find_nodes(op="call_module", target=name):
+                    model.graph.erase_node(node)
+                model.recompile()
+            delattr(model, name)
+            for key, hook in list(model._forward_pre_hooks.items()):
+                if getattr(hook, "__self__", None) is keeper:
+                    del model._forward_pre_hooks[key]
+                    model._forward_pre_hooks_with_kwargs.pop(key, None)
 
 
 def _unbatched_rank(gm: fx.GraphModule) -> int | None:
@@ -158,24 +199,24 @@ def _is_plain(value: Any) -> bool:
 
 
 def collect_inputs(
-    gm: fx.GraphModule, options: Reconstruction, batches: Iterable[Any] | None
+    model: nn.Module, options: Reconstruction, batches: Iterable[Any] | None
 ) -> list[Arguments]:
     """Return what a reconstruction runs on, in batches of its size.
 
     Args:
-        gm: the prepared model.
+        model: the prepared one.
         options: how many samples, and how many at a time.
-        batches: the data; None: what `gm` kept in calibration.
+        batches: the data; None: what `model` kept in calibration.
 
     Raises:
         CalibrationError: there is none.
     """
-    keeper = find_keeper(gm)
+    keeper = find_keeper(model)
     assert keeper is not None, "prepare keeps inputs for every recipe with a reconstruction"
     rank = keeper.unbatched_rank
     kept = keeper.batches
     if batches is not None:
-        given = (arguments_of(gm, batch, f"batch {n}") for n, batch in enumerate(batches))
+        given = (arguments_of(model, batch, f"batch {n}") for n, batch in enumerate(batches))
         kept = take_samples(given, options.samples, rank)
     samples = sum(num_samples(batch, rank) for batch in kept)
     if samples == 0:

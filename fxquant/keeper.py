@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,8 +16,9 @@ Arguments = tuple[Any, ...]
 class InputKeeper(nn.Module):
     """Keep what the model is called with, on the CPU.
 
-    A call of it has all inputs of the graph as arguments, and no result. Copies share what was kept
-    so far; it is never written to.
+    A call of it has all inputs of the model as arguments, and no result: a node in a graph; where
+    the model is not one graph, `keep_call` as a hook. Copies share what was kept so far; it is
+    never written to.
 
     Args:
         max_samples: to keep; the batch that exceeds them is cut.
@@ -40,6 +43,10 @@ class InputKeeper(nn.Module):
             self.batches.append(map_leaves(kept, _copy))
             self.num_samples += num_samples(kept, self.unbatched_rank)
 
+    def keep_call(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep what `model` is about to be called with: a forward pre-hook with keywords."""
+        self(*bind_arguments(model.forward, args, kwargs))
+
     def forget_from(self, number: int) -> None:
         """Forget the batches from `number` on."""
         del self.batches[number:]
@@ -59,20 +66,48 @@ def _copy(value: Any) -> Any:
     return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
 
 
+def bind_arguments(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Arguments:
+    """Return what a call gives to `function`, defaults filled in, as positional arguments.
+
+    Raises:
+        TypeError: it takes no such arguments, or takes some by keyword only.
+    """
+    bound = inspect.signature(function).bind(*args, **kwargs)
+    bound.apply_defaults()
+    by_keyword = {name: value for name, value in bound.kwargs.items() if value is not None}
+    if by_keyword:
+        raise TypeError(f"{', '.join(by_keyword)} can be given by keyword only")
+    return bound.args
+
+
 def num_samples(inputs: Arguments, unbatched_rank: int | None = None) -> int:
-    """Return the length of the first tensor, 1 where there is none or it has no batch axis."""
-    first = next((each for each in inputs if isinstance(each, Tensor)), None)
-    if first is None or first.dim() in (0, unbatched_rank):
+    """Return the length of the first tensor or list of tensors.
+
+    1 where there is none, or the tensor has no batch axis.
+    """
+    first = next((each for each in inputs if isinstance(each, Tensor) or _is_list(each)), None)
+    if first is None or (isinstance(first, Tensor) and first.dim() in (0, unbatched_rank)):
         return 1
     return len(first)
 
 
 def cut(inputs: Arguments, room: int, unbatched_rank: int | None = None) -> Arguments:
-    """Return the first `room` samples of all tensors that have as many as the first one."""
+    """Return the first `room` samples of all that has as many as the first tensor or list."""
     size = num_samples(inputs, unbatched_rank)
     if size <= room:
         return inputs
     return tuple(
-        each[:room] if isinstance(each, Tensor) and each.dim() and len(each) == size else each
-        for each in inputs
+        each[:room] if _has_samples(each) and len(each) == size else each for each in inputs
     )
+
+
+def _is_list(value: Any) -> bool:
+    """Say whether `value` is a list of samples: of images that differ in size."""
+    is_list = isinstance(value, (list, tuple)) and len(value) > 0
+    return is_list and all(isinstance(each, Tensor) for each in value)
+
+
+def _has_samples(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) or (isinstance(value, Tensor) and value.dim() > 0)

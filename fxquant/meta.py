@@ -14,6 +14,7 @@ from typing import Any
 from torch import fx, nn
 
 from fxquant.recipe import Recipe
+from fxquant.region import find_regions
 
 _KEY = "fxquant"
 _logger = logging.getLogger("fxquant")
@@ -58,32 +59,71 @@ def refuse(node: fx.Node, reason: str) -> None:
         _logger.warning("%s: %s", node.name, reason)
 
 
+@dataclass(frozen=True)
+class Untraced:
+    """A submodule that stayed in Python, or in float, and why."""
+
+    path: str
+    """Its name in the model, "" for the model itself."""
+    kind: str
+    reason: str
+
+
 class Journal(nn.Module):
     """The submodule that carries the recipe, the node names and the records through pickling.
 
     Unpickling traces the code anew and names nodes anew; the order is kept.
     """
 
-    def __init__(self, recipe: Recipe, lines: list[tuple[str, str, Record]]) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        lines: list[tuple[str, str, Record]],
+        untraced: tuple[Untraced, ...] = (),
+    ) -> None:
         super().__init__()
         self.recipe = recipe
         self.lines = lines
+        self.untraced = untraced
 
 
-def write_journal(graph_module: fx.GraphModule, recipe: Recipe) -> None:
-    """Keep the recipe, the names and all records in `graph_module` itself."""
-    lines = [(_identity(node), node.name, record(node)) for node in graph_module.graph.nodes]
-    graph_module.add_submodule(_KEY, Journal(recipe, lines))
+def write_journals(
+    model: nn.Module, recipe: Recipe, untraced: tuple[Untraced, ...] | None = None
+) -> None:
+    """Keep the recipe, the names and all records in `model` itself, graph by graph.
+
+    `untraced` of None keeps what was written before.
+    """
+    graphs = find_regions(model).values()
+    for gm in graphs:
+        lines = [(_identity(node), node.name, record(node)) for node in gm.graph.nodes]
+        gm.add_submodule(_KEY, Journal(recipe, lines))
+    if model not in graphs:
+        known = read_untraced(model) if untraced is None else untraced
+        setattr(model, _KEY, Journal(recipe, [], known))
 
 
-def read_journal(graph_module: fx.GraphModule) -> Recipe | None:
-    """Put back what pickling dropped; return the recipe, None without a journal."""
+def read_recipe(model: nn.Module) -> Recipe | None:
+    """Put back what pickling dropped, in all graphs; return the recipe, None without a journal."""
+    for gm in find_regions(model).values():
+        _put_back(gm)
+    journal = getattr(model, _KEY, None)
+    return journal.recipe if isinstance(journal, Journal) else None
+
+
+def read_untraced(model: nn.Module) -> tuple[Untraced, ...]:
+    """Return what of `model` stayed in Python."""
+    journal = getattr(model, _KEY, None)
+    return journal.untraced if isinstance(journal, Journal) else ()
+
+
+def _put_back(graph_module: fx.GraphModule) -> None:
     journal = getattr(graph_module, _KEY, None)
     if not isinstance(journal, Journal):
-        return None
+        return
     nodes = list(graph_module.graph.nodes)
     if [_identity(node) for node in nodes] != [identity for identity, _, _ in journal.lines]:
-        return journal.recipe  # other passes have changed the graph since
+        return  # other passes have changed the graph since
     for node, (_, _, known) in zip(nodes, journal.lines, strict=True):
         node.meta.setdefault(_KEY, known)
     names = [name for _, name, _ in journal.lines]
@@ -92,7 +132,6 @@ def read_journal(graph_module: fx.GraphModule) -> Recipe | None:
             node.name = name
             graph_module.graph._graph_namespace.create_name(name, None)  # no new node gets it
         graph_module.recompile()
-    return journal.recipe
 
 
 def _identity(node: fx.Node) -> str:

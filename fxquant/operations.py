@@ -96,11 +96,6 @@ def module_of(gm: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     return gm.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
-def call_name(gm: fx.GraphModule, node: fx.Node) -> str:
-    """Return the name by which a user knows the call: the module's, else the node's."""
-    return str(node.target) if node.op == "call_module" else node.name
-
-
 def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
     """Return an argument of the call however it was passed."""
     if len(node.args) > position:

@@ -14,8 +14,9 @@ from torch import Tensor, fx, nn
 
 from fxquant.errors import PassError
 from fxquant.fakequant import FakeQuantize, LearnedRounding, QuantizedLayer
+from fxquant.inputs import arguments_of, stop_keeping_inputs
 from fxquant.layers import layer_type
-from fxquant.meta import Record, read_journal, record
+from fxquant.meta import Record, Untraced, read_recipe, read_untraced, record
 from fxquant.operations import (
     concat_inputs,
     data_input,
@@ -25,6 +26,8 @@ from fxquant.operations import (
     module_of,
 )
 from fxquant.passes import DropObservers
+from fxquant.region import Region, find_regions, path_of
+from fxquant.selection import call_name
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,27 @@ class Row:
 
 
 @dataclass(frozen=True)
+class RegionRow:
+    """One graph of a model that is not one graph."""
+
+    path: str
+    kind: str
+    num_nodes: int
+    num_layers: int
+    """Calls of convolution and linear layers."""
+    num_quantized: int
+    """Those whose weight is quantized."""
+
+
+@dataclass(frozen=True)
 class Report:
     """One row per quantized call, and per call that stayed in float for a reason."""
 
     rows: tuple[Row, ...]
+    regions: tuple[RegionRow, ...] = ()
+    """The graphs of a model that is not one graph, in the order of its submodules."""
+    untraced: tuple[Untraced, ...] = ()
+    """What of such a model stayed in Python, and so in float, and why."""
 
     @property
     def num_quantized(self) -> int:
@@ -84,7 +104,30 @@ class Report:
             ]
             for row in self.rows
         ]
-        return tabulate(cells, columns, disable_numparse=True)
+        tables = [tabulate(cells, columns, disable_numparse=True)]
+        if self.regions:
+            graphs = [list(vars(region).values()) for region in self.regions]
+            tables.append(tabulate(graphs, ["region", "kind", "nodes", "layers", "quantized"]))
+        if self.untraced:
+            left = [[each.path or "(the model)", each.kind, each.reason] for each in self.untraced]
+            tables.append(tabulate(left, ["in Python, in float", "kind", "because of"]))
+        return "\n\n".join(tables)
+
+
+def _region_row(gm: Region) -> RegionRow:
+    modules = [module_of(gm, node) for node in gm.graph.nodes]
+    return RegionRow(
+        gm.path,
+        gm.original_type.__name__,
+        len(modules),
+        sum(layer_type(module) is not None for module in modules),
+        sum(isinstance(module, QuantizedLayer) for module in modules),
+    )
+
+
+def _qualified(gm: fx.GraphModule, node: fx.Node) -> str:
+    """Return the name of the module that `node` calls, in the whole model."""
+    return ".".join(part for part in (path_of(gm), str(node.target)) if part)
 
 
 def _number(value: float, form: str) -> str:
@@ -110,7 +153,7 @@ def report(
         model: a prepared or a converted model.
         reference: the prepared model that `model` was converted from. With `batches`, both are run
             and each call's output is compared: what everything up to there has lost.
-        batches: inputs for that: tensors, or tuples that start with one.
+        batches: inputs for that, as in `calibrate`.
 
     >>> from fxquant.api import quantize
     >>> _ = torch.manual_seed(0)
@@ -118,14 +161,21 @@ def report(
     >>> [(row.name, row.kind, row.weights, row.notes) for row in report(quantized).rows]
     [('0', 'Linear', '8 bits minmax', 'fused _1')]
     """
-    if not isinstance(model, fx.GraphModule):
+    graphs = find_regions(model)
+    if not graphs:
         raise PassError(f"report: got a {type(model).__name__}: give what prepare or convert made")
-    read_journal(model)
+    read_recipe(model)
     measured: dict[str, float] = {}
     if reference is not None and batches is not None:
         measured = measure_outputs(reference, model, batches)
-    rows = [_row(model, node, measured) for node in model.graph.nodes if _is_listed(model, node)]
-    return Report(tuple(rows))
+    rows = [
+        _row(gm, node, measured)
+        for gm in graphs.values()
+        for node in gm.graph.nodes
+        if _is_listed(gm, node)
+    ]
+    regions = [_region_row(gm) for gm in graphs.values() if isinstance(gm, Region)]
+    return Report(tuple(rows), tuple(regions), read_untraced(model))
 
 
 def _is_listed(gm: fx.GraphModule, node: fx.Node) -> bool:
@@ -141,7 +191,7 @@ def _row(gm: fx.GraphModule, node: fx.Node, measured: dict[str, float]) -> Row:
     specs = list(dict.fromkeys(str(quantizer.spec) for quantizer in quantizers))
     scales = [quantizer.scale.item() for quantizer in quantizers]
     return Row(
-        name=str(node.target) if module is not None else node.name,
+        name=call_name(gm, node),
         kind=_kind(node, module),
         weights=str(weight.weight_spec) if weight is not None else "",
         weight_scale=weight.weight_scale.mean().item() if weight is not None else math.nan,
@@ -149,7 +199,7 @@ def _row(gm: fx.GraphModule, node: fx.Node, measured: dict[str, float]) -> Row:
         inputs=", ".join(specs),
         input_scale=sum(scales) / len(scales) if scales else math.nan,
         input_sqnr=min((quantizer.sqnr for quantizer in quantizers), default=math.nan),
-        output_sqnr=measured.get(str(node.target), math.nan),
+        output_sqnr=measured.get(_qualified(gm, node), math.nan),
         rounding=weight.rounding if weight is not None else None,
         notes="; ".join(_notes(record(node))),
     )
@@ -194,9 +244,10 @@ def measure_outputs(
 
     Layers are paired by name; a module called several times counts over all its calls.
     """
-    if isinstance(reference, fx.GraphModule):
-        reference = copy.deepcopy(reference)  # its observers have seen enough
-        DropObservers()(reference)
+    reference = copy.deepcopy(reference)  # its observers have seen enough
+    stop_keeping_inputs(reference)
+    for gm in find_regions(reference).values():
+        DropObservers()(gm)
     names = [name for name, module in model.named_modules() if layer_type(module) is not None]
     power = dict.fromkeys(names, 0.0)
     noise = dict.fromkeys(names, 0.0)
@@ -219,10 +270,9 @@ def measure_outputs(
     handles += [model.get_submodule(name).register_forward_hook(compare(name)) for name in names]
     try:
         with torch.no_grad():
-            for batch in batches:
-                inputs = batch if isinstance(batch, Tensor) else batch[0]
-                reference(inputs)
-                model(inputs)
+            for number, batch in enumerate(batches):
+                reference(*arguments_of(reference, batch, f"batch {number}"))
+                model(*arguments_of(model, batch, f"batch {number}"))
     finally:
         for handle in handles:
             handle.remove()

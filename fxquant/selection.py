@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 
 from torch import fx, nn
 
@@ -12,32 +13,50 @@ from fxquant.layers import layer_type
 from fxquant.meta import annotate, record, refuse
 from fxquant.operations import is_add, is_layer, module_of
 from fxquant.recipe import CallSpec, Recipe
+from fxquant.region import Region, path_of
 
 
 def call_name(gm: fx.GraphModule, node: fx.Node) -> str:
-    """Return the name by which the caller knows the call: the module's, else the node's."""
+    """Return the name by which the caller knows the call: the module's, else the node's.
+
+    In a region (`fxquant.region`) it starts with the region's own name.
+    """
+    name = node.name
     if node.op == "call_module":
-        return record(node).origin or str(node.target)
-    return node.name
+        origin = record(node).origin
+        name = str(node.target) if origin is None else origin
+    return ".".join(part for part in (path_of(gm), name) if part)
 
 
 def select_calls(gm: fx.GraphModule, recipe: Recipe) -> dict[fx.Node, CallSpec]:
     """Return what `recipe` asks of each layer call and each addition, in execution order.
 
     Raises:
-        RecipeError: a rule matches none of them.
+        RecipeError: a rule matches none of them; for a region see `check_rules`.
     """
-    nodes = [node for node in gm.graph.nodes if is_layer(gm, node) or is_add(gm, node)]
-    names = {node: call_name(gm, node) for node in nodes}
+    if not isinstance(gm, Region):
+        check_rules([gm], recipe)
+    return {
+        node: _possible(gm, node, recipe.for_call(call_name(gm, node), module_of(gm, node)))
+        for node in _selectable(gm)
+    }
+
+
+def check_rules(graphs: Iterable[fx.GraphModule], recipe: Recipe) -> None:
+    """Raise `RecipeError` if one of the rules matches no call in any of the graphs."""
+    calls = [
+        (call_name(gm, node), module_of(gm, node)) for gm in graphs for node in _selectable(gm)
+    ]
     for number, rule in enumerate(recipe.rules):
-        if not any(rule.matches(names[node], module_of(gm, node)) for node in nodes):
+        if not any(rule.matches(name, module) for name, module in calls):
+            names = [name for name, _ in calls]
             raise RecipeError(
                 f"rule {_shown(rule.match)} (#{number}) matches no call; {_near(rule.match, names)}"
             )
-    return {
-        node: _possible(gm, node, recipe.for_call(names[node], module_of(gm, node)))
-        for node in nodes
-    }
+
+
+def _selectable(gm: fx.GraphModule) -> list[fx.Node]:
+    return [node for node in gm.graph.nodes if is_layer(gm, node) or is_add(gm, node)]
 
 
 def record_calls_with_weights_inside(gm: fx.GraphModule) -> None:
@@ -89,9 +108,9 @@ def _shown(match: object) -> str:
     return match.__name__ if isinstance(match, type) else repr(match)
 
 
-def _near(match: object, names: dict[fx.Node, str]) -> str:
-    near = difflib.get_close_matches(str(match), list(dict.fromkeys(names.values())), n=3)
+def _near(match: object, names: list[str]) -> str:
+    near = difflib.get_close_matches(str(match), list(dict.fromkeys(names)), n=3)
     if near:
         return f"did you mean {', '.join(near)}?"
-    starts = list(dict.fromkeys(name.split(".")[0] for name in names.values()))
+    starts = list(dict.fromkeys(name.split(".")[0] for name in names))
     return f"names start with: {', '.join(starts[:12])}"

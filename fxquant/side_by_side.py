@@ -14,12 +14,13 @@ from fxquant.values import ValueStore
 
 
 class SideBySide:
-    """Both graphs on the same batches, each node of each run once for each batch.
+    """Both graphs on the same data, each node of each run once for each batch.
 
     Args:
         gm: the quantized graph.
         reference: the float one; its nodes have the same names.
-        batches: the arguments of each call.
+        batches: the arguments of each call of `gm`.
+        reference_batches: those of `reference`.
         subgraphs: in the order in which `rows` or `skip` will be called for them.
         store: for the values of both.
     """
@@ -29,13 +30,14 @@ class SideBySide:
         gm: fx.GraphModule,
         reference: fx.GraphModule,
         batches: Sequence[tuple[Any, ...]],
+        reference_batches: Sequence[tuple[Any, ...]],
         subgraphs: Sequence[Subgraph],
         store: ValueStore,
     ) -> None:
         self._nodes = {node.name: node for node in reference.graph.nodes}
         self._num_samples = sum(num_samples(batch) for batch in batches)
         self._quantized = Stream(gm, batches, store)
-        self._float = Stream(reference, batches, store)
+        self._float = Stream(reference, reference_batches, store)
         for subgraph in subgraphs:
             self._quantized.demand(self._inputs(subgraph))
             self._float.demand(self._float_nodes(subgraph))

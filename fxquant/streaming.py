@@ -19,10 +19,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fxquant.mutations import is_inplace, read_instead, run_out_of_place
-from fxquant.values import ValueStore
+from fxquant.values import ValueStore, map_leaves
 
 _READ_ANEW = ("placeholder", "get_attr")
 
@@ -44,7 +44,7 @@ class Stream:
     ) -> None:
         self._gm, self._batches, self._store = gm, batches, store
         self._placeholders = list(gm.graph.find_nodes(op="placeholder"))
-        self._device = _device_of(gm)
+        self._device = device_of(gm)
         self._instead = read_instead(gm)
         self._pending: set[fx.Node] = set()
         self._uses: Counter[fx.Node] = Counter()
@@ -165,12 +165,17 @@ class Stream:
 
         So convolutions on the CPU take two thirds of the time, and rows of channels lie together.
         """
-        if not isinstance(value, Tensor):
-            return value
-        value = value.to(self._device)
-        return value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value
+
+        def move(each: Any) -> Any:
+            if not isinstance(each, Tensor):
+                return each
+            each = each.to(self._device)
+            return each.contiguous(memory_format=torch.channels_last) if each.dim() == 4 else each
+
+        return map_leaves(value, move)
 
 
-def _device_of(gm: fx.GraphModule) -> torch.device:
-    tensors = itertools.chain(gm.parameters(), gm.buffers())
+def device_of(model: nn.Module) -> torch.device:
+    """Return where the model's first parameter or buffer is, the CPU if it has none."""
+    tensors = itertools.chain(model.parameters(), model.buffers())
     return next((tensor.device for tensor in tensors), torch.device("cpu"))

@@ -15,15 +15,16 @@ from torch.nn import functional as F
 
 from fxquant.fakequant import FakeQuantize, QuantizedLayer
 from fxquant.keeper import InputKeeper
-from fxquant.meta import read_journal, record
+from fxquant.meta import read_recipe, record
 from fxquant.observers import ChannelMean, Observer
+from fxquant.region import find_regions
 
 _NAMESPACES: tuple[tuple[Any, str], ...] = ((operator, "operator"), (torch, "torch"), (F, "F"))
 _COMMENT_COLUMN = 56
 
 
 def text(model: nn.Module) -> str:
-    """Return the graph of `model` as text.
+    """Return the graph of `model` as text; of a model with regions, theirs, by name.
 
     >>> from fxquant.capture import trace
     >>> print(text(trace(nn.Sequential(nn.Linear(4, 2), nn.ReLU()))))
@@ -32,10 +33,16 @@ def text(model: nn.Module) -> str:
     _1 = self.1(_0)                                         # ReLU
     return _1
     """
-    if not isinstance(model, fx.GraphModule):
+    graphs = find_regions(model)
+    if not graphs:
         raise TypeError(f"text: got a {type(model).__name__}, not a GraphModule: trace it first")
-    read_journal(model)
-    return "\n".join(_line(model, node) for node in model.graph.nodes)
+    read_recipe(model)
+    if isinstance(model, fx.GraphModule):
+        return "\n".join(_line(model, node) for node in model.graph.nodes)
+    return "\n\n".join(
+        "\n".join([f"{path}:", *(_line(gm, node) for node in gm.graph.nodes)])
+        for path, gm in graphs.items()
+    )
 
 
 def _line(gm: fx.GraphModule, node: fx.Node) -> str:

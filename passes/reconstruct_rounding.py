@@ -18,7 +18,7 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -44,6 +44,7 @@ from fxquant.pipeline import Pass
 from fxquant.pool import RowPool
 from fxquant.precision import product_dtype
 from fxquant.reconstruction import Reconstruction
+from fxquant.region import path_of
 from fxquant.rounding import Rounding
 from fxquant.side_by_side import SideBySide
 from fxquant.subgraphs import Subgraph, find_subgraphs
@@ -66,10 +67,13 @@ class ReconstructRounding(Pass):
     """A folder in which finished layers are kept, and looked for."""
     progress: bool | None = None
     """Show a bar; None means where there is a terminal."""
+    reference_batches: Sequence[tuple[Any, ...]] | None = None
+    """What the reference is called with, where something in front of the graph is quantized, so
+    that `batches` differ; None: the same."""
 
     def requires(self, graph_module: fx.GraphModule) -> None:
         """Raise where there is no data, or the reference is not of the same graph."""
-        if not self.batches:
+        if len(self.batches) == 0:
             raise CalibrationError("ReconstructRounding: `batches` is empty: give at least one")
         names = {node.name for node in self.reference.graph.nodes}
         for subgraph in find_subgraphs(graph_module):
@@ -86,13 +90,19 @@ class ReconstructRounding(Pass):
         subgraphs = find_subgraphs(gm)
         checkpoint = None
         if self.checkpoint is not None:
-            identity = _identity(gm, self.reference, self.options, self.batches)
+            data = [self.batches]
+            if self.reference_batches is not None:
+                data.append(self.reference_batches)
+            identity = _identity(gm, self.reference, self.options, data)
             checkpoint = Checkpoint(self.checkpoint, identity, writes=rank() == 0)
         with ValueStore(self.options.max_bytes) as store, self._bar(subgraphs) as bar:
-            sides = SideBySide(gm, self.reference, self.batches, subgraphs, store)
+            sides = SideBySide(
+                gm, self.reference, self.batches, self._reference_batches(), subgraphs, store
+            )
             changed = False
             for number, subgraph in enumerate(subgraphs):
-                bar.set_description(subgraph.name)
+                name = ".".join(part for part in (path_of(gm), subgraph.name) if part)
+                bar.set_description(name)
                 before = subgraph.layer.weight_integers.clone()
                 saved = _load(checkpoint, number, subgraph)
                 if saved:
@@ -104,11 +114,14 @@ class ReconstructRounding(Pass):
                         checkpoint.save(number, subgraph.name, _state(subgraph.layer))
                 learned = subgraph.layer.rounding
                 assert learned is not None
-                bar.set_postfix_str(f"{subgraph.name} {learned}")
+                bar.set_postfix_str(f"{name} {learned}")
                 bar.update(_cost(subgraph))
-                _logger.info("%s: %s", subgraph.name, learned)
+                _logger.info("%s: %s", name, learned)
                 changed |= not torch.equal(before, subgraph.layer.weight_integers)
         return changed
+
+    def _reference_batches(self) -> Sequence[tuple[Any, ...]]:
+        return self.batches if self.reference_batches is None else self.reference_batches
 
     def _bar(self, subgraphs: list[Subgraph]) -> Any:
         return tqdm(
@@ -185,7 +198,7 @@ def _identity(
     gm: fx.GraphModule,
     reference: fx.GraphModule,
     options: Reconstruction,
-    batches: Sequence[tuple[Any, ...]],
+    data: Iterable[Sequence[tuple[Any, ...]]],
 ) -> dict[str, str]:
     """Return digests of all that the result depends on."""
     specs = [
@@ -193,11 +206,12 @@ def _identity(
         for module in gm.modules()
         if isinstance(module, (QuantizedLayer, FakeQuantize))
     ]
-    data = digest([*gm.state_dict().values(), *itertools.chain.from_iterable(batches)])
+    values = itertools.chain.from_iterable(itertools.chain.from_iterable(data))
+    own = digest(itertools.chain(gm.state_dict().values(), values))
     return {
         "recipe": digest([replace(options, max_bytes=None), *specs]),  # bytes change no result
         "model": digest([text(reference), *reference.state_dict().values()]),
-        "data": digest(gather_objects(data)),
+        "data": digest(gather_objects(own)),
         "ranks": str(num_ranks()),
     }
 

@@ -60,6 +60,12 @@ def apply(each: PassBase, gm: fx.GraphModule) -> bool:
     return bool(result.modified)
 
 
+def whole(model: nn.Module) -> fx.GraphModule:
+    """Return `model`, which must be one graph."""
+    assert isinstance(model, fx.GraphModule)
+    return model
+
+
 def outputs(model: nn.Module, x: Any) -> Any:
     """Return what `model` makes of `x`; of a float model, in eval mode."""
     model = model if isinstance(model, fx.GraphModule) else copy.deepcopy(model).eval()

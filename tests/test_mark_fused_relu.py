@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import fxquant
 from fxquant.meta import record
 from fxquant.passes import LiftFunctionals, MarkFusedRelu
-from tests.helpers import Net, apply, graph_text, node, outputs, refusals
+from tests.helpers import Net, apply, graph_text, node, outputs, refusals, whole
 
 Function = Callable[[Any, Any], Any]
 
@@ -164,9 +164,9 @@ def test_marks_each_call_of_a_shared_conv() -> None:
 
 def test_convert_marks_a_relu_whose_batchnorm_it_folded() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
-    prepared = fxquant.prepare(model, "minmax")
+    prepared = whole(fxquant.prepare(model, "minmax"))
     assert record(node(prepared, "_1")).relu == "_2"
     fxquant.calibrate(prepared, [torch.randn(8, 4)], progress=False)
-    quantized = fxquant.convert(prepared)
+    quantized = whole(fxquant.convert(prepared))
     assert record(node(quantized, "_0")).relu == "_2"
     assert record(node(quantized, "_2")).fused_into == "_0"

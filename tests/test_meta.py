@@ -10,7 +10,7 @@ from torch import fx, nn
 
 import fxquant
 from fxquant import Recipe
-from fxquant.meta import Record, annotate, read_journal, record, refuse, write_journal
+from fxquant.meta import Record, annotate, read_recipe, record, refuse, write_journals
 from tests.helpers import Net, node
 
 RECIPE = Recipe.minmax(weight_bits=4)
@@ -64,41 +64,41 @@ def test_what_is_written_on_a_copy_stays_there() -> None:
 def test_the_journal_brings_records_and_recipe_through_pickling() -> None:
     gm = traced()
     annotate(node(gm, "fc"), relu="relu", clamp=(0.0, 6.0))
-    write_journal(gm, RECIPE)
+    write_journals(gm, RECIPE)
     loaded = pickle.loads(pickle.dumps(gm))
     assert record(node(loaded, "fc")) == Record()
-    assert read_journal(loaded) == RECIPE
+    assert read_recipe(loaded) == RECIPE
     assert record(node(loaded, "fc")) == Record(relu="relu", clamp=(0.0, 6.0))
 
 
 def test_the_journal_leaves_newer_records_alone() -> None:
     gm = traced()
     annotate(node(gm, "fc"), relu="relu")
-    write_journal(gm, RECIPE)
+    write_journals(gm, RECIPE)
     annotate(node(gm, "fc"), relu=None, skipped=True)
-    read_journal(gm)
+    read_recipe(gm)
     assert record(node(gm, "fc")) == Record(skipped=True)
 
 
 def test_the_journal_is_not_read_into_a_graph_that_changed() -> None:
     gm = traced()
     annotate(node(gm, "fc"), relu="relu")
-    write_journal(gm, RECIPE)
+    write_journals(gm, RECIPE)
     loaded = pickle.loads(pickle.dumps(gm))
     relu = node(loaded, "relu")
     relu.replace_all_uses_with(node(loaded, "fc"))
     loaded.graph.erase_node(relu)
-    assert read_journal(loaded) == RECIPE
+    assert read_recipe(loaded) == RECIPE
     assert record(node(loaded, "fc")) == Record()
 
 
 def test_without_a_journal_there_is_no_recipe() -> None:
-    assert read_journal(traced()) is None
+    assert read_recipe(traced()) is None
 
 
 def test_the_journal_adds_nothing_to_the_state_dict_nor_to_the_outputs() -> None:
     gm, x = traced(), torch.randn(2, 4)
     before, expected = list(gm.state_dict()), gm(x)
-    write_journal(gm, RECIPE)
+    write_journals(gm, RECIPE)
     assert list(gm.state_dict()) == before
     assert torch.equal(gm(x), expected)

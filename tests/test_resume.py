@@ -17,6 +17,7 @@ import fxquant
 from fxquant import Recipe, StorageError
 from fxquant.adaround import learn_rounding
 from fxquant.passes import reconstruct_rounding
+from tests.helpers import whole
 
 LAYERS = 5
 
@@ -39,8 +40,8 @@ def make_recipe(**options: Any) -> Recipe:
 
 
 def convert(checkpoint: Path | None = None, **options: Any) -> fx.GraphModule:
-    return fxquant.quantize(
-        make_model(), make_data(), make_recipe(**options), checkpoint=checkpoint
+    return whole(
+        fxquant.quantize(make_model(), make_data(), make_recipe(**options), checkpoint=checkpoint)
     )
 
 

@@ -28,7 +28,7 @@ def collected(gm: fx.GraphModule, reference: fx.GraphModule, x: Tensor) -> dict[
     batches = [(part,) for part in torch.split(x, 4)]
     subgraphs = find_subgraphs(gm)
     with ValueStore() as store, torch.no_grad():
-        sides = SideBySide(gm, reference, batches, subgraphs, store)
+        sides = SideBySide(gm, reference, batches, batches, subgraphs, store)
         return {each.name: list(sides.rows(each)) for each in subgraphs}
 
 

@@ -13,7 +13,7 @@ import fxquant
 from fxquant import Recipe
 from fxquant.activations import Clamp, Differentiated, Identity
 from fxquant.subgraphs import Subgraph, find_subgraphs
-from tests.helpers import Net, node
+from tests.helpers import Net, node, whole
 
 Function = Callable[[Any, Any], Any]
 
@@ -23,7 +23,8 @@ def quantized(function: Function, recipe: Recipe | None = None, **parts: Any) ->
     linear = {name: nn.Linear(4, 4) for name in "abcd"}
     model = Net(function, **linear, **parts)
     batches = [torch.randn(8, 4) for _ in range(2)]
-    return fxquant.quantize(model, batches, recipe or Recipe.minmax(), progress=False)
+    recipe = recipe or Recipe.minmax()
+    return whole(fxquant.quantize(model, batches, recipe, progress=False))
 
 
 def only(gm: fx.GraphModule) -> Subgraph:

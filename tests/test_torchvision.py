@@ -9,6 +9,7 @@ import fxquant
 from benchmarks.torchvision_models import build, first_tensor, model_names
 from fxquant.fakequant import QuantizedLayer, sqnr
 from fxquant.operations import is_batchnorm
+from tests.helpers import whole
 
 # name, output SQNR in dB that 8/8 bits must reach with random weights, batch norms left.
 # DenseNet's stand behind concatenations and before ReLUs, where nothing can take them.
@@ -31,7 +32,7 @@ SMALL = [
 def test_small_models_quantize_whole(name: str, least: float, norms: int) -> None:
     model = build(name)
     x = torch.randn(2, 3, 64, 64)
-    quantized = fxquant.quantize(model, [x])
+    quantized = whole(fxquant.quantize(model, [x]))
     with torch.no_grad():
         expected, actual = first_tensor(model(x)), first_tensor(quantized(x))
     assert torch.isfinite(actual).all()

@@ -1,0 +1,189 @@
+"""Capture a model whole, or in parts: its largest traceable submodules become regions.
+
+Before:  RetinaNet                               # its forward loops over tensors
+After:   RetinaNet                               # in Python
+           backbone: Region                      # a graph of 191 nodes
+           head: RetinaNetHead                   # in Python
+             classification_head.conv: Region
+             …
+
+What stays in Python stays in float, and nothing is folded, fused or shared across it: a layer that
+stands alone there keeps its batch norm and its ReLU outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import fx, nn
+
+from fxquant.batchnorm import is_batchnorm_module
+from fxquant.capture import copy_model, trace_graph
+from fxquant.errors import CaptureError
+from fxquant.layers import LAYERS, layer_type
+from fxquant.meta import Untraced, annotate
+from fxquant.region import LAYER, Region, make_region
+
+_CONTAINERS = (nn.ModuleList, nn.ModuleDict)
+_OPAQUE = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A copy of the caller's model that is a `GraphModule` or holds regions."""
+
+    model: nn.Module
+    untraced: tuple[Untraced, ...] = ()
+
+
+def capture(
+    model: nn.Module,
+    *,
+    leaf_modules: Sequence[type[nn.Module] | str] = (),
+    regions: Iterable[str] | None = None,
+) -> Captured:
+    """Return a copy of `model`, in eval mode, whole as a graph or with regions.
+
+    Args:
+        model: left as it is.
+        leaf_modules: types, or globs on names, of modules to call as they are, in float.
+        regions: names of submodules to trace, and nothing else; None: as much as can be.
+
+    Raises:
+        CaptureError: neither the model nor any submodule with a layer can be traced; a name in
+            `leaf_modules` or `regions` is of no submodule.
+    """
+    copied = copy_model(model)
+    if isinstance(copied, fx.GraphModule):
+        return Captured(copied)
+    leaves = _find_leaves(copied, leaf_modules)
+    if regions is not None:
+        return _capture_chosen(copied, leaves, list(regions))
+    try:
+        graph = trace_graph(copied, leaves)
+    except CaptureError as error:
+        partition = _Partition(leaves)
+        partition.take_apart(copied, "", error.obstacle)
+        if not partition.regions:
+            raise
+        return Captured(copied, tuple(partition.untraced))
+    return Captured(fx.GraphModule(copied, graph, type(model).__name__))
+
+
+def _find_leaves(
+    model: nn.Module, leaf_modules: Sequence[type[nn.Module] | str]
+) -> frozenset[nn.Module]:
+    leaves = set()
+    for each in leaf_modules:
+        found = [module for name, module in model.named_modules() if _is_meant(each, name, module)]
+        if not found:
+            raise CaptureError(
+                f"leaf_modules: {each!r} is no submodule of {type(model).__name__}; it has "
+                f"{', '.join(name for name, _ in model.named_children())}"
+            )
+        leaves.update(found)
+    return frozenset(leaves)
+
+
+def _is_meant(leaf: type[nn.Module] | str, name: str, module: nn.Module) -> bool:
+    return fnmatchcase(name, leaf) if isinstance(leaf, str) else isinstance(module, leaf)
+
+
+def _capture_chosen(model: nn.Module, leaves: frozenset[nn.Module], names: list[str]) -> Captured:
+    partition = _Partition(leaves)
+    for path in names:
+        owner, _, name = path.rpartition(".")
+        try:
+            parent, child = model.get_submodule(owner), model.get_submodule(path)
+        except AttributeError as error:
+            raise CaptureError(f"regions: {path!r} is no submodule: {error}") from error
+        parent._modules[name] = partition.make(child, path)
+    inside = tuple(f"{path}." for path in names)
+    for path, module in model.named_modules():
+        is_inside = isinstance(module, Region) or path.startswith(inside)
+        if layer_type(module) is not None and not is_inside:
+            partition.leave(path, module, "not among the regions asked for")
+    return Captured(model, tuple(partition.untraced))
+
+
+class _Partition:
+    """Which submodules became regions, and which stayed in Python."""
+
+    def __init__(self, leaves: frozenset[nn.Module]) -> None:
+        self.regions: dict[nn.Module, Region] = {}
+        self.untraced: list[Untraced] = []
+        self._leaves = leaves
+
+    def leave(self, path: str, module: nn.Module, reason: str) -> None:
+        """Note that a submodule stays in Python."""
+        self.untraced.append(Untraced(path, type(module).__name__, reason))
+
+    def make(self, module: nn.Module, path: str) -> Region:
+        """Return the region of a submodule; one that has several names becomes one region."""
+        if module not in self.regions:
+            graph = _layer_graph() if layer_type(module) else trace_graph(module, self._leaves)
+            self.regions[module] = make_region(module, graph, path)
+        return self.regions[module]
+
+    def take_apart(self, parent: nn.Module, path: str, reason: str) -> None:
+        """Put regions in the place of the traceable submodules of `parent`.
+
+        Args:
+            parent: what cannot be traced, or is a mere container.
+            path: its name in the whole model.
+            reason: why it cannot; "" where that goes without saying.
+        """
+        position = len(self.untraced)
+        num_alone = 0
+        for name, child in list(parent._modules.items()):
+            if child is not None:
+                region = self._take(child, f"{path}.{name}" if path else name)
+                if region is not None:
+                    parent._modules[name] = region
+                    num_alone += issubclass(region.original_type, LAYERS)
+        if reason:
+            if num_alone:
+                reason += f"; layers in it that stand alone: {num_alone}"
+            self.untraced.insert(position, Untraced(path, type(parent).__name__, reason))
+
+    def _take(self, module: nn.Module, path: str) -> Region | None:
+        """Return the region of a submodule; where there is none, take it apart."""
+        if isinstance(module, Region):  # inside of something that has two names
+            return module
+        reason = self._why_not(module)
+        if reason is None:
+            try:
+                return self.make(module, path)
+            except CaptureError as error:
+                reason = error.obstacle
+        if module in self._leaves or isinstance(module, _OPAQUE):
+            self.leave(path, module, reason)
+        else:
+            self.take_apart(module, path, reason)
+        return None
+
+    def _why_not(self, module: nn.Module) -> str | None:
+        """Return why a submodule is not even tried; "" where that goes without saying."""
+        if module in self._leaves:
+            return "a leaf module, as asked for"
+        if isinstance(module, _OPAQUE):
+            return f"{type(module).__name__} is called as a whole"
+        if isinstance(module, _CONTAINERS):
+            return ""
+        if is_batchnorm_module(module):
+            return "called from Python: not folded"
+        if any(layer_type(each) is not None for each in module.modules()):
+            return None
+        is_torchs = type(module).__module__.startswith("torch.nn.")
+        return "" if is_torchs else "nothing in it to quantize"
+
+
+def _layer_graph() -> fx.Graph:
+    """Return the graph of a region that is one layer."""
+    graph = fx.Graph()
+    layer = graph.call_module(LAYER, (graph.placeholder("input"),))
+    annotate(layer, origin="")  # the caller knows it by the region's own name
+    graph.output(layer)
+    return graph
