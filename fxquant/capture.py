@@ -106,8 +106,13 @@ def trace_graph(
     try:
         with _left_as_it_is(model):
             graph = tracer.trace(model, concrete_args)
+            targets = [str(node.target) for node in graph.find_nodes(op="get_attr")]
+            constants = {name: getattr(model, name) for name in targets if "." not in name}
     except Exception as error:  # tracing runs the caller's code, which may raise anything
         raise _failure(tracer, model, error) from error
+    for name, value in constants.items():  # some of them were made by the tracer
+        if not hasattr(model, name):
+            setattr(model, name, value)
     for name in concrete_args or {}:  # the tracer renames these arguments to mask_1
         for node in graph.find_nodes(op="placeholder"):
             if node.target == f"{name}_1":
