@@ -3,7 +3,8 @@
     python -m benchmarks.torchvision_models [--match "resnet*"]
 
 Each goes through prepare, one calibration batch and convert; the table lists seconds, layers, batch
-norms left, and the SQNR of the output against the float model's on the calibration batch.
+norms left, and the SQNR of the output against the float model's on the calibration batch. Detection
+and optical flow: `benchmarks.torchvision_detection`.
 """
 
 from __future__ import annotations
@@ -52,6 +53,11 @@ def build(name: str) -> nn.Module:
     if name in ("googlenet", "inception_v3"):
         options["init_weights"] = False
     model: nn.Module = torchvision.models.get_model(name, **options)
+    return randomize(model).eval()
+
+
+def randomize(model: nn.Module) -> nn.Module:
+    """Return `model` without zero heads and without batch-norm statistics of 0 and 1."""
     for module in model.modules():
         if isinstance(module, nn.Linear) and not module.weight.any():  # as in ViT
             nn.init.normal_(module.weight, std=0.02)
@@ -60,7 +66,7 @@ def build(name: str) -> nn.Module:
             assert module.running_var is not None
             nn.init.uniform_(module.running_mean, -0.1, 0.1)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
-    return model.eval()
+    return model
 
 
 def example(name: str, size: int | None = None) -> Tensor:

@@ -23,15 +23,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from fxquant.affine import Grid, affine_parameters
+from fxquant.recipe import TensorSpec
 
 _MAX_ELEMENTS = 1 << 22  # of a temporary in `optimal_range`: 32 MiB of float64
 
 
+@cache
 def laplace_constant(bits: int) -> float:
     """Return c(M) = α/b for Laplace: the solution W(3·4^M) of c·e^c = 3·4^M (Table I).
 
@@ -43,6 +46,7 @@ def laplace_constant(bits: int) -> float:
     ).item()
 
 
+@cache
 def gauss_constant(bits: int) -> float:
     """Return α/σ for Gauss: the solution of α·erfc(α/√2) - √(2/π)·e^(-α²/2) + α/(3·4^M) = 0.
 
@@ -157,6 +161,17 @@ def optimal_range(
     )
     alpha = alpha.reshape(mean.shape).to(mean.dtype) * spread
     return (torch.zeros_like(mean), alpha) if fused_relu else (mean - alpha, mean + alpha)
+
+
+def clip_range(
+    mean: Tensor, spread: Tensor, spec: TensorSpec, distribution: str, fused_relu: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the clip (low, high) that `spec` asks for."""
+    options = {"distribution": distribution, "fused_relu": fused_relu}
+    if spec.clip == "optimal":
+        return optimal_range(mean, spread, spec.bits, symmetric=spec.symmetric, **options)  # type: ignore[arg-type]
+    ranges = {"report": report_range, "corrected": corrected_range, "weighted": weighted_range}
+    return ranges[spec.clip](mean, spread, spec.bits, **options)  # type: ignore[arg-type]
 
 
 _COARSE, _FINE = 129, 65

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fxquant.recipe import TensorSpec
+
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -87,3 +89,11 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor
 def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     """Return the real values of Eq. (4); the three arguments broadcast."""
     return (q - zero_point) * scale
+
+
+def activation_grid(low: float, spec: TensorSpec) -> Grid:
+    """Return the integers for an activation whose range starts at `low`.
+
+    Signed only where a symmetric quantizer has negative values to hold (Eqs. 7 and 8).
+    """
+    return Grid.of(spec.bits, signed=spec.symmetric and low < 0)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from tqdm import tqdm
 
 from fxquant.calibration import check_calibrated, combine_observers, require_finite, was_called
@@ -32,6 +32,7 @@ from fxquant.passes import (
     AbsorbBatchNorm,
     ChooseRanges,
     CorrectBias,
+    CorrectWeights,
     DropIdentities,
     DropObservers,
     FoldBatchNorm,
@@ -49,6 +50,7 @@ from fxquant.selection import check_rules, select_calls
 from fxquant.states import require_float, require_prepared
 from fxquant.values import ValueStore
 
+_NEVER = "never called in calibration"
 Forward = Callable[[nn.Module, Any], Any]
 
 
@@ -198,8 +200,12 @@ def convert(
     model = copy.deepcopy(prepared)
     stop_keeping_inputs(model)
     combine_observers(model)
+    uncalled = _uncalled(model)
+    if len(uncalled) == len(find_regions(model)) and uncalled[0].reason != _NEVER:
+        raise CalibrationError(f"convert: {uncalled[0].path!r}: {uncalled[0].reason}")
     check_calibrated(model)
-    uncalled = _leave_uncalled(model)
+    for left in uncalled:
+        DropObservers()(find_regions(model)[left.path])
     graphs = find_regions(model)
     for left in uncalled:
         del graphs[left.path]
@@ -210,22 +216,36 @@ def convert(
     for gm in graphs.values():
         Pipeline(ChooseRanges(), MarkFusedRelu(), QuantizeWeights(recipe))(gm)
     if reference is not None and recipe.reconstruction is not None:
-        _reconstruct(model, reference, inputs, recipe.reconstruction, checkpoint, progress)
+        _reconstruct(
+            model, reference, list(graphs), inputs, recipe.reconstruction, checkpoint, progress
+        )
     if reference is not None and recipe.bias_correction:
+        correct = CorrectWeights if recipe.bias_correction == "weights" else CorrectBias
         floats = find_regions(reference)
         for path, gm in graphs.items():
-            CorrectBias(floats[path])(gm)
-    write_journals(model, recipe, (*read_untraced(model), *uncalled))
+            correct(floats[path])(gm)
+    write_journals(model, recipe, (*read_untraced(model), *uncalled, *_release_parts(model)))
     return model
 
 
-def _leave_uncalled(model: nn.Module) -> list[Untraced]:
-    """Leave the regions in float that calibration never ran through; return what to report."""
+def _release_parts(model: nn.Module) -> list[Untraced]:
+    """Drop what of the regions nobody calls by itself; return what stays, to report."""
+    return [
+        Untraced(f"{path}.{name}", kind, "called from Python by itself: a float copy of it stays")
+        for path, gm in find_regions(model).items()
+        if isinstance(gm, Region)
+        for name, kind in gm.release_parts().items()
+    ]
+
+
+def _uncalled(model: nn.Module) -> list[Untraced]:
+    """Return the regions that calibration never ran through, which stay in float, to report."""
     uncalled = []
     for path, gm in find_regions(model).items():
-        if not was_called(gm):
-            DropObservers()(gm)
-            uncalled.append(Untraced(path, type(gm).__name__, "never called in calibration"))
+        if isinstance(gm, Region) and not was_called(gm):
+            parts = ", ".join(f"{path}.{name}" for name in gm.calls.parts)
+            reason = f"never called as a whole, only {parts}: name these with regions=[…]"
+            uncalled.append(Untraced(path, type(gm).__name__, reason if parts else _NEVER))
     return uncalled
 
 
@@ -240,17 +260,20 @@ def _float_model(model: nn.Module) -> nn.Module:
 def _reconstruct(
     model: nn.Module,
     reference: nn.Module,
+    paths: Sequence[str],
     inputs: Sequence[Arguments],
     options: Reconstruction,
     checkpoint: str | os.PathLike[str] | None,
     progress: bool | None,
 ) -> None:
-    """Learn the roundings of each graph of `model`, in the order in which it calls them.
+    """Learn the roundings of the graphs `paths` of `model`, in the order in which it calls them.
 
     Of a model that is not one graph, both it and its reference run once for each region.
     """
     floats = find_regions(reference)
     for path, gm in regions_in_order(model, inputs).items():
+        if path not in paths:
+            continue
         reference_gm = floats[path]
         if not isinstance(gm, Region) or not isinstance(reference_gm, Region):
             ReconstructRounding(reference_gm, inputs, options, checkpoint, progress)(gm)
@@ -307,7 +330,8 @@ def _recipe(recipe: Recipe | str | None) -> Recipe:
 
 def _forward(where: str, model: nn.Module, batch: Any) -> Any:
     arguments = arguments_of(model, batch, where)
-    if any(isinstance(module, (Observer, ChannelMean)) for module in model.modules()):
+    observed = any(isinstance(module, (Observer, ChannelMean)) for module in model.modules())
+    if observed or not isinstance(model, fx.GraphModule):  # regions note what is called
         return model(*arguments)
     keeper = find_keeper(model)
     return keeper(*arguments) if keeper is not None else None

@@ -66,6 +66,18 @@ def scale_and_shift(batchnorm: BatchNorm) -> tuple[Tensor, Tensor]:
     return scale, shift
 
 
+def output_moments(batchnorm: BatchNorm) -> tuple[Tensor, Tensor]:
+    """Return mean β and standard deviation |γ|·σ/√(σ² + ε) of a batch norm's output: (channels,).
+
+    For inputs that have the statistics which it keeps.
+    """
+    scale, shift = scale_and_shift(batchnorm)
+    mean, variance = batchnorm.running_mean, batchnorm.running_var
+    assert isinstance(mean, Tensor)
+    assert isinstance(variance, Tensor)
+    return shift + mean.to(scale.dtype) * scale, scale.abs() * variance.to(scale.dtype).sqrt()
+
+
 def fold_after(layer: Layer, scale: Tensor, shift: Tensor) -> None:
     """Make `layer` compute scale·layer(x) + shift, with new parameters: W' = W·scale, b' = ….
 

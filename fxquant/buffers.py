@@ -15,6 +15,15 @@ class FixedDtypeModule(nn.Module):
 
     follows_dtype: tuple[str, ...] = ()
     """Names of the buffers that do follow the dtype."""
+    sized_by_data: tuple[str, ...] = ()
+    """Names of the buffers that get their shape from the first batch, or from a state dict."""
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        for name in self.sized_by_data:
+            loaded, own = state_dict.get(prefix + name), self._buffers[name]
+            if loaded is not None and own is not None:
+                self._buffers[name] = own.new_empty(loaded.shape)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         fixed = {

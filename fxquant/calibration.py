@@ -18,7 +18,7 @@ from fxquant.distributed import (
 )
 from fxquant.errors import CalibrationError
 from fxquant.keeper import InputKeeper
-from fxquant.observers import ChannelMean, Observer
+from fxquant.observers import ChannelMean, ChannelObserver, LogitObserver, Observer
 from fxquant.operations import data_input, module_of
 from fxquant.region import find_regions, node_name
 
@@ -41,7 +41,9 @@ def check_calibrated(model: nn.Module) -> None:
             "tensors): look at the input or at the calls that make this tensor, and prepare again"
         )
     observed = [each for gm in find_regions(model).values() for each in find_observers(gm)]
-    if observed and all(observer.num_batches == 0 for _, _, observer in observed):
+    if observed and all(
+        observer.needs_data and observer.num_batches == 0 for _, _, observer in observed
+    ):
         raise CalibrationError(
             f"none of the {len(observed)} observed tensors has seen a batch: run "
             "fxquant.calibrate(prepared, batches), or prepared(batch) on some, before convert"
@@ -51,7 +53,9 @@ def check_calibrated(model: nn.Module) -> None:
 def was_called(gm: fx.GraphModule) -> bool:
     """Say whether calibration ran through `gm`, as far as can be told: it may observe nothing."""
     observers = [observer for _, _, observer in find_observers(gm)]
-    return not observers or any(observer.num_batches > 0 for observer in observers)
+    return not observers or any(
+        observer.num_batches > 0 or not observer.needs_data for observer in observers
+    )
 
 
 def combine_observers(model: nn.Module) -> None:
@@ -73,6 +77,10 @@ def combine_observers(model: nn.Module) -> None:
             sum_over_ranks(module.counts)
             sum_over_ranks(module.nonfinite)
             module.ranks = set().union(*gather_objects(module.ranks))
+            if isinstance(module, ChannelObserver):
+                module.take_in(gather_objects((own.item(), module.channel_state())))
+            if isinstance(module, LogitObserver):
+                module.rows = torch.cat(gather_objects(module.rows.cpu())).to(module.low.device)
         elif isinstance(module, ChannelMean):
             own = module.num_values.to(torch.float32)
             sum_over_ranks(module.num_values)
@@ -131,9 +139,10 @@ def interpreted(gm: fx.GraphModule, interpreter: fx.Interpreter) -> Iterator[Non
 
 
 def _positional(gm: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    """Return what a call gives to the placeholders, defaults that come last left out."""
-    names = [str(node.target) for node in gm.graph.find_nodes(op="placeholder")]
-    return [*args, *(kwargs[name] for name in names[len(args) :] if name in kwargs)]
+    """Return what a call gives to the placeholders, defaults filled in."""
+    rest = gm.graph.find_nodes(op="placeholder")[len(args) :]
+    named = [kwargs.get(str(node.target), *node.args[:1]) for node in rest]
+    return [*args, *named]
 
 
 class _NonfiniteFinder(fx.Interpreter):

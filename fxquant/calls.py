@@ -106,9 +106,10 @@ def are_aligned(one: Sequence[Arguments], other: Sequence[Arguments]) -> bool:
         return False
     far = total = 0
     for mine, theirs in zip(one, other, strict=True):
-        for a, b in zip(_tensors(mine), _tensors(theirs), strict=True):
-            if a.shape != b.shape:
-                return False
+        tensors, others = _tensors(mine), _tensors(theirs)
+        if [each.shape for each in tensors] != [each.shape for each in others]:
+            return False
+        for a, b in zip(tensors, others, strict=True):
             if a.is_floating_point() and a.dim() > 0:
                 error = (a - b).flatten(1).square().sum(1) if a.dim() > 1 else (a - b).square()
                 power = b.flatten(1).square().sum(1) if b.dim() > 1 else b.square()
@@ -155,6 +156,8 @@ def run(model: nn.Module, batches: Iterable[Arguments]) -> Iterator[Any]:
         with torch.no_grad():
             yield model(
                 *map_leaves(
-                    batch, lambda each: each.to(device) if isinstance(each, Tensor) else each
+                    batch,
+                    # a copy: a model may write to its inputs
+                    lambda each: each.to(device, copy=True) if isinstance(each, Tensor) else each,
                 )
             )

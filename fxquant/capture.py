@@ -16,13 +16,14 @@ from torch import fx, nn
 from torch.nn.utils import parametrize
 from torchvision.ops import FrozenBatchNorm2d
 
+from fxquant.dynamic import DynamicQuantize
 from fxquant.errors import CaptureError
 from fxquant.fakequant import FakeQuantize, QuantizedLayer
 from fxquant.keeper import InputKeeper
 from fxquant.observers import ChannelMean, Observer
 
 _logger = logging.getLogger("fxquant")
-_OWN = (FakeQuantize, QuantizedLayer, Observer, ChannelMean, InputKeeper)
+_OWN = (FakeQuantize, DynamicQuantize, QuantizedLayer, Observer, ChannelMean, InputKeeper)
 
 _REMEDIES = (  # a sign in the error's message, what it means, what helps
     (
@@ -102,7 +103,7 @@ def trace_graph(
         CaptureError: names the submodule and the line that cannot be traced.
     """
     tracer = _Tracer(leaves)
-    concrete_args = _defaults(model) if concrete_args is None else concrete_args
+    concrete_args = (fixed_arguments(model) or None) if concrete_args is None else concrete_args
     try:
         with _left_as_it_is(model):
             graph = tracer.trace(model, concrete_args)
@@ -185,14 +186,14 @@ class _Tracer(fx.Tracer):
             raise
 
 
-def _defaults(model: nn.Module) -> dict[str, Any] | None:
-    """Return the arguments of `forward` that default to None or a bool, None if there are none."""
+def fixed_arguments(model: nn.Module) -> dict[str, Any]:
+    """Return the arguments of `forward` that tracing fixes: their default is None or a bool."""
     parameters = inspect.signature(model.forward).parameters.values()
     return {
         parameter.name: parameter.default
         for parameter in parameters
         if parameter.default is None or isinstance(parameter.default, bool)
-    } or None
+    }
 
 
 def _compute_parametrizations(model: nn.Module) -> None:

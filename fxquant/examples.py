@@ -40,15 +40,23 @@ def run_examples(model: nn.Module, example_inputs: Any) -> list[Example]:
         example_inputs: what it is called with once: a tensor, a tuple of arguments, a dict of
             keywords; a list counts as one argument of a model with regions.
     """
+    arguments: dict[nn.Module, tuple[Any, Any]] = {}
     examples: dict[nn.Module, Example] = {}
 
-    def note(gm: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def note_arguments(gm: nn.Module, args: Any, kwargs: Any) -> None:
+        if gm not in arguments:  # copied before the graph can write to them
+            arguments[gm] = map_leaves((args, kwargs), _copied)
+
+    def note(gm: nn.Module, _: Any, __: Any, output: Any) -> None:
         assert isinstance(gm, fx.GraphModule)
-        examples.setdefault(gm, Example(gm, *map_leaves((args, kwargs, output), _copied)))
+        if gm not in examples:
+            examples[gm] = Example(gm, *arguments[gm], map_leaves(output, _copied))
 
     with torch.no_grad(), contextlib.ExitStack() as stack:
         for gm in find_regions(model).values():
             stack.enter_context(interpreted(gm, ShapeProp(gm)))
+            hook = gm.register_forward_pre_hook(note_arguments, with_kwargs=True)
+            stack.callback(hook.remove)
             stack.callback(gm.register_forward_hook(note, with_kwargs=True).remove)
         model(*_arguments(model, example_inputs))
     return list(examples.values())
@@ -58,7 +66,8 @@ def check_folding(examples: list[Example]) -> None:
     """Raise `PassError` if a graph does not give, up to rounding, what it gave before."""
     for example in examples:
         with torch.no_grad():
-            output = example.gm(*example.args, **example.kwargs)
+            args, kwargs = map_leaves((example.args, example.kwargs), _copied)
+            output = example.gm(*args, **kwargs)
         for before, after in zip(_floats(example.output), _floats(output), strict=True):
             agreement = sqnr(before, after)
             _logger.info("folding: outputs agree to %.0f dB on the example inputs", agreement)

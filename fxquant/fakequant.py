@@ -25,23 +25,31 @@ class FakeQuantize(FixedDtypeModule):
     """Round a tensor to the grid of Eqs. (1)-(5) and return it in floating point, same dtype.
 
     Args:
-        scale: float32, ().
-        zero_point: int32, ().
+        scale: float32, (), or (channels,) where each has its own.
+        zero_point: int32, of the same shape.
         grid: the integers in use.
         spec: what the range was chosen by.
-        sqnr: signal over quantization noise on the calibration data, in dB.
+        sqnr: signal over quantization noise on the calibration data, in dB; NaN if not known.
+        axis: of the channels, from the end, where each has its own scale.
     """
 
     scale: Tensor
     zero_point: Tensor
 
     def __init__(
-        self, scale: Tensor, zero_point: Tensor, grid: Grid, spec: TensorSpec, sqnr: float
+        self,
+        scale: Tensor,
+        zero_point: Tensor,
+        grid: Grid,
+        spec: TensorSpec,
+        sqnr: float,
+        axis: int | None = None,
     ) -> None:
         super().__init__()
         self.grid = grid
         self.spec = spec
         self.sqnr = sqnr
+        self.axis = axis
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", zero_point)
 
@@ -51,6 +59,8 @@ class FakeQuantize(FixedDtypeModule):
             return x
         if x.dtype not in (torch.float32, torch.float64):
             return self.forward(x.to(torch.float32)).to(x.dtype)
+        if self.axis is not None:
+            return self._round_channels(x, x.dim() + self.axis)
         needs_gradient = x.requires_grad and torch.is_grad_enabled()
         if needs_gradient:  # PyTorch 2.4's kernel casts what is far outside to a wrong integer
             steps = self.scale * (self.grid.steps + 1)
@@ -67,9 +77,27 @@ class FakeQuantize(FixedDtypeModule):
         y.round_().clamp_(self.grid.quant_min - zero_point, self.grid.quant_max - zero_point)
         return y.mul_(scale)
 
+    def _round_channels(self, x: Tensor, axis: int) -> Tensor:
+        ends = self.grid.quant_min, self.grid.quant_max
+        if x.requires_grad and torch.is_grad_enabled():
+            return torch.fake_quantize_per_channel_affine(
+                x, self.scale, self.zero_point, axis, *ends
+            )
+        shape = [1] * x.dim()
+        shape[axis] = -1
+        scale, zero_point = self.scale.reshape(shape), self.zero_point.reshape(shape)
+        y = (x / scale).round_()
+        return y.clamp_(ends[0] - zero_point, ends[1] - zero_point).mul_(scale)
+
+    def parameters_text(self) -> str:
+        """Return the parameters in a few words."""
+        if self.axis is not None:
+            return f"scale={self.scale.mean().item():.4g} over {len(self.scale)} channels"
+        return f"scale={self.scale.item():.4g} zero_point={self.zero_point.item()}"
+
     def extra_repr(self) -> str:
         """Return the spec and the parameters."""
-        return f"{self.spec}, scale={self.scale.item():.4g}, zero_point={self.zero_point.item()}"
+        return f"{self.spec}, {self.parameters_text().replace(' zero', ', zero')}"
 
 
 @dataclass(frozen=True)
@@ -115,18 +143,28 @@ class QuantizedLayer(FixedDtypeModule):
     dtype_probe: Tensor
     weight_spec: TensorSpec
     weight_sqnr: float
+    weight_gain: Tensor | None
+    weight_shift: Tensor | None
     rounding: LearnedRounding | None = None
     """None where the weight is rounded to nearest."""
 
     @property
     def weight(self) -> Tensor:
-        """The weight that the integers stand for, shaped and typed as the float layer's."""
+        """The weight that the integers stand for, shaped and typed as the float layer's.
+
+        Where `weight_gain` and `weight_shift` are set (`fxquant.passes.CorrectWeights`), times the
+        one plus the other.
+        """
         layer: Any = self
         scale = per_output(layer, self.weight_scale, self.weight_integers)
         weight = self.weight_integers.to(torch.float32)
         if not self.weight_spec.symmetric:
             weight.sub_(per_output(layer, self.weight_zero_point, self.weight_integers))
-        return weight.mul_(scale).to(self.dtype_probe.dtype)
+        weight.mul_(scale)
+        if self.weight_gain is not None and self.weight_shift is not None:
+            weight.mul_(per_output(layer, self.weight_gain, weight))
+            weight.add_(per_output(layer, self.weight_shift, weight))
+        return weight.to(self.dtype_probe.dtype)
 
     def extra_repr(self) -> str:
         """Return the float layer's arguments and the weight's spec."""
@@ -202,6 +240,8 @@ def quantize_layer(layer: Layer, spec: TensorSpec) -> QuantizedLayer:
     quantized.register_buffer("weight_integers", integers.to(torch.int8))
     quantized.register_buffer("weight_scale", scale)
     quantized.register_buffer("weight_zero_point", zero_point)
+    quantized.register_buffer("weight_gain", None)
+    quantized.register_buffer("weight_shift", None)
     probe = torch.empty(0, dtype=weight.dtype, device=weight.device)
     quantized.register_buffer("dtype_probe", probe, persistent=False)
     return quantized  # type: ignore[no-any-return]

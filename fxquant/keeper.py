@@ -87,7 +87,7 @@ def num_samples(inputs: Arguments, unbatched_rank: int | None = None) -> int:
 
     1 where there is none, or the tensor has no batch axis.
     """
-    first = next((each for each in inputs if isinstance(each, Tensor) or _is_list(each)), None)
+    first = next((found for each in inputs if (found := _samples(each)) is not None), None)
     if first is None or (isinstance(first, Tensor) and first.dim() in (0, unbatched_rank)):
         return 1
     return len(first)
@@ -103,10 +103,19 @@ def cut(inputs: Arguments, room: int, unbatched_rank: int | None = None) -> Argu
     )
 
 
-def _is_list(value: Any) -> bool:
-    """Say whether `value` is a list of samples: of images that differ in size."""
-    is_list = isinstance(value, (list, tuple)) and len(value) > 0
-    return is_list and all(isinstance(each, Tensor) for each in value)
+def _samples(value: Any) -> Tensor | list[Tensor] | tuple[Tensor, ...] | None:
+    """Return what of an argument has as many items as there are samples; None if nothing has.
+
+    A tensor, the first one of a list or dict, or a list of samples: of images that differ in size.
+    """
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, dict):
+        value = list(value.values())
+    if not isinstance(value, (list, tuple)) or not value:
+        return None
+    tensors = all(isinstance(each, Tensor) for each in value)
+    return value if tensors and value[0].dim() <= 3 else _samples(value[0])
 
 
 def _has_samples(value: Any) -> bool:

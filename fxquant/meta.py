@@ -8,10 +8,10 @@ for a model that is saved.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from fxquant.recipe import Recipe
 from fxquant.region import find_regions
@@ -38,6 +38,8 @@ class Record:
     """The recipe leaves the call in float."""
     refused: tuple[str, ...] = ()
     """What was not done with the node, and why."""
+    moments: tuple[Tensor, Tensor] | None = field(default=None, compare=False, repr=False)
+    """Mean and standard deviation of each output channel, as its batch norm has them."""
 
 
 def record(node: fx.Node) -> Record:

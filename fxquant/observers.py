@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 
 from fxquant.buffers import FixedDtypeModule
+from fxquant.channel_ranges import ChannelStatistics, channel_moments
 from fxquant.histogram import NUM_BINS, Histogram, count_values
 from fxquant.ranges import Statistics
 from fxquant.recipe import TensorSpec
+
+_MAX_ROWS, _ROWS_PER_BATCH = 2048, 256  # of logits
 
 
 class Observer(FixedDtypeModule):
@@ -26,6 +29,8 @@ class Observer(FixedDtypeModule):
     Args:
         spec: what the range will be chosen by.
         clamp: bounds of the fused ReLU behind the tensor, if it is watched before its ReLU.
+        known: the range, () or one per channel each, if it needs no data; then nothing is watched.
+        axis: of the channels, from the end, where each has its own range.
     """
 
     low: Tensor
@@ -36,10 +41,18 @@ class Observer(FixedDtypeModule):
     nonfinite: Tensor
     counts: Tensor
 
-    def __init__(self, spec: TensorSpec, clamp: tuple[float, float] | None = None) -> None:
+    def __init__(
+        self,
+        spec: TensorSpec,
+        clamp: tuple[float, float] | None = None,
+        known: tuple[Tensor, Tensor] | None = None,
+        axis: int | None = None,
+    ) -> None:
         super().__init__()
         self.spec = spec
         self.clamp = clamp
+        self.known = known
+        self.axis = axis
         self.ranks: set[int] = set()
         """How many axes the tensors had: more than one number where tensors share the observer."""
         self.register_buffer("low", torch.tensor(torch.inf))
@@ -54,8 +67,14 @@ class Observer(FixedDtypeModule):
         """Return `x` itself."""
         if isinstance(x, Tensor) and x.is_floating_point() and x.numel() > 0:
             self.ranks.add(x.dim())
-            self._watch(x.detach())
+            if self.needs_data:
+                self._watch(x.detach())
         return x
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether the range will come from what calibration sees."""
+        return self.known is None and not self.spec.dynamic
 
     def _watch(self, x: Tensor) -> None:
         low, high = (bound.to(torch.float32) for bound in torch.aminmax(x))
@@ -87,6 +106,131 @@ class Observer(FixedDtypeModule):
     def extra_repr(self) -> str:
         """Return the spec, and the bounds of the ReLU that the tensor is watched before."""
         return f"{self.spec}" + (f", before clamp{self.clamp}" if self.clamp else "")
+
+
+class ChannelObserver(Observer):
+    """An `Observer` that keeps each channel's extremes and moments as well.
+
+    A batch's moments are those around its own means; batches count alike, as in the report.
+
+    Args:
+        spec: what the ranges will be chosen by.
+        clamp: as in `Observer`.
+        axis: of the channels, from the end.
+    """
+
+    sized_by_data = (
+        "channel_low", "channel_high", "channel_ema_low", "channel_ema_high", "channel_mean",
+        "channel_deviation", "channel_square",
+    )  # fmt: skip
+
+    channel_low: Tensor
+    channel_high: Tensor
+    channel_ema_low: Tensor
+    channel_ema_high: Tensor
+    channel_mean: Tensor
+    channel_deviation: Tensor
+    channel_square: Tensor
+    max_positions: Tensor
+
+    axis: int
+
+    def __init__(self, spec: TensorSpec, clamp: tuple[float, float] | None, axis: int) -> None:
+        super().__init__(spec, clamp, axis=axis)
+        for name in self.sized_by_data:
+            self.register_buffer(name, torch.zeros(0))
+        self.register_buffer("max_positions", torch.tensor(0))
+
+    def _watch(self, x: Tensor) -> None:
+        seen, num_channels = self.num_batches.clone(), x.shape[self.axis]
+        super()._watch(x)
+        finite = self.num_batches > seen
+        if self.channel_low.numel() == 0:
+            for name in self.sized_by_data:
+                setattr(self, name, self.low.new_zeros(num_channels))
+            self.channel_low.fill_(torch.inf)
+            self.channel_high.fill_(-torch.inf)
+        low, high, mean, deviation, square = channel_moments(x, self.axis)
+        momentum = torch.where(seen == 0, 0.0, self.spec.momentum)
+        share = 1 / (seen + 1)
+        for buffer, value in (
+            (self.channel_low, torch.minimum(self.channel_low, low)),
+            (self.channel_high, torch.maximum(self.channel_high, high)),
+            (self.channel_ema_low, torch.lerp(low, self.channel_ema_low, momentum)),
+            (self.channel_ema_high, torch.lerp(high, self.channel_ema_high, momentum)),
+            (self.channel_mean, torch.lerp(self.channel_mean, mean, share)),
+            (self.channel_deviation, torch.lerp(self.channel_deviation, deviation, share)),
+            (self.channel_square, torch.lerp(self.channel_square, square, share)),
+        ):
+            buffer.copy_(torch.where(finite, value, buffer))
+        positions = x.numel() // (x.shape[0] * num_channels)
+        self.max_positions.clamp_(min=positions)
+
+    def channel_state(self) -> list[Tensor]:
+        """Return what was seen of the channels, and the most positions, on the CPU."""
+        return [getattr(self, name).cpu() for name in (*self.sized_by_data, "max_positions")]
+
+    def take_in(self, states: list[tuple[float, list[Tensor]]]) -> None:
+        """Become what all ranks saw: pairs of the number of batches and `channel_state()`."""
+        seen = [(batches, state) for batches, state in states if batches > 0]
+        total = max(sum(batches for batches, _ in seen), 1)
+        for index, name in enumerate(self.sized_by_data):
+            values = [state[index] for _, state in seen]
+            if not values:
+                return
+            if name == "channel_low":
+                value = torch.stack(values).amin(0)
+            elif name == "channel_high":
+                value = torch.stack(values).amax(0)
+            else:
+                shares = [batches / total for batches, _ in seen]
+                value = torch.stack(
+                    [each * share for each, share in zip(values, shares, strict=True)]
+                ).sum(0)
+            setattr(self, name, value.to(self.low.device))
+        self.max_positions.fill_(max(int(state[-1]) for _, state in seen))
+
+    def channel_statistics(self) -> ChannelStatistics | None:
+        """Return what was seen of the channels; None where a channel never had two positions.
+
+        That is the report's condition, taken from the ACIQ code that it builds on: such a tensor is
+        quantized as one.
+        """
+        if self.max_positions <= 1:
+            return None
+        return ChannelStatistics(
+            low=self.channel_low,
+            high=self.channel_high,
+            ema_low=self.channel_ema_low,
+            ema_high=self.channel_ema_high,
+            mean=self.channel_mean,
+            deviation=self.channel_deviation,
+            sigma=self.channel_square.sqrt(),
+            clamp=self.clamp,
+        )
+
+
+class LogitObserver(Observer):
+    """An `Observer` of a model's outputs that keeps some of them whole, evenly from all batches.
+
+    The classes are on axis 1: of logits (samples, classes), or of maps of them.
+    """
+
+    sized_by_data = ("rows",)
+    rows: Tensor
+
+    def __init__(self, spec: TensorSpec) -> None:
+        super().__init__(spec)
+        self.register_buffer("rows", torch.zeros(0))
+
+    def _watch(self, x: Tensor) -> None:
+        super()._watch(x)
+        if x.dim() < 2 or not torch.isfinite(x).all():
+            return
+        rows = x.movedim(1, -1).flatten(0, -2).to(torch.float32)
+        rows = rows[:: max(1, len(rows) // _ROWS_PER_BATCH)][:_ROWS_PER_BATCH]
+        kept = torch.cat([self.rows, rows]) if self.rows.numel() else rows.clone()
+        self.rows = kept[::2] if len(kept) > _MAX_ROWS else kept
 
 
 class ChannelMean(FixedDtypeModule):

@@ -35,6 +35,15 @@ _AVERAGES: tuple[Any, ...] = (
     torch.mean,
     "mean",
 )
+_FUNCTIONAL_LAYERS = (
+    F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d,
+    F.linear,
+)  # fmt: skip
+_CHANNEL_WISE = (
+    nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d,
+    nn.AdaptiveMaxPool3d, nn.Identity, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d,
+    nn.UpsamplingNearest2d, nn.Upsample, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d,
+)  # fmt: skip
 _SPLITS = (torch.chunk, torch.split, torch.unbind, "chunk", "split", "unbind")
 _PASSTHROUGH: tuple[Any, ...] = (
     nn.MaxPool1d,
@@ -114,6 +123,11 @@ def is_layer(gm: fx.GraphModule, node: fx.Node) -> bool:
     return layer_type(module_of(gm, node)) is not None
 
 
+def is_functional_layer(node: fx.Node) -> bool:
+    """Say whether the node calls a convolution or linear function."""
+    return node.op == "call_function" and node.target in _FUNCTIONAL_LAYERS
+
+
 def is_batchnorm(gm: fx.GraphModule, node: fx.Node) -> bool:
     """Say whether the node calls a batch-norm module, frozen or not."""
     return is_batchnorm_module(module_of(gm, node))
@@ -164,6 +178,25 @@ def keeps_values(gm: fx.GraphModule, node: fx.Node) -> bool:
     if node.target is F.dropout:
         return argument(node, 2, "training", True) is False
     return _calls(gm, node, _PASSTHROUGH)
+
+
+def keeps_channels(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Say whether each channel of the result is made of the same channel of the input alone.
+
+    Of the calls that keep values or average them; not reshapes, slices, or padding of channels.
+    """
+    if is_average(gm, node):
+        return node.target not in (torch.mean, "mean")
+    if not keeps_values(gm, node):
+        return False
+    if node.target is F.pad:
+        return len(argument(node, 1, "pad")) <= 4
+    if node.target in (F.interpolate, F.dropout, "contiguous"):
+        return True
+    module = module_of(gm, node)
+    if module is not None:
+        return isinstance(module, _CHANNEL_WISE)
+    return "max_pool" in str(getattr(node.target, "__name__", ""))
 
 
 def _calls(gm: fx.GraphModule, node: fx.Node, targets: tuple[Any, ...]) -> bool:

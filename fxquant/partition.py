@@ -20,12 +20,14 @@ from fnmatch import fnmatchcase
 from torch import fx, nn
 
 from fxquant.batchnorm import is_batchnorm_module
-from fxquant.capture import copy_model, trace_graph
+from fxquant.capture import copy_model, fixed_arguments, trace_graph
 from fxquant.errors import CaptureError
-from fxquant.layers import LAYERS, layer_type
-from fxquant.meta import Untraced, annotate
-from fxquant.region import LAYER, Region, make_region
+from fxquant.layers import layer_type
+from fxquant.meta import Untraced
+from fxquant.operations import is_functional_layer
+from fxquant.region import TRACED, Region, make_region
 
+_NOTHING = "nothing in it to quantize"
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict)
 _OPAQUE = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 
@@ -92,18 +94,24 @@ def _is_meant(leaf: type[nn.Module] | str, name: str, module: nn.Module) -> bool
 
 
 def _capture_chosen(model: nn.Module, leaves: frozenset[nn.Module], names: list[str]) -> Captured:
-    partition = _Partition(leaves)
+    chosen: dict[nn.Module, str] = {}
     for path in names:
-        owner, _, name = path.rpartition(".")
         try:
-            parent, child = model.get_submodule(owner), model.get_submodule(path)
+            chosen.setdefault(model.get_submodule(path), path)
         except AttributeError as error:
             raise CaptureError(f"regions: {path!r} is no submodule: {error}") from error
-        parent._modules[name] = partition.make(child, path)
-    inside = tuple(f"{path}." for path in names)
+    for module, path in chosen.items():
+        inner = [chosen[each] for each in module.modules() if each in chosen and each is not module]
+        if inner:
+            raise CaptureError(f"regions: {inner[0]!r} is inside of {path!r}: name one of them")
+    partition = _Partition(leaves)
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child in chosen:
+                parent._modules[name] = partition.make(child, chosen[child])
+    inside = {module for region in partition.regions.values() for module in region.modules()}
     for path, module in model.named_modules():
-        is_inside = isinstance(module, Region) or path.startswith(inside)
-        if layer_type(module) is not None and not is_inside:
+        if layer_type(module) is not None and module not in inside:
             partition.leave(path, module, "not among the regions asked for")
     return Captured(model, tuple(partition.untraced))
 
@@ -124,7 +132,9 @@ class _Partition:
         """Return the region of a submodule; one that has several names becomes one region."""
         if module not in self.regions:
             graph = _layer_graph() if layer_type(module) else trace_graph(module, self._leaves)
-            self.regions[module] = make_region(module, graph, path)
+            if not any(_computes_layer(module, node) for node in graph.nodes):
+                raise _NothingInIt(_NOTHING)
+            self.regions[module] = make_region(module, graph, path, fixed_arguments(module))
         return self.regions[module]
 
     def take_apart(self, parent: nn.Module, path: str, reason: str) -> None:
@@ -142,7 +152,7 @@ class _Partition:
                 region = self._take(child, f"{path}.{name}" if path else name)
                 if region is not None:
                     parent._modules[name] = region
-                    num_alone += issubclass(region.original_type, LAYERS)
+                    num_alone += region.is_layer
         if reason:
             if num_alone:
                 reason += f"; layers in it that stand alone: {num_alone}"
@@ -156,6 +166,9 @@ class _Partition:
         if reason is None:
             try:
                 return self.make(module, path)
+            except _NothingInIt as error:
+                self.leave(path, module, str(error))
+                return None
             except CaptureError as error:
                 reason = error.obstacle
         if module in self._leaves or isinstance(module, _OPAQUE):
@@ -174,16 +187,26 @@ class _Partition:
             return ""
         if is_batchnorm_module(module):
             return "called from Python: not folded"
-        if any(layer_type(each) is not None for each in module.modules()):
+        if any(parameter.dim() > 1 for parameter in module.parameters()):
             return None
         is_torchs = type(module).__module__.startswith("torch.nn.")
-        return "" if is_torchs else "nothing in it to quantize"
+        return "" if is_torchs else _NOTHING
+
+
+class _NothingInIt(CaptureError):
+    """The submodule can be traced, and there is no layer in the graph."""
+
+
+def _computes_layer(owner: nn.Module, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        target = str(node.target)
+        return target == TRACED or layer_type(owner.get_submodule(target)) is not None
+    return is_functional_layer(node)
 
 
 def _layer_graph() -> fx.Graph:
     """Return the graph of a region that is one layer."""
     graph = fx.Graph()
-    layer = graph.call_module(LAYER, (graph.placeholder("input"),))
-    annotate(layer, origin="")  # the caller knows it by the region's own name
+    layer = graph.call_module(TRACED, (graph.placeholder("input"),))
     graph.output(layer)
     return graph

@@ -5,12 +5,15 @@
 * "percentile": all but the share of `100 - percentile` of the values.
 * "mse": the range of least squared error on the values seen; of weights, errors by clipping may
   count more than errors by rounding (`clip_weight`).
+* "bn": the batch norm's own shift and scale, mean β and standard deviation γ, say where the values
+  are, without any data: β ± 6γ (`fxquant.data_free`).
+* "cross_entropy": for logits, the range that changes their softmax least (`fxquant.cross_entropy`).
 * "aciq": the range of least expected error for a Laplace or Gauss distribution (`fxquant.aciq`),
   never wider than what was seen. "auto" takes, of all fits and of not clipping, what errs least on
   the values seen.
 
 `activation_range` reads streamed `Statistics`; `weight_range` has the whole tensor at hand and
-works channel by channel.
+works channel by channel. Activations channel by channel are in `fxquant.channel_ranges`.
 """
 
 from __future__ import annotations
@@ -21,17 +24,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fxquant.aciq import corrected_range, optimal_range, report_range, weighted_range
-from fxquant.affine import Grid, affine_parameters, dequantize, quantize
+from fxquant.aciq import clip_range
+from fxquant.affine import Grid, activation_grid, affine_parameters, dequantize, quantize
 from fxquant.histogram import Histogram
 from fxquant.recipe import TensorSpec
-
-_ACIQ = {
-    "report": report_range,
-    "corrected": corrected_range,
-    "weighted": weighted_range,
-    "optimal": optimal_range,
-}
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,7 @@ class Statistics:
 def activation_range(statistics: Statistics, spec: TensorSpec) -> tuple[float, float]:
     """Return the range (low, high) of an activation, in its own units."""
     low, high = statistics.clamped(statistics.low), statistics.clamped(statistics.high)
-    if spec.range == "minmax" or low == high:
+    if spec.range in ("minmax", "bn") or low == high:  # "bn" sees data where no batch norm helps
         return low, high
     if spec.range == "ema":
         return statistics.clamped(statistics.ema_low), statistics.clamped(statistics.ema_high)
@@ -74,20 +70,12 @@ def activation_range(statistics: Statistics, spec: TensorSpec) -> tuple[float, f
     return _aciq_range(statistics, spec)
 
 
-def activation_grid(low: float, spec: TensorSpec) -> Grid:
-    """Return the integers for an activation whose range starts at `low`.
-
-    Signed only where a symmetric quantizer has negative values to hold (Eqs. 7 and 8).
-    """
-    return Grid.of(spec.bits, signed=spec.symmetric and low < 0)
-
-
 def _aciq_range(statistics: Statistics, spec: TensorSpec) -> tuple[float, float]:
     low, high = statistics.clamped(statistics.low), statistics.clamped(statistics.high)
     fused_relu = statistics.clamp is not None and statistics.clamp[0] == 0
     ends = torch.tensor([low, high], dtype=torch.float64)
     clips = [
-        _aciq_clip(mean, spread, spec, distribution, fused_relu)
+        clip_range(mean, spread, spec, distribution, fused_relu)
         for distribution, mean, spread in _fits(statistics.histogram, spec, fused_relu)
         if spread > 0
     ]
@@ -117,15 +105,6 @@ def _fits(
     if spec.distribution == "auto" and fused_relu:
         fits.append(("laplace", torch.zeros_like(mean), histogram.positive_mean()))
     return fits
-
-
-def _aciq_clip(
-    mean: Tensor, spread: Tensor, spec: TensorSpec, distribution: str, fused_relu: bool
-) -> tuple[Tensor, Tensor]:
-    options = {"symmetric": spec.symmetric} if spec.clip == "optimal" else {}
-    return _ACIQ[spec.clip](
-        mean, spread, spec.bits, distribution=distribution, fused_relu=fused_relu, **options
-    )
 
 
 def _least_error(
@@ -198,7 +177,7 @@ def _aciq_rows(rows: Tensor, low: Tensor, high: Tensor, spec: TensorSpec) -> tup
     for distribution, spread in (("laplace", deviation), ("gauss", sigma)):
         if spec.distribution not in ("auto", distribution):
             continue
-        wanted_low, wanted_high = _aciq_clip(
+        wanted_low, wanted_high = clip_range(
             mean, spread.clamp(min=1e-30), spec, distribution, fused_relu=False
         )
         flat = spread <= 0  # a channel of one repeated value needs no clip

@@ -16,13 +16,14 @@ from torch import nn
 from fxquant.errors import RecipeError
 from fxquant.reconstruction import OPTIONS, Reconstruction
 
-Range = Literal["minmax", "ema", "percentile", "mse", "aciq"]
+Range = Literal["minmax", "ema", "percentile", "mse", "aciq", "bn", "cross_entropy"]
 Distribution = Literal["auto", "laplace", "gauss"]
 Clip = Literal["report", "corrected", "weighted", "optimal"]
 Inherit = Literal["inherit"]
+BiasCorrection = bool | Literal["weights"]
 
 _CHOICES = {
-    "range": ("minmax", "ema", "percentile", "mse", "aciq"),
+    "range": ("minmax", "ema", "percentile", "mse", "aciq", "bn", "cross_entropy"),
     "distribution": ("auto", "laplace", "gauss"),
     "clip": ("report", "corrected", "weighted", "optimal"),
 }
@@ -43,7 +44,9 @@ class TensorSpec:
     symmetric: bool = False
     """Zero-point fixed at the integer 0 (Eqs. 6-8); unsigned where no value is negative."""
     per_channel: bool = False
-    """One scale per output channel of a weight instead of one per tensor."""
+    """One scale per channel instead of one per tensor: of a weight's outputs, or of an activation
+    that only convolutions and additions of feature maps work on. Integer kernels have no such
+    activations: they are for simulation."""
     range: Range = "minmax"
     """How the clipping range is chosen: see `fxquant.ranges`."""
     percentile: float = 99.99
@@ -54,6 +57,9 @@ class TensorSpec:
     """For `range="aciq"`: the assumed distribution; `"auto"` takes what errs less."""
     clip: Clip = "corrected"
     """For `range="aciq"`: the solution to use: see `fxquant.aciq`."""
+    dynamic: bool = False
+    """For activations, `range="minmax"` or `"aciq"`: the range is computed from each batch at
+    inference, and needs no calibration. For simulation, as in the report's own experiments."""
     clip_weight: float = 1.0
     """For weights and `range="mse"`: how much the squared error of a clipped value counts."""
 
@@ -125,11 +131,16 @@ class Recipe:
 
     weights: TensorSpec = TensorSpec(symmetric=True, per_channel=True)
     activations: TensorSpec | None = TensorSpec()
-    bias_correction: bool = False
-    """Correct each layer's output mean through its bias (`fxquant.passes.CorrectBias`)."""
+    bias_correction: BiasCorrection = False
+    """True: correct each layer's output mean through its bias (`fxquant.passes.CorrectBias`).
+    "weights": give each channel of the weight its mean and norm back, as in the report's I.F
+    (`fxquant.passes.CorrectWeights`); that leaves the integers' grid, and is for simulation."""
     reconstruction: Reconstruction | None = None
     """How roundings are learned (`fxquant.passes.ReconstructRounding`); None: to nearest."""
     rules: tuple[Rule, ...] = ()
+    logits: TensorSpec | None = None
+    """How the model's outputs are quantized; None: not at all, for clipping them costs points.
+    `range="cross_entropy"` is made for them."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rules", tuple(self.rules))
@@ -142,9 +153,18 @@ class Recipe:
             raise RecipeError(f"activations={self.activations!r}: give a TensorSpec or None")
         if not isinstance(self.reconstruction, Reconstruction | None):
             raise RecipeError(f"reconstruction={self.reconstruction!r}: give a Reconstruction")
+        if self.bias_correction not in (True, False, "weights"):
+            raise RecipeError(
+                f"bias_correction={self.bias_correction!r}: choose True, False or 'weights'"
+            )
+        if self.bias_correction == "weights" and self.reconstruction is not None:
+            raise RecipeError(
+                "bias_correction='weights' changes what a reconstruction learned: choose one"
+            )
         own = CallSpec(self.weights, self.activations)
         for spec in (own, *[_apply(rule, own, own) for rule in self.rules]):
             _check_sides(spec)
+        _check_logits(self.logits)
 
     @classmethod
     def minmax(
@@ -249,7 +269,7 @@ def _recipe(
         skip = (skip,)
     for_activations = {f.name for f in fields(TensorSpec)} - {"bits"}
     spec_options = {key: options.pop(key) for key in for_activations & options.keys()}
-    unknown = options.keys() - {"bias_correction", "reconstruction"}
+    unknown = options.keys() - {"bias_correction", "reconstruction", "logits"}
     if unknown:
         raise RecipeError(f"unknown options: {', '.join(sorted(unknown))}")
     if activations is None and spec_options:
@@ -293,7 +313,35 @@ def _override(
 def _check_sides(spec: CallSpec) -> None:
     if spec.weights is not None and spec.weights.bits == 16:
         raise RecipeError("weights: bits=16: choose 2 to 8 (16 is for activations)")
-    if spec.weights is not None and spec.weights.range == "ema":
-        raise RecipeError("weights: range='ema' averages over batches: choose another range")
-    if spec.activations is not None and spec.activations.per_channel:
-        raise RecipeError("activations: per_channel=True: activations are quantized per tensor")
+    if spec.weights is not None and spec.weights.range in ("ema", "bn", "cross_entropy"):
+        raise RecipeError(f"weights: range={spec.weights.range!r} is for activations")
+    if spec.weights is not None and spec.weights.dynamic:
+        raise RecipeError("weights: dynamic=True: weights do not change from batch to batch")
+    if spec.activations is not None:
+        _check_activations(spec.activations)
+
+
+def _check_activations(spec: TensorSpec) -> None:
+    if spec.range == "cross_entropy":
+        raise RecipeError(
+            "activations: range='cross_entropy' is for the model's outputs: "
+            "Recipe(logits=TensorSpec(range='cross_entropy'))"
+        )
+    if spec.per_channel and spec.range in ("percentile", "mse"):
+        raise RecipeError(
+            f"activations: per_channel=True with range={spec.range!r}: no histogram is kept for "
+            "each channel; choose 'minmax', 'ema', 'aciq' or 'bn'"
+        )
+    if spec.dynamic and (spec.range not in ("minmax", "aciq") or spec.clip == "optimal"):
+        chosen = f"clip={spec.clip!r}" if spec.range == "aciq" else f"range={spec.range!r}"
+        raise RecipeError(
+            f"activations: dynamic=True with {chosen} would search at every batch; choose "
+            "range='minmax', or 'aciq' with clip='report', 'corrected' or 'weighted'"
+        )
+
+
+def _check_logits(spec: TensorSpec | None) -> None:
+    if not isinstance(spec, TensorSpec | None):
+        raise RecipeError(f"logits={spec!r}: give a TensorSpec or None")
+    if spec is not None and (spec.dynamic or spec.per_channel or spec.range == "bn"):
+        raise RecipeError("logits: dynamic, per_channel and range='bn' are for activations")

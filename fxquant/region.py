@@ -3,20 +3,24 @@
 Before:  model.backbone: BackboneWithFPN
 After:   model.backbone: BackboneWithFPN and GraphModule     # forward is the traced graph's
 
-The code around a region may read its attributes, call its methods, or ask for its type. So a
-region's class derives from the submodule's own, and everything that the submodule held stays.
+The code around a region may ask for its type, read its attributes, call its methods or its parts.
+So a region's class derives from the submodule's own, and it holds all that the submodule held, in
+float. The graph works on a copy of that, `traced`, which shares its tensors until a pass replaces
+them. Parts that nobody called by themselves while the model was calibrated are released at the end.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-from fxquant.layers import LAYERS
+from fxquant.errors import CaptureError
+from fxquant.layers import LAYERS, layer_type
 
+TRACED = "traced"
 _HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -24,8 +28,8 @@ _HOOKS = (
     "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs",
 )
+_REGISTRIES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 _TYPES: dict[type[nn.Module], type[Region]] = {}
-LAYER = "layer"  # the name of the layer inside a region that is nothing but a layer
 
 
 class _PlainInit(nn.Module):
@@ -43,6 +47,27 @@ class Region(fx.GraphModule, _PlainInit):
 
     path: str
     original_type: type[nn.Module]
+    is_layer: bool = False
+    """Whether it is nothing but one layer."""
+    parts: tuple[str, ...] = ()
+    """Names of the submodules, parameters and buffers that it holds in float, besides `traced`."""
+    is_released: bool = False
+    """Whether they are gone."""
+    calls: CallNotes
+
+    def release_parts(self) -> dict[str, str]:
+        """Drop the parts in float; return those that stay, by name: something else calls them.
+
+        All stay if one does, or if the region itself never ran, for then nothing is known.
+        """
+        if self.is_layer:
+            return {}
+        if self.calls.parts or not self.calls.region:
+            return dict(self.calls.parts)
+        for name in self.parts:
+            delattr(self, name)
+        self.is_released = True
+        return {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Region:
         copied = super().__deepcopy__(memo)
@@ -59,25 +84,105 @@ class Region(fx.GraphModule, _PlainInit):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if not issubclass(vars(self).get("original_type", nn.Module), LAYERS):
+            if not (vars(self).get("is_layer") or vars(self).get("is_released")):
                 raise
-            return getattr(vars(self)["_modules"][LAYER], name)  # someone reads its weight.dtype
+            return getattr(vars(self)["_modules"][TRACED], name)  # cls_logits.weight.dtype
 
 
-def make_region(original: nn.Module, graph: fx.Graph, path: str) -> Region:
+class _Parts(nn.Module):
+    """A `Sequential` is iterated over its parts, not over what a region holds besides."""
+
+    def _parts(self) -> list[nn.Module]:
+        region: Any = self
+        if region.is_released:
+            return list(getattr(self, TRACED).children())
+        parts = (self._modules.get(name) for name in region.parts)
+        return [part for part in parts if part is not None]
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return iter(self._parts())
+
+    def __len__(self) -> int:
+        return len(self._parts())
+
+    def __getitem__(self, index: Any) -> Any:
+        parts = self._parts()[index]
+        return nn.Sequential(*parts) if isinstance(index, slice) else parts
+
+
+class CallNotes:
+    """What of a region the code around it called: hooks write it down.
+
+    They refuse a call that the graph was not traced for.
+    """
+
+    def __init__(self, path: str, fixed: dict[int | str, Any]) -> None:
+        self.path = path
+        self.fixed = fixed
+        """Arguments, by place and by name, that the graph holds at a value."""
+        self.region = False
+        self.parts: dict[str, str] = {}
+        """Types of the parts that were called by themselves, by name."""
+
+    def note_region(self, _: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """Note a call of the region, and check its arguments; a forward pre-hook with keywords."""
+        self.region = True
+        for key, value in (*enumerate(args), *kwargs.items()):
+            if key in self.fixed and value is not self.fixed[key] and value != self.fixed[key]:
+                raise CaptureError(
+                    f"{self.path}: traced with argument {key!r} fixed at {self.fixed[key]!r}, but "
+                    f"called with a {type(value).__name__}: leave it whole, with "
+                    f"prepare(model, leaf_modules=[{self.path!r}])"
+                )
+
+
+class _NotePart:
+    """A forward pre-hook of one part."""
+
+    def __init__(self, notes: CallNotes, name: str) -> None:
+        self._notes, self._name = notes, name
+
+    def __call__(self, module: nn.Module, _: Any) -> None:
+        self._notes.parts[self._name] = type(module).__name__
+
+
+def make_region(
+    original: nn.Module, graph: fx.Graph, path: str, fixed: dict[str, Any] | None = None
+) -> Region:
     """Return a region that computes `graph` and holds all that `original` holds.
 
     Args:
-        original: what was traced; its submodules become the region's.
-        graph: whose targets are names in `original`; of a layer, one call of `LAYER`.
+        original: what was traced; its submodules become the region's, with hooks.
+        graph: whose targets are names in `original`; of a layer, one call of `TRACED`.
         path: the name of `original` in the whole model.
+        fixed: the arguments that tracing fixed, by name.
     """
-    if isinstance(original, LAYERS):
-        region = _build(type(original), {LAYER: original}, graph)
-        region.path = path
-    else:
-        region = _build(type(original), original, graph)
-        _carry_over({**vars(original), "path": path}, region)
+    if hasattr(original, TRACED):
+        raise CaptureError(f"{path}: it has an attribute {TRACED!r}, which a region needs")
+    is_layer = layer_type(original) is not None
+    holder = nn.Module()
+    traced = holder.traced = _copy_sharing_tensors(original)
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr") and not is_layer:
+            node.target = f"{TRACED}.{node.target}"
+    region = _build(type(original), holder, graph)
+    region._modules[TRACED] = traced  # in whole: `GraphModule` takes what the graph names
+    region.path, region.is_layer = path, is_layer
+    names = [str(node.target) for node in graph.find_nodes(op="placeholder")]
+    held: dict[int | str, Any] = {}
+    for name, value in (fixed or {}).items():
+        held[name] = value
+        if name in names:
+            held[names.index(name)] = value
+    region.calls = CallNotes(path, held)
+    if not is_layer:
+        for name, part in original.named_modules():
+            if name:
+                part.register_forward_pre_hook(_NotePart(region.calls, name))
+        _carry_over(vars(original), region)
+        registered = (original._parameters, original._buffers, original._modules)
+        region.parts = tuple(name for names in registered for name in names)
+    region.register_forward_pre_hook(region.calls.note_region, with_kwargs=True)
     return region
 
 
@@ -91,6 +196,14 @@ def node_name(gm: fx.GraphModule, node: fx.Node) -> str:
     return ".".join(part for part in (path_of(gm), node.name) if part)
 
 
+def target_name(gm: fx.GraphModule, target: str) -> str:
+    """Return the name in the whole model of what a node calls."""
+    if not isinstance(gm, Region):
+        return target
+    inside = target.removeprefix(TRACED).removeprefix(".")
+    return ".".join(part for part in (gm.path, inside) if part)
+
+
 def find_regions(model: nn.Module) -> dict[str, fx.GraphModule]:
     """Return the graphs of a model by name; a model that is one graph is its own, named ""."""
     if isinstance(model, fx.GraphModule):
@@ -99,12 +212,22 @@ def find_regions(model: nn.Module) -> dict[str, fx.GraphModule]:
     return {region.path: region for region in regions}
 
 
-def _build(
-    original_type: type[nn.Module], root: nn.Module | dict[str, Any], graph: fx.Graph
-) -> Region:
+def _copy_sharing_tensors(module: nn.Module) -> nn.Module:
+    """Return a copy of the modules, whose parameters, buffers and other tensors are the same."""
+    memo: dict[int, Any] = {}
+    for each in module.modules():
+        registered = (each._parameters, each._buffers, vars(each))
+        for tensor in (value for values in registered for value in values.values()):
+            if isinstance(tensor, Tensor):
+                memo[id(tensor)] = tensor
+    return copy.deepcopy(module, memo)
+
+
+def _build(original_type: type[nn.Module], root: nn.Module, graph: fx.Graph) -> Region:
     region = _region_type(original_type)(root, graph, original_type.__name__)
     assert isinstance(region, Region)
     region.original_type = original_type
+    region.training = False
     return region
 
 
@@ -116,7 +239,8 @@ def _region_type(original_type: type[nn.Module]) -> type[Region]:
     if issubclass(original_type, (fx.GraphModule, *LAYERS)):
         return Region
     if original_type not in _TYPES:
-        _TYPES[original_type] = type(original_type.__name__, (Region, original_type), {})
+        bases = (Region, _Parts) if issubclass(original_type, nn.Sequential) else (Region,)
+        _TYPES[original_type] = type(original_type.__name__, (*bases, original_type), {})
     return _TYPES[original_type]
 
 
@@ -125,26 +249,21 @@ def _carry_over(attributes: dict[str, Any], region: Region) -> None:
     for name, value in attributes.items():
         if name in _HOOKS:
             vars(region)[name] = value
-        elif name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+        elif name in _REGISTRIES:
             own = vars(region)[name]
-            # Submodules in whole: the graph needs parts of them, the code around may need others.
-            own.update(value if name == "_modules" else _missing(value, own))
+            own.update(value if isinstance(value, set) else _missing(value, own))
         elif name not in vars(region) and name != "forward":
             vars(region)[name] = value
 
 
-def _missing(value: Any, own: Any) -> Any:
-    if isinstance(value, set):
-        return value
+def _missing(value: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     return {name: each for name, each in value.items() if name not in own}
 
 
 def _extras(region: Region, copied: Region) -> dict[str, Any]:
     """Return what `GraphModule` forgets when it is copied."""
-    known = vars(copied)
-    return {name: value for name, value in vars(region).items() if name not in known} | {
-        name: vars(region)[name] for name in _HOOKS
-    }
+    known = vars(copied).keys() - {*_HOOKS, *_REGISTRIES}
+    return {name: value for name, value in vars(region).items() if name not in known}
 
 
 def _restore(

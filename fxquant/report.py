@@ -12,6 +12,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, fx, nn
 
+from fxquant.dynamic import DynamicQuantize
 from fxquant.errors import PassError
 from fxquant.fakequant import FakeQuantize, LearnedRounding, QuantizedLayer
 from fxquant.inputs import arguments_of, stop_keeping_inputs
@@ -125,8 +126,8 @@ def _region_row(gm: Region) -> RegionRow:
     )
 
 
-def _qualified(gm: fx.GraphModule, node: fx.Node) -> str:
-    """Return the name of the module that `node` calls, in the whole model."""
+def _module_name(gm: fx.GraphModule, node: fx.Node) -> str:
+    """Return the name of the module that `node` calls, as the converted model holds it."""
     return ".".join(part for part in (path_of(gm), str(node.target)) if part)
 
 
@@ -189,7 +190,8 @@ def _row(gm: fx.GraphModule, node: fx.Node, measured: dict[str, float]) -> Row:
     quantizers = _quantizers(gm, node)
     weight = module if isinstance(module, QuantizedLayer) else None
     specs = list(dict.fromkeys(str(quantizer.spec) for quantizer in quantizers))
-    scales = [quantizer.scale.item() for quantizer in quantizers]
+    fixed = [quantizer for quantizer in quantizers if isinstance(quantizer, FakeQuantize)]
+    scales = [quantizer.scale.mean().item() for quantizer in fixed]
     return Row(
         name=call_name(gm, node),
         kind=_kind(node, module),
@@ -198,8 +200,8 @@ def _row(gm: fx.GraphModule, node: fx.Node, measured: dict[str, float]) -> Row:
         weight_sqnr=weight.weight_sqnr if weight is not None else math.nan,
         inputs=", ".join(specs),
         input_scale=sum(scales) / len(scales) if scales else math.nan,
-        input_sqnr=min((quantizer.sqnr for quantizer in quantizers), default=math.nan),
-        output_sqnr=measured.get(_qualified(gm, node), math.nan),
+        input_sqnr=min((quantizer.sqnr for quantizer in fixed), default=math.nan),
+        output_sqnr=measured.get(_module_name(gm, node), math.nan),
         rounding=weight.rounding if weight is not None else None,
         notes="; ".join(_notes(record(node))),
     )
@@ -220,18 +222,19 @@ def _notes(known: Record) -> list[str]:
     return notes + list(known.refused)
 
 
-def _quantizers(gm: fx.GraphModule, node: fx.Node) -> list[FakeQuantize]:
+def _quantizers(gm: fx.GraphModule, node: fx.Node) -> list[FakeQuantize | DynamicQuantize]:
     """Return the quantizers of the tensors that `node` works on, past calls that keep values."""
     sources = list(node.args) if is_add(gm, node) else [data_input(node)]
-    found = []
+    found: list[FakeQuantize | DynamicQuantize] = []
     for source in sources:
         while isinstance(source, fx.Node):
             module = module_of(gm, source)
-            if isinstance(module, FakeQuantize):
+            if isinstance(module, (FakeQuantize, DynamicQuantize)):
                 found.append(module)
                 break
             concatenated = concat_inputs(source)
-            if not concatenated and not keeps_values(gm, source):
+            is_behind = record(source).fused_into is not None  # a dynamic one is before its ReLU
+            if not concatenated and not is_behind and not keeps_values(gm, source):
                 break
             source = concatenated[0] if concatenated else data_input(source)
     return found

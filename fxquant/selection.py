@@ -13,7 +13,7 @@ from fxquant.layers import layer_type
 from fxquant.meta import annotate, record, refuse
 from fxquant.operations import is_add, is_layer, module_of
 from fxquant.recipe import CallSpec, Recipe
-from fxquant.region import Region, path_of
+from fxquant.region import Region, node_name, target_name
 
 
 def call_name(gm: fx.GraphModule, node: fx.Node) -> str:
@@ -21,11 +21,9 @@ def call_name(gm: fx.GraphModule, node: fx.Node) -> str:
 
     In a region (`fxquant.region`) it starts with the region's own name.
     """
-    name = node.name
     if node.op == "call_module":
-        origin = record(node).origin
-        name = str(node.target) if origin is None else origin
-    return ".".join(part for part in (path_of(gm), name) if part)
+        return target_name(gm, record(node).origin or str(node.target))
+    return node_name(gm, node)
 
 
 def select_calls(gm: fx.GraphModule, recipe: Recipe) -> dict[fx.Node, CallSpec]:

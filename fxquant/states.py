@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from torch import nn
 
+from fxquant.dynamic import DynamicQuantize
 from fxquant.errors import CaptureError, PassError
 from fxquant.fakequant import FakeQuantize, QuantizedLayer
 from fxquant.meta import read_recipe
 from fxquant.observers import Observer
 from fxquant.recipe import Recipe
+
+_CONVERTED = (FakeQuantize, DynamicQuantize, QuantizedLayer)
 
 
 def require_float(model: nn.Module) -> None:
@@ -16,7 +19,7 @@ def require_float(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise CaptureError(f"model is a {type(model).__name__}: give a torch.nn.Module")
     for name, module in model.named_modules():
-        if isinstance(module, (Observer, FakeQuantize, QuantizedLayer)):
+        if isinstance(module, (Observer, *_CONVERTED)):
             state = "prepared" if isinstance(module, Observer) else "converted"
             raise PassError(
                 f"prepare: the model is {state} already: {name!r} is a {type(module).__name__}; "
@@ -34,4 +37,4 @@ def require_prepared(model: nn.Module, caller: str) -> Recipe:
 
 
 def _is_converted(model: nn.Module) -> bool:
-    return any(isinstance(module, (FakeQuantize, QuantizedLayer)) for module in model.modules())
+    return any(isinstance(module, _CONVERTED) for module in model.modules())

@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from fxquant.dynamic import DynamicQuantize
 from fxquant.fakequant import FakeQuantize, QuantizedLayer
 from fxquant.keeper import InputKeeper
 from fxquant.meta import read_recipe, record
@@ -118,9 +119,12 @@ def _module_facts(module: nn.Module) -> str:
     if isinstance(module, InputKeeper):
         return f"{kind} {module.extra_repr()}"
     if isinstance(module, FakeQuantize):
-        scale, zero_point = module.scale.item(), module.zero_point.item()
-        return f"{kind} {module.spec} scale={scale:.4g} zero_point={zero_point}"
+        return f"{kind} {module.spec} {module.parameters_text()}"
+    if isinstance(module, DynamicQuantize):
+        return f"{kind} {module.extra_repr()}"
     if isinstance(module, QuantizedLayer):
         learned = module.rounding is not None and module.rounding.kept
-        return f"{kind} {module.weight_spec}{' adaround' if learned else ''}"
+        corrected = module.weight_gain is not None
+        notes = " adaround" * learned + " moments corrected" * corrected
+        return f"{kind} {module.weight_spec}{notes}"
     return kind

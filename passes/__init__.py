@@ -18,6 +18,7 @@
 | `DropObservers` | removes what calibration put into the graph |
 | `QuantizeWeights` | turns each layer's weight into integers |
 | `ReconstructRounding` | learns the rounding of each weight: AdaRound |
+| `CorrectWeights` | gives each channel of a rounded weight its mean and norm back |
 | `CorrectBias` | takes the error of the mean output out of each layer's bias |
 """
 
@@ -29,6 +30,7 @@ if __name__ != "fxquant.passes":
 from fxquant.passes.absorb_batchnorm import AbsorbBatchNorm
 from fxquant.passes.choose_ranges import ChooseRanges
 from fxquant.passes.correct_bias import CorrectBias
+from fxquant.passes.correct_weights import CorrectWeights
 from fxquant.passes.drop_identities import DropIdentities
 from fxquant.passes.drop_observers import DropObservers
 from fxquant.passes.fold_batchnorm import FoldBatchNorm
@@ -42,6 +44,7 @@ __all__ = [
     "AbsorbBatchNorm",
     "ChooseRanges",
     "CorrectBias",
+    "CorrectWeights",
     "DropIdentities",
     "DropObservers",
     "FoldBatchNorm",

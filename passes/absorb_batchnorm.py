@@ -24,6 +24,7 @@ from fxquant.layers import Layer, is_transposed, num_inputs
 from fxquant.meta import annotate, record, refuse
 from fxquant.operations import data_input, is_batchnorm, is_layer, module_of
 from fxquant.pipeline import Pass
+from fxquant.region import target_name
 from fxquant.shapes import known_ranks
 
 
@@ -60,7 +61,7 @@ def _absorb(gm: fx.GraphModule, batchnorm: fx.Node, users: dict[nn.Module, list[
         separate_calls(gm, layers, users)
         fold_before(cast(Layer, module_of(gm, layers[0])), scale, shift)
         for layer in layers:
-            annotate(layer, folded=(*record(layer).folded, str(batchnorm.target)))
+            annotate(layer, folded=(*record(layer).folded, target_name(gm, str(batchnorm.target))))
     source = data_input(batchnorm)
     assert source is not None
     batchnorm.replace_all_uses_with(source)

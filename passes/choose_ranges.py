@@ -5,23 +5,29 @@ After:   relu = ReLU(conv); quantizers_relu = FakeQuantize(relu)
 
 The quantizer stands behind the ReLU that its observer stood before. Its scale and zero-point spread
 the integers over the range that the observer's spec chooses (`fxquant.ranges`; report I.B, II.A).
+One that takes its range from each batch (`fxquant.dynamic`) stays before the ReLU, where the
+distribution is whole.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
-from fxquant.affine import affine_parameters, dequantize, quantize
+from fxquant.affine import Grid, activation_grid, affine_parameters, dequantize, quantize
 from fxquant.calibration import check_calibrated, find_observers
+from fxquant.channel_ranges import channel_range
+from fxquant.cross_entropy import cross_entropy_range
+from fxquant.dynamic import DynamicQuantize
 from fxquant.fakequant import FakeQuantize
 from fxquant.graph import delete_unused, free_name, insert_after
 from fxquant.meta import refuse
-from fxquant.observers import Observer
+from fxquant.observers import ChannelObserver, LogitObserver, Observer
 from fxquant.pipeline import Pass
-from fxquant.ranges import activation_grid, activation_range
+from fxquant.ranges import activation_range
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +45,13 @@ class ChooseRanges(Pass):
         observed = list(find_observers(gm))
         containers = set()
         for node, watched, observer in observed:
-            tensor = next(iter(node.users)) if observer.clamp else watched
+            is_dynamic = observer.spec.dynamic
+            tensor = next(iter(node.users)) if observer.clamp and not is_dynamic else watched
             node.replace_all_uses_with(watched)
             observers, _, label = str(node.target).rpartition(".")
             containers.add(observers)
             gm.graph.erase_node(node)
-            if observer.num_batches == 0:
+            if observer.needs_data and observer.num_batches == 0:
                 refuse(tensor, "left in float: no floating-point value seen in calibration")
                 continue
             if observer not in quantizers:
@@ -64,18 +71,45 @@ def _insert(gm: fx.GraphModule, tensor: fx.Node, target: str) -> None:
         user.replace_input_with(tensor, quantizer)
 
 
-def quantizer_of(observer: Observer) -> FakeQuantize:
-    """Return the fake-quantizer for what `observer` saw."""
-    statistics, spec = observer.statistics(), observer.spec
-    low, high = activation_range(statistics, spec)
-    grid = activation_grid(low, spec)
-    ends = torch.tensor([low, high], dtype=torch.float64)
-    scale, zero_point = affine_parameters(ends[0], ends[1], grid, symmetric=spec.symmetric)
+def quantizer_of(observer: Observer) -> FakeQuantize | DynamicQuantize:
+    """Return the fake-quantizer for what `observer` saw, or knows without."""
+    spec = observer.spec
+    if spec.dynamic:
+        return DynamicQuantize(spec, observer.clamp, observer.axis)
+    low, high = _range(observer)
+    grid = activation_grid(low.min().item(), spec)
+    scale, zero_point = affine_parameters(low, high, grid, symmetric=spec.symmetric)
+    axis = observer.axis if scale.dim() else None
+    loss = _sqnr(observer, scale, zero_point, grid) if axis is None else math.nan
+    device = observer.low.device
+    return FakeQuantize(scale.to(device), zero_point.to(device), grid, spec, loss, axis)
 
-    points, weights = statistics.output.subdivided(4)
+
+def _range(observer: Observer) -> tuple[Tensor, Tensor]:
+    """Return the range (low, high), () or (channels,) each, on the CPU."""
+    spec = observer.spec
+    if observer.known is not None:
+        return observer.known[0].cpu(), observer.known[1].cpu()
+    if isinstance(observer, ChannelObserver):
+        channels = observer.channel_statistics()
+        if channels is not None:
+            low, high = channel_range(channels, spec)
+            return low.cpu(), high.cpu()
+    if isinstance(observer, LogitObserver) and spec.range == "cross_entropy":
+        ends = cross_entropy_range(
+            observer.rows.cpu(), observer.low.item(), observer.high.item(), spec
+        )
+    else:
+        ends = activation_range(observer.statistics(), spec)
+    return tuple(torch.tensor(ends, dtype=torch.float64).unbind())  # type: ignore[return-value]
+
+
+def _sqnr(observer: Observer, scale: Tensor, zero_point: Tensor, grid: Grid) -> float:
+    """Return signal over quantization noise of what was seen, in dB; NaN if nothing was."""
+    if observer.num_batches == 0:
+        return math.nan
+    points, weights = observer.statistics().output.subdivided(4)
     noise = dequantize(quantize(points, scale, zero_point, grid), scale, zero_point) - points
     power = (points.square() * weights).sum()
     error = (noise.square() * weights).sum()
-    sqnr = float("inf") if error == 0 else (10 * torch.log10(power / error)).item()
-    device = observer.low.device
-    return FakeQuantize(scale.to(device), zero_point.to(device), grid, spec, sqnr)
+    return math.inf if error == 0 else (10 * torch.log10(power / error)).item()

@@ -17,7 +17,13 @@ from typing import cast
 
 from torch import fx, nn
 
-from fxquant.batchnorm import BatchNorm, fold_after, scale_and_shift, why_not_affine
+from fxquant.batchnorm import (
+    BatchNorm,
+    fold_after,
+    output_moments,
+    scale_and_shift,
+    why_not_affine,
+)
 from fxquant.graph import (
     delete_unused,
     find_chains,
@@ -30,6 +36,7 @@ from fxquant.layers import Layer, num_outputs
 from fxquant.meta import annotate, record, refuse
 from fxquant.operations import is_batchnorm, is_layer, module_of
 from fxquant.pipeline import Pass
+from fxquant.region import target_name
 from fxquant.shapes import known_ranks
 
 
@@ -68,10 +75,11 @@ def _fold_all(gm: fx.GraphModule) -> bool:
 def _fold(gm: fx.GraphModule, chains: list[tuple[fx.Node, fx.Node]]) -> None:
     """Fold one batch-norm module into one layer module, for all calls of the pair."""
     first, norm = chains[0]
-    scale, shift = scale_and_shift(cast(BatchNorm, module_of(gm, norm)))
-    fold_after(cast(Layer, module_of(gm, first)), scale, shift)
+    norm_module = cast(BatchNorm, module_of(gm, norm))
+    fold_after(cast(Layer, module_of(gm, first)), *scale_and_shift(norm_module))
     for layer, batchnorm in chains:
-        annotate(layer, folded=(*record(layer).folded, str(batchnorm.target)))
+        folded = (*record(layer).folded, target_name(gm, str(batchnorm.target)))
+        annotate(layer, folded=folded, moments=output_moments(norm_module))
         batchnorm.replace_all_uses_with(layer)
         gm.graph.erase_node(batchnorm)
 

@@ -44,7 +44,7 @@ from fxquant.pipeline import Pass
 from fxquant.pool import RowPool
 from fxquant.precision import product_dtype
 from fxquant.reconstruction import Reconstruction
-from fxquant.region import path_of
+from fxquant.region import target_name
 from fxquant.rounding import Rounding
 from fxquant.side_by_side import SideBySide
 from fxquant.subgraphs import Subgraph, find_subgraphs
@@ -101,7 +101,7 @@ class ReconstructRounding(Pass):
             )
             changed = False
             for number, subgraph in enumerate(subgraphs):
-                name = ".".join(part for part in (path_of(gm), subgraph.name) if part)
+                name = target_name(gm, subgraph.name)
                 bar.set_description(name)
                 before = subgraph.layer.weight_integers.clone()
                 saved = _load(checkpoint, number, subgraph)

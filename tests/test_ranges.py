@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from fxquant.aciq import corrected_range, optimal_range, report_range
-from fxquant.affine import Grid, affine_parameters, dequantize, quantize
+from fxquant.affine import Grid, activation_grid, affine_parameters, dequantize, quantize
 from fxquant.histogram import Histogram, count_values
-from fxquant.ranges import Statistics, activation_grid, activation_range, weight_range
+from fxquant.ranges import Statistics, activation_range, weight_range
 from fxquant.recipe import TensorSpec
 
 BIN = 1 / 32  # of the histogram, relative to its value

@@ -34,9 +34,16 @@ def test_the_adaround_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(list((tmp_path / "run").glob("*.pt"))) == 2
 
 
+def test_the_detector_example_lists_the_regions_that_the_readme_shows() -> None:
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec("import torch, fxquant\n" + blocks("python")[2], {})
+    assert blocks("text")[0] in printed.getvalue()
+
+
 def test_the_example_pass_passes_its_test() -> None:
     names: dict[str, object] = {}
-    exec(blocks("python")[2] + blocks("python")[3], names)
+    exec(blocks("python")[3] + blocks("python")[4], names)
     names["test_fuse_silu"]()  # type: ignore[operator]
 
 

@@ -13,6 +13,10 @@ from fxquant.errors import FxquantError, RecipeError
 from fxquant.recipe import CallSpec, Recipe, Rule, TensorSpec
 
 CONV, LINEAR = nn.Conv2d(1, 1, 1), nn.Linear(1, 1)
+DYNAMIC = (
+    "would search at every batch; choose range='minmax', or 'aciq' with clip='report', 'corrected' "
+    "or 'weighted'"
+)
 WEIGHTS = TensorSpec(symmetric=True, per_channel=True)
 ACTIVATIONS = TensorSpec()
 
@@ -42,7 +46,7 @@ ERRORS: list[tuple[Callable[[], Any], str]] = [
     (lambda: TensorSpec(**options(bits=4.0)), f"bits=4.0: {BITS}"),
     (
         lambda: TensorSpec(**options(range="minmx")),
-        "range='minmx': choose one of minmax, ema, percentile, mse, aciq",
+        "range='minmx': choose one of minmax, ema, percentile, mse, aciq, bn, cross_entropy",
     ),
     (
         lambda: TensorSpec(**options(distribution="normal")),
@@ -83,15 +87,42 @@ ERRORS: list[tuple[Callable[[], Any], str]] = [
     ),
     (
         lambda: Recipe(weights=TensorSpec(range="ema")),
-        "weights: range='ema' averages over batches: choose another range",
+        "weights: range='ema' is for activations",
     ),
     (
-        lambda: Recipe(activations=TensorSpec(per_channel=True)),
-        "activations: per_channel=True: activations are quantized per tensor",
+        lambda: Recipe(activations=TensorSpec(per_channel=True, range="mse")),
+        "activations: per_channel=True with range='mse': no histogram is kept for each channel; "
+        "choose 'minmax', 'ema', 'aciq' or 'bn'",
     ),
     (
-        lambda: Recipe(rules=(Rule("fc", activations=TensorSpec(per_channel=True)),)),
-        "activations: per_channel=True: activations are quantized per tensor",
+        lambda: Recipe(rules=(Rule("fc", activations=TensorSpec(dynamic=True, range="ema")),)),
+        "activations: dynamic=True with range='ema' " + DYNAMIC,
+    ),
+    (
+        lambda: Recipe.aciq(dynamic=True, clip="optimal"),
+        "activations: dynamic=True with clip='optimal' " + DYNAMIC,
+    ),
+    (
+        lambda: Recipe(activations=TensorSpec(range="cross_entropy")),
+        "activations: range='cross_entropy' is for the model's outputs: "
+        "Recipe(logits=TensorSpec(range='cross_entropy'))",
+    ),
+    (
+        lambda: Recipe(weights=TensorSpec(dynamic=True)),
+        "weights: dynamic=True: weights do not change from batch to batch",
+    ),
+    (lambda: Recipe(**options(logits=8)), "logits=8: give a TensorSpec or None"),
+    (
+        lambda: Recipe(logits=TensorSpec(range="bn")),
+        "logits: dynamic, per_channel and range='bn' are for activations",
+    ),
+    (
+        lambda: Recipe(**options(bias_correction="weight")),
+        "bias_correction='weight': choose True, False or 'weights'",
+    ),
+    (
+        lambda: Recipe.adaround(bias_correction="weights"),
+        "bias_correction='weights' changes what a reconstruction learned: choose one",
     ),
     (lambda: Recipe(**options(rules=("fc",))), "rules: 'fc' is a str, not a Rule"),
     (lambda: Recipe.minmax(weight_bits=1), f"bits=1: {BITS}"),
@@ -167,13 +198,14 @@ def test_repr_makes_the_recipe_again() -> None:
         "Recipe("
         "weights=TensorSpec(bits=4, symmetric=True, per_channel=True, range='minmax', "
         "percentile=99.99, momentum=0.9, distribution='auto', clip='corrected', "
-        "clip_weight=1.0), "
+        "dynamic=False, clip_weight=1.0), "
         "activations=TensorSpec(bits=8, symmetric=False, per_channel=False, range='aciq', "
         "percentile=99.99, momentum=0.9, distribution='auto', clip='corrected', "
-        "clip_weight=1.0), "
+        "dynamic=False, clip_weight=1.0), "
         "bias_correction=True, reconstruction=None, "
         "rules=(Rule(match='layer1.*', skip=False, weights=8, activations='inherit'), "
-        "Rule(match='fc', skip=True, weights='inherit', activations='inherit')))"
+        "Rule(match='fc', skip=True, weights='inherit', activations='inherit')), "
+        "logits=None)"
     )
     assert eval(repr(recipe)) == recipe
 
