@@ -40,9 +40,8 @@ from benchmarks.torchvision_models import randomize
 from fxquant.batchnorm import is_batchnorm_module
 from fxquant.fakequant import QuantizedLayer, sqnr
 from fxquant.layers import layer_type
-from fxquant.region import TRACED
 from fxquant.operations import is_batchnorm
-from fxquant.region import find_regions
+from fxquant.region import TRACED, find_regions
 
 _SMALL = {"min_size": 192, "max_size": 256}
 _FEW_BOXES = {
