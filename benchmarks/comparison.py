@@ -99,7 +99,7 @@ def activation_recipes(
 ) -> list[tuple[str, str, fxquant.Recipe]]:
     """Return every range method for activations at every pair of bits.
 
-    All else is the same: weights min-max per channel, biases corrected.
+    All else is the same: weights min-max per channel, biases corrected but where moments are.
     """
     methods: list[tuple[str, dict[str, Any]]] = [
         ("min-max", {"range": "minmax"}),
@@ -110,6 +110,11 @@ def activation_recipes(
         ("ACIQ, corrected", {"range": "aciq", "clip": "corrected"}),
         ("ACIQ, weighted", {"range": "aciq", "clip": "weighted"}),
         ("ACIQ, optimal", {"range": "aciq", "clip": "optimal"}),
+        ("ACIQ, per channel", {"range": "aciq", "per_channel": True}),
+        ("ACIQ, every batch", {"range": "aciq", "dynamic": True}),
+        ("ACIQ, every batch and channel", {"range": "aciq", "dynamic": True, "per_channel": True}),
+        ("ACIQ, weights' moments", {"range": "aciq", "bias_correction": "weights"}),
+        ("batch norms' statistics", {"range": "bn"}),
     ]
     return [
         (

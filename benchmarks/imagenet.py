@@ -14,13 +14,12 @@ import argparse
 from pathlib import Path
 
 import torch
-import torchvision
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision import transforms
-from torchvision.datasets import ImageFolder
 
 from benchmarks.comparison import activation_recipes, compare, table
+from benchmarks.datasets import ImageNet
+from benchmarks.pretrained import load_model
 
 PREPROCESS = transforms.Compose(
     [
@@ -34,30 +33,11 @@ PREPROCESS = transforms.Compose(
 
 def load_images(folder: Path, max_images: int | None = None) -> tuple[Tensor, Tensor]:
     """Return images (N, 3, 224, 224) and class indices (N,), shuffled by a fixed seed."""
-    dataset = ImageFolder(str(folder), PREPROCESS)
-    listed = folder.parent / "wnids.txt"
-    ids = listed.read_text().split() if listed.exists() else dataset.classes
-    if not listed.exists() and len(ids) != 1000:
-        raise SystemExit(
-            f"{folder}: expected 1,000 class folders, or {listed} to give each its index; "
-            f"found {len(ids)} folders and no such file"
-        )
-    index = {wnid: number for number, wnid in enumerate(ids)}
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
-    items = [dataset[int(i)] for i in order[:max_images]]
-    labels = [index[dataset.classes[label]] for _, label in items]
-    return torch.stack([image for image, _ in items]), torch.tensor(labels)
-
-
-def load_model(name: str, weights: Path | None) -> nn.Module:
-    """Return a torchvision classifier with the weights of the file, or torchvision's own."""
-    if weights is None:
-        return torchvision.models.get_model(name, weights="DEFAULT").eval()  # type: ignore[no-any-return]
-    model: nn.Module = torchvision.models.get_model(name)
-    is_safe = weights.suffix == ".safetensors"
-    state = load_file(weights) if is_safe else torch.load(weights, weights_only=True)
-    model.load_state_dict(state)
-    return model.eval()
+    data = ImageNet(folder)
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
+    pairs = [data[int(i)] for i in order[:max_images]]
+    images = torch.stack([PREPROCESS(image) for image, _ in pairs])
+    return images, torch.tensor([label for _, label in pairs])
 
 
 def main() -> None:

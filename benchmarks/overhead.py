@@ -1,18 +1,23 @@
 """What calibration and fake-quantization cost beside the folded float model, in one run.
 
     python -m benchmarks.overhead --model resnet50 --batch-size 8
+    python -m benchmarks.overhead --model retinanet_resnet50_fpn --batch-size 1 --image-size 512
 
-Prints two tables: one activation through each fake-quantize implementation, and the whole model.
+Prints two tables: one activation through each fake-quantize implementation, and a whole model of
+torchvision, whatever kind. A model rounded by AdaRound costs what one with ACIQ's ranges does: only
+its integers differ.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+from typing import Any
 
 import torch
 import torchvision
 from tabulate import tabulate
+from torch import nn
 from torch.nn import functional as F
 
 import fxquant
@@ -20,7 +25,15 @@ from benchmarks.allocator import keep_memory
 from benchmarks.timing import interleaved_medians
 from fxquant.affine import Grid
 from fxquant.fakequant import FakeQuantize
-from fxquant.passes import DropIdentities, FoldBatchNorm
+from fxquant.passes import DropObservers
+from fxquant.region import find_regions
+
+EVALUATED: dict[str, dict[str, Any]] = {
+    "8/8, ACIQ calibrated": {},
+    "8/8, ACIQ of every batch": {"dynamic": True},
+    "8/8, ACIQ of every batch, report's clip": {"dynamic": True, "clip": "report"},
+    "8/8, ACIQ of every batch, per channel": {"dynamic": True, "per_channel": True},
+}
 
 
 def one_activation(repeats: int) -> str:
@@ -45,19 +58,21 @@ def one_activation(repeats: int) -> str:
 
 def whole_model(name: str, batch_size: int, image_size: int, repeats: int) -> str:
     """Return the table for a torchvision model with random weights."""
-    torch.manual_seed(0)
-    model = torchvision.models.get_model(name).eval()
-    x = torch.randn(batch_size, 3, image_size, image_size)
-    folded = fxquant.trace(model)
-    DropIdentities()(folded)
-    FoldBatchNorm()(folded)
+    model = build(name, image_size)
+    x: Any = torch.randn(batch_size, 3, image_size, image_size)
+    if name in torchvision.models.list_models(torchvision.models.detection):
+        x = list(x.sigmoid())
     prepared = {
         "calibration, min-max": fxquant.prepare(model, "minmax"),
         "calibration, ACIQ": fxquant.prepare(model, "aciq"),
     }
-    calibrated = fxquant.calibrate(copy.deepcopy(prepared["calibration, ACIQ"]), [x])
-    quantized = fxquant.convert(calibrated)
-    models = {"float, folded": folded, **prepared, "fake-quantized, ACIQ 8/8": quantized}
+    folded = copy.deepcopy(prepared["calibration, ACIQ"])
+    for gm in find_regions(folded).values():
+        DropObservers()(gm)
+    models = {"float, folded": folded, **prepared}
+    for label, options in EVALUATED.items():
+        recipe = fxquant.Recipe.aciq(**options)
+        models[label] = fxquant.quantize(model, [(x,)], recipe, progress=False)
     with torch.inference_mode():
         seconds = interleaved_medians(
             {label: (lambda each=each: each(x)) for label, each in models.items()},  # type: ignore[misc]
@@ -66,6 +81,20 @@ def whole_model(name: str, batch_size: int, image_size: int, repeats: int) -> st
     base = seconds["float, folded"]
     rows = [[label, f"{t * 1000:.0f}", f"{t / base:.2f}"] for label, t in seconds.items()]
     return tabulate(rows, [f"{name}, batch {batch_size}", "ms", "ratio"], disable_numparse=True)
+
+
+def build(name: str, image_size: int) -> nn.Module:
+    """Return the model with random weights; a detector works at the size of its images."""
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"weights": None}
+    if name in torchvision.models.list_models(torchvision.models.segmentation):
+        options["weights_backbone"] = None
+    if name in torchvision.models.list_models(torchvision.models.detection):
+        options["weights_backbone"] = None
+        if "ssd" not in name:  # which have sizes of their own
+            options |= {"min_size": image_size, "max_size": image_size}
+    model: nn.Module = torchvision.models.get_model(name, **options)
+    return model.eval()
 
 
 def main() -> None:
