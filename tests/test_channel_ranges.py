@@ -69,13 +69,45 @@ def test_behind_a_relu_the_range_starts_at_zero() -> None:
     assert high.tolist() == [6, 6]
 
 
-def test_auto_is_laplace_and_gauss_can_be_asked_for() -> None:
-    def clip(distribution: str) -> float:
-        spec = TensorSpec(bits=4, range="aciq", distribution=distribution)  # type: ignore[arg-type]
-        return batch_range(laplace(100_000), spec, None, None)[1].item()
+def test_auto_clips_a_batch_for_laplace_unless_that_errs_more_than_no_clip() -> None:
+    def clip(x: torch.Tensor, distribution: str, axis: int | None = None) -> torch.Tensor:
+        spec = TensorSpec(bits=3, range="aciq", distribution=distribution)  # type: ignore[arg-type]
+        return batch_range(x, spec, None, axis)[1]
 
-    assert clip("auto") == clip("laplace") == pytest.approx(laplace_constant(4), rel=0.02)
-    assert clip("gauss") == pytest.approx(gauss_constant(4) * 2**0.5, rel=0.02)
+    torch.manual_seed(0)
+    heavy = laplace(100_000)
+    rare = torch.where(torch.rand(100_000) < 0.1, 1.0, 0.0) * torch.randn(100_000).sign()
+    assert clip(heavy, "auto") == clip(heavy, "laplace") < heavy.max()
+    assert clip(rare, "auto") == 1 > clip(rare, "laplace")
+    assert clip(heavy, "gauss") == pytest.approx(gauss_constant(3) * 2**0.5, rel=0.02)
+    x = torch.stack([heavy, rare]).reshape(1, 2, 100, 1000)
+    each = torch.stack([clip(heavy, "laplace"), rare.max()])
+    torch.testing.assert_close(clip(x, "auto", -3), each)
+
+
+def test_calibrated_channels_are_laplace_unless_asked_otherwise() -> None:
+    one = torch.ones(1)
+    statistics = ChannelStatistics(-50 * one, 50 * one, one, one, 0 * one, one, 1.5 * one)
+    for distribution, expected in (
+        ("auto", laplace_constant(4)),
+        ("laplace", laplace_constant(4)),
+        ("gauss", 1.5 * gauss_constant(4)),
+    ):
+        spec = TensorSpec(bits=4, range="aciq", distribution=distribution)  # type: ignore[arg-type]
+        assert channel_range(statistics, spec)[1].item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("shape", [(1, 3, 1, 2), (8, 5, 33, 65), (2, 300, 7, 7)])
+def test_every_shape_and_layout_has_values_to_judge_by(
+    shape: tuple[int, ...], layout: torch.memory_format
+) -> None:
+    x = laplace(*shape).contiguous(memory_format=layout)
+    spec = TensorSpec(range="aciq")
+    for axis, size in ((None, ()), (-3, (shape[1],))):
+        low, high = batch_range(x, spec, None, axis)
+        assert low.shape == high.shape == size
+        assert (low < high).all()
 
 
 def test_a_constant_channel_keeps_its_value() -> None:
