@@ -213,17 +213,19 @@ def _failure(tracer: _Tracer, model: nn.Module, error: Exception) -> CaptureErro
     path = tracer.failed_in
     owner = model if path is None else model.get_submodule(path)
     where = "the model's own forward" if path is None else f"submodule {path!r}"
+    # Not extract_tb: PyTorch 2.4 traces functions with keyword-only arguments under code objects
+    # that have no lines, and it fails on them.
     frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if "/torch/" not in frame.filename and not frame.filename.startswith("<")
+        (frame.f_code.co_filename, line or 0)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if "/torch/" not in frame.f_code.co_filename and frame.f_code.co_filename[0] != "<"
     ]
     line = at = ""
     if len(frames) > 1:  # the first is `trace_graph` itself
-        frame = frames[-1]
-        source = linecache.getline(frame.filename, frame.lineno or 0).strip()
-        line = f"\n  {frame.filename}:{frame.lineno}: {source}"
-        at = f" ({os.path.basename(frame.filename)}:{frame.lineno}: {source})"
+        filename, number = frames[-1]
+        source = linecache.getline(filename, number).strip()
+        line = f"\n  {filename}:{number}: {source}"
+        at = f" ({os.path.basename(filename)}:{number}: {source})"
     reason = str(error) or type(error).__name__
     obstacle, remedy = next(
         ((obstacle, remedy) for sign, obstacle, remedy in _REMEDIES if sign in reason),
