@@ -6,8 +6,13 @@
     fxquant.calibrate(prepared, loader)                # a few batches, no labels
     quantized = fxquant.convert(prepared)              # fake-quantized: integers inside
 
+    lowered = fxquant.lower(quantized)                 # on int8 kernels
+    fxquant.export_onnx(quantized, "model.onnx", x)    # for other runtimes
+
     print(fxquant.text(quantized))                     # the graph, one line a node
     print(fxquant.report(quantized))                   # what each call lost
+
+    fxquant.save(quantized, "model.fxq")               # packed, no pickle; back with fxquant.load
 
 `Recipe` says what to quantize how. Single passes are in `fxquant.passes`; `trace` makes the graph
 that they work on, `Pipeline` puts them in a row, and `Pass` is what a new one derives from.
@@ -15,18 +20,23 @@ that they work on, `Pipeline` puts them in a row, and `Pass` is what a new one d
 
 from fxquant.api import calibrate, convert, prepare, quantize
 from fxquant.capture import trace
+from fxquant.compare import compare
 from fxquant.errors import (
     CalibrationError,
     CaptureError,
     FxquantError,
+    LoweringError,
     PassError,
     RecipeError,
     StorageError,
 )
+from fxquant.export import export_onnx
+from fxquant.lower import lower, to_qdq
 from fxquant.pipeline import Pass, Pipeline
 from fxquant.recipe import Recipe, Rule, TensorSpec
 from fxquant.reconstruction import Reconstruction
 from fxquant.report import Report, report
+from fxquant.storage import load, save
 from fxquant.text import text
 
 __version__ = "0.1.0"
@@ -35,6 +45,7 @@ __all__ = [
     "CalibrationError",
     "CaptureError",
     "FxquantError",
+    "LoweringError",
     "Pass",
     "PassError",
     "Pipeline",
@@ -46,10 +57,16 @@ __all__ = [
     "StorageError",
     "TensorSpec",
     "calibrate",
+    "compare",
     "convert",
+    "export_onnx",
+    "load",
+    "lower",
     "prepare",
     "quantize",
     "report",
+    "save",
     "text",
+    "to_qdq",
     "trace",
 ]

@@ -43,6 +43,24 @@ class Grid:
         return self.quant_max - self.quant_min
 
 
+@dataclass(frozen=True)
+class Affine:
+    """What a tensor's integers stand for, in plain numbers: x̂ = scale · (q - zero_point).
+
+    >>> Affine(0.5, -3, Grid(-128, 127)).unsigned()
+    Affine(scale=0.5, zero_point=125, grid=Grid(quant_min=0, quant_max=255))
+    """
+
+    scale: float
+    zero_point: int
+    grid: Grid
+
+    def unsigned(self) -> Affine:
+        """Return the same map on a grid that starts at 0."""
+        shift = -self.grid.quant_min
+        return Affine(self.scale, self.zero_point + shift, Grid(0, self.grid.steps))
+
+
 def affine_parameters(
     low: Tensor, high: Tensor, grid: Grid, *, symmetric: bool = False
 ) -> tuple[Tensor, Tensor]:

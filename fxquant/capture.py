@@ -118,7 +118,41 @@ def trace_graph(
         for node in graph.find_nodes(op="placeholder"):
             if node.target == f"{name}_1":
                 node.target = name
+    _require_none_by_modules(model, graph)
     return graph
+
+
+class RequireNone(nn.Module):
+    """Refuses a value for an argument that tracing fixed at None."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, value: Any) -> None:
+        """Raise `CaptureError` if `value` is given."""
+        if value is not None:
+            raise CaptureError(
+                f"traced with argument {self.name!r} fixed at None, but called with a "
+                f"{type(value).__name__}"
+            )
+
+
+def _require_none_by_modules(model: nn.Module, graph: fx.Graph) -> None:
+    """Put modules in the place of fx's own checks of arguments that are fixed at None.
+
+    Those are functions that fx wraps: once such a graph was unpickled, nothing can be traced any
+    more in that process (PyTorch 2.4 to 2.15).
+    """
+    for node in list(graph.nodes):
+        if getattr(node.target, "__name__", "") != "_assert_is_none":
+            continue
+        argument = node.args[0]
+        target = f"require_none_{argument.target}"
+        setattr(model, target, RequireNone(str(argument.target)))
+        with graph.inserting_before(node):
+            graph.call_module(target, (argument,))
+        graph.erase_node(node)
 
 
 @contextlib.contextmanager

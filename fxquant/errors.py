@@ -29,3 +29,7 @@ class CalibrationError(FxquantError, RuntimeError):
 
 class StorageError(FxquantError, OSError):
     """A file cannot be written, or was written for something else."""
+
+
+class LoweringError(FxquantError, RuntimeError):
+    """A model has no integer form, or this machine no kernels for it."""

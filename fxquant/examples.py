@@ -58,7 +58,7 @@ def run_examples(model: nn.Module, example_inputs: Any) -> list[Example]:
             hook = gm.register_forward_pre_hook(note_arguments, with_kwargs=True)
             stack.callback(hook.remove)
             stack.callback(gm.register_forward_hook(note, with_kwargs=True).remove)
-        model(*_arguments(model, example_inputs))
+        model(*example_arguments(model, example_inputs))
     return list(examples.values())
 
 
@@ -93,7 +93,8 @@ def _floats(output: Any) -> list[Tensor]:
     return found
 
 
-def _arguments(model: nn.Module, example_inputs: Any) -> tuple[Any, ...]:
+def example_arguments(model: nn.Module, example_inputs: Any) -> tuple[Any, ...]:
+    """Return the arguments that one example (a tensor, a tuple, a dict of keywords) stands for."""
     if isinstance(example_inputs, dict):
         return arguments_of(model, example_inputs, "example_inputs")
     is_whole = isinstance(model, fx.GraphModule)

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxquant.affine import Grid, affine_parameters, dequantize, quantize
+from fxquant.affine import Affine, Grid, affine_parameters, dequantize, quantize
 from fxquant.buffers import FixedDtypeModule
 from fxquant.layers import Layer, layer_type, output_rows, per_output
+from fxquant.packed_state import PackedWeights
 from fxquant.ranges import weight_range
 from fxquant.recipe import TensorSpec
 
@@ -89,6 +90,10 @@ class FakeQuantize(FixedDtypeModule):
         y = (x / scale).round_()
         return y.clamp_(ends[0] - zero_point, ends[1] - zero_point).mul_(scale)
 
+    def affine(self) -> Affine:
+        """Return the parameters as plain numbers, where there is one set for all channels."""
+        return Affine(self.scale.item(), int(self.zero_point.item()), self.grid)
+
     def parameters_text(self) -> str:
         """Return the parameters in a few words."""
         if self.axis is not None:
@@ -128,11 +133,12 @@ class LearnedRounding:
         return f"{before:.1f} → {after:.1f} dB, {'kept' if self.kept else 'nearest kept'}"
 
 
-class QuantizedLayer(FixedDtypeModule):
+class QuantizedLayer(PackedWeights, FixedDtypeModule):
     """A layer of `torch.nn` whose weight is kept as int8 integers on a grid of 2 to 8 bits.
 
     `weight_scale` and `weight_zero_point` are (out,) per channel or () per tensor. `weight` is what
-    the integers stand for, in the layer's dtype, made anew at each call.
+    the integers stand for, in the layer's dtype, made anew at each call. Below 8 bits, state dicts
+    and pickles hold the integers packed.
     """
 
     follows_dtype = ("dtype_probe",)

@@ -71,6 +71,15 @@ def output_rows(layer: Layer, weight: Tensor) -> Tensor:
     return grouped.transpose(1, 2).reshape(groups * outputs, -1)
 
 
+def input_rows(layer: Layer, weight: Tensor) -> Tensor:
+    """Return `weight`, shaped as the layer's own, as (in, values that meet that input)."""
+    if is_transposed(layer):
+        return weight.flatten(1)
+    groups, (outputs, inputs) = num_groups(layer), weight.shape[:2]
+    grouped = weight.reshape(groups, outputs // groups, inputs, -1)
+    return grouped.transpose(1, 2).reshape(groups * inputs, -1)
+
+
 def per_output(layer: Layer, values: Tensor, weight: Tensor) -> Tensor:
     """Return `values` (out,) or () shaped to broadcast against `weight`."""
     if values.dim() == 0:

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from fxquant.affine import Affine
 from fxquant.recipe import Recipe
 from fxquant.region import find_regions
 
@@ -38,6 +39,11 @@ class Record:
     """The recipe leaves the call in float."""
     refused: tuple[str, ...] = ()
     """What was not done with the node, and why."""
+    integers: Affine | None = None
+    """In a lowered graph: what the node's integers stand for; None: its result is in float."""
+    value_of: str | None = None
+    """In a lowered graph: the node of the fake-quantized graph whose value this one computes; None:
+    the one of its own name; "": none, its result is in other units."""
     moments: tuple[Tensor, Tensor] | None = field(default=None, compare=False, repr=False)
     """Mean and standard deviation of each output channel, as its batch norm has them."""
 
@@ -87,6 +93,10 @@ class Journal(nn.Module):
         self.recipe = recipe
         self.lines = lines
         self.untraced = untraced
+
+    def forward(self, x: Any) -> Any:
+        """Return `x`: a `Sequential` that stays in Python calls all that is in it."""
+        return x
 
 
 def write_journals(

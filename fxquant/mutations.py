@@ -2,7 +2,7 @@
 
 `relu_`, `a += b`, `ReLU(inplace=True)` and `x[0] = y` change their first argument. Where values are
 kept beyond the call, they are computed on a copy, and what comes later reads the call's result
-instead of the changed tensor. Changes through a view of a tensor are not followed.
+instead of the changed tensor; there, changes through a view of a tensor are not followed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from fxquant.operations import data_input, module_of
+from fxquant.operations import data_input, module_of, moves_values
 
 _OPERATORS = (
     operator.iadd,
@@ -93,3 +93,40 @@ def read_instead(gm: fx.GraphModule) -> dict[fx.Node, dict[fx.Node, fx.Node]]:
             latest.update({each: node for each in (source, base)})
             latest.update({each: node for each, last in latest.items() if last is base})
     return found
+
+
+def changed_while_read(gm: fx.GraphModule) -> dict[fx.Node, fx.Node]:
+    """Return the nodes whose result is changed in place and read later, with what changes it.
+
+    Any view of a result may be what is changed, and any may be what is read; the result of the
+    call that changes it is no such view.
+    """
+    position = {node: number for number, node in enumerate(gm.graph.nodes)}
+    found: dict[fx.Node, fx.Node] = {}
+    for node in gm.graph.nodes:
+        source = data_input(node)
+        if source is None or not is_inplace(gm, node):
+            continue
+        views = _views(gm, source)
+        readers = {user for view in views for user in view.users}
+        if any(position[reader] > position[node] for reader in readers):
+            found.update({view: node for view in views})
+    return found
+
+
+def _views(gm: fx.GraphModule, node: fx.Node) -> set[fx.Node]:
+    """Return all nodes that may share memory with `node`, itself included."""
+    base, source = node, data_input(node)
+    while source is not None and may_be_view(gm, base):
+        base, source = source, data_input(source)
+    views, unseen = {base}, [base]
+    while unseen:
+        new = [user for user in unseen.pop().users if user not in views and may_be_view(gm, user)]
+        views.update(new)
+        unseen += new
+    return views
+
+
+def may_be_view(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Say whether the node's result may share memory with its input, unless it changes that."""
+    return node.target is operator.getitem or (moves_values(gm, node) and not is_inplace(gm, node))

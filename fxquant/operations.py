@@ -45,35 +45,24 @@ _CHANNEL_WISE = (
     nn.UpsamplingNearest2d, nn.Upsample, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d,
 )  # fmt: skip
 _SPLITS = (torch.chunk, torch.split, torch.unbind, "chunk", "split", "unbind")
+_COMPARES_OR_PADS: tuple[Any, ...] = (
+    nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d,
+    nn.AdaptiveMaxPool3d, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, F.max_pool1d, F.max_pool2d,
+    F.max_pool3d, F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d,
+    torch.max_pool1d, torch.max_pool2d, torch.max_pool3d,
+)  # fmt: skip
 _PASSTHROUGH: tuple[Any, ...] = (
-    nn.MaxPool1d,
-    nn.MaxPool2d,
-    nn.MaxPool3d,
-    nn.AdaptiveMaxPool1d,
-    nn.AdaptiveMaxPool2d,
-    nn.AdaptiveMaxPool3d,
+    *_COMPARES_OR_PADS,
     nn.Flatten,
     nn.Unflatten,
     nn.Identity,
     nn.PixelShuffle,
     nn.PixelUnshuffle,
     nn.ChannelShuffle,
-    nn.ZeroPad1d,
-    nn.ZeroPad2d,
-    nn.ZeroPad3d,
     nn.UpsamplingNearest2d,
-    F.max_pool1d,
-    F.max_pool2d,
-    F.max_pool3d,
-    F.adaptive_max_pool1d,
-    F.adaptive_max_pool2d,
-    F.adaptive_max_pool3d,
     F.pixel_shuffle,
     F.pixel_unshuffle,
     F.channel_shuffle,
-    torch.max_pool1d,
-    torch.max_pool2d,
-    torch.max_pool3d,
     torch.flatten,
     torch.reshape,
     torch.permute,
@@ -163,14 +152,17 @@ def keeps_values(gm: fx.GraphModule, node: fx.Node) -> bool:
     """
     if node.op == "call_function" and node.target is operator.getitem:
         source, index = node.args
-        from_split = isinstance(source, fx.Node) and source.target in _SPLITS
-        return from_split or not isinstance(index, (int, str, fx.Node))
+        if isinstance(source, fx.Node) and is_split(source):
+            return isinstance(index, int)
+        return not isinstance(index, (int, str, fx.Node))
     if node.op == "call_function" and node.target is F.pad:
         constant = argument(node, 2, "mode", "constant") == "constant"
         return not constant or argument(node, 3, "value") in (None, 0)
     if node.op == "call_function" and node.target is F.interpolate:
         return str(argument(node, 3, "mode", "nearest")).startswith("nearest")
     module = module_of(gm, node)
+    if getattr(module, "return_indices", False):
+        return False
     if isinstance(module, nn.Upsample):
         return str(module.mode).startswith("nearest")
     if isinstance(module, (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)):
@@ -178,6 +170,27 @@ def keeps_values(gm: fx.GraphModule, node: fx.Node) -> bool:
     if node.target is F.dropout:
         return argument(node, 2, "training", True) is False
     return _calls(gm, node, _PASSTHROUGH)
+
+
+def moves_values(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Say whether a call that keeps values only moves or selects them, whatever their type."""
+    return (
+        keeps_values(gm, node)
+        and node.target is not F.pad
+        and not _calls(gm, node, _COMPARES_OR_PADS)
+    )
+
+
+def is_split(node: fx.Node) -> bool:
+    """Say whether the node's result is a tuple of parts of its input."""
+    return node.op in ("call_function", "call_method") and node.target in _SPLITS
+
+
+def reads_shape(node: fx.Node) -> bool:
+    """Say whether the node asks a tensor for nothing but its shape."""
+    if node.op == "call_method":
+        return node.target in ("size", "dim", "ndimension", "numel", "nelement")
+    return node.target is getattr and node.args[1] in ("shape", "ndim")
 
 
 def keeps_channels(gm: fx.GraphModule, node: fx.Node) -> bool:
@@ -229,6 +242,12 @@ def relu_bounds(gm: fx.GraphModule, node: fx.Node) -> tuple[float, float] | None
     if node.target in (torch.clamp, torch.clamp_, torch.clip, "clamp", "clamp_", "clip", "clip_"):
         return _bounds(argument(node, 1, "min"), argument(node, 2, "max"))
     return None
+
+
+def is_leaky_relu(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Say whether the node is linear on either side of 0, with two slopes."""
+    module = module_of(gm, node)
+    return type(module) is nn.LeakyReLU or node.target in (F.leaky_relu, F.leaky_relu_)
 
 
 def _bounds(low: Any, high: Any) -> tuple[float, float] | None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.utils.hooks import RemovableHandle
 
 from fxquant.errors import CaptureError
 from fxquant.layers import LAYERS, layer_type
@@ -165,7 +166,7 @@ def make_region(
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr") and not is_layer:
             node.target = f"{TRACED}.{node.target}"
-    region = _build(type(original), holder, graph)
+    region = build_region(type(original), holder, graph)
     region._modules[TRACED] = traced  # in whole: `GraphModule` takes what the graph names
     region.path, region.is_layer = path, is_layer
     names = [str(node.target) for node in graph.find_nodes(op="placeholder")]
@@ -183,6 +184,15 @@ def make_region(
         registered = (original._parameters, original._buffers, original._modules)
         region.parts = tuple(name for names in registered for name in names)
     region.register_forward_pre_hook(region.calls.note_region, with_kwargs=True)
+    return region
+
+
+def build_region(original_type: type[nn.Module], root: nn.Module, graph: fx.Graph) -> Region:
+    """Return a region in the place of an `original_type`, with what `graph` uses of `root`."""
+    region = _region_type(original_type)(root, graph, original_type.__name__)
+    assert isinstance(region, Region)
+    region.original_type = original_type
+    region.training = False
     return region
 
 
@@ -221,14 +231,6 @@ def _copy_sharing_tensors(module: nn.Module) -> nn.Module:
             if isinstance(tensor, Tensor):
                 memo[id(tensor)] = tensor
     return copy.deepcopy(module, memo)
-
-
-def _build(original_type: type[nn.Module], root: nn.Module, graph: fx.Graph) -> Region:
-    region = _region_type(original_type)(root, graph, original_type.__name__)
-    assert isinstance(region, Region)
-    region.original_type = original_type
-    region.training = False
-    return region
 
 
 def _region_type(original_type: type[nn.Module]) -> type[Region]:
@@ -271,6 +273,16 @@ def _restore(
 ) -> Region:
     """Return the region that was pickled."""
     gm = restore(*arguments)
-    region = _build(original_type, gm, gm.graph)
+    region = build_region(original_type, gm, gm.graph)
     _carry_over(arguments[0], region)
+    for module in region.modules():
+        reserve_hook_numbers(module)
     return region
+
+
+def reserve_hook_numbers(module: nn.Module) -> None:
+    """See that a hook which is registered later gets the number of none that `module` came with."""
+    for name, hooks in vars(module).items():
+        if name.endswith("_hooks") and isinstance(hooks, dict):
+            numbers = [RemovableHandle.next_id, *(number + 1 for number in hooks)]
+            RemovableHandle.next_id = max(numbers)

@@ -16,6 +16,7 @@ from fxquant.dynamic import DynamicQuantize
 from fxquant.errors import PassError
 from fxquant.fakequant import FakeQuantize, LearnedRounding, QuantizedLayer
 from fxquant.inputs import arguments_of, stop_keeping_inputs
+from fxquant.int8 import Int8Add, Int8Layer, Int8Module
 from fxquant.layers import layer_type
 from fxquant.meta import Record, Untraced, read_recipe, read_untraced, record
 from fxquant.operations import (
@@ -121,8 +122,8 @@ def _region_row(gm: Region) -> RegionRow:
         gm.path,
         gm.original_type.__name__,
         len(modules),
-        sum(layer_type(module) is not None for module in modules),
-        sum(isinstance(module, QuantizedLayer) for module in modules),
+        sum(_is_layer(module) for module in modules),
+        sum(isinstance(module, (QuantizedLayer, Int8Layer)) for module in modules),
     )
 
 
@@ -148,10 +149,10 @@ def report(
     reference: nn.Module | None = None,
     batches: Iterable[Any] | None = None,
 ) -> Report:
-    """Return what quantization did to `model`, which `convert` or `prepare` returned.
+    """Return what quantization did to `model`, which `prepare`, `convert` or `lower` made.
 
     Args:
-        model: a prepared or a converted model.
+        model: a prepared, a converted or a lowered model.
         reference: the prepared model that `model` was converted from. With `batches`, both are run
             and each call's output is compared: what everything up to there has lost.
         batches: inputs for that, as in `calibrate`.
@@ -179,8 +180,13 @@ def report(
     return Report(tuple(rows), tuple(regions), read_untraced(model))
 
 
+def _is_layer(module: nn.Module | None) -> bool:
+    return layer_type(module) is not None or isinstance(module, Int8Layer)
+
+
 def _is_listed(gm: fx.GraphModule, node: fx.Node) -> bool:
-    if layer_type(module_of(gm, node)) is not None or is_batchnorm(gm, node):
+    module = module_of(gm, node)
+    if _is_layer(module) or isinstance(module, Int8Add) or is_batchnorm(gm, node):
         return True
     return bool(record(node).refused) or (is_add(gm, node) and bool(_quantizers(gm, node)))
 
@@ -188,10 +194,14 @@ def _is_listed(gm: fx.GraphModule, node: fx.Node) -> bool:
 def _row(gm: fx.GraphModule, node: fx.Node, measured: dict[str, float]) -> Row:
     module = module_of(gm, node)
     quantizers = _quantizers(gm, node)
-    weight = module if isinstance(module, QuantizedLayer) else None
+    weight = module if isinstance(module, (QuantizedLayer, Int8Layer)) else None
     specs = list(dict.fromkeys(str(quantizer.spec) for quantizer in quantizers))
     fixed = [quantizer for quantizer in quantizers if isinstance(quantizer, FakeQuantize)]
     scales = [quantizer.scale.mean().item() for quantizer in fixed]
+    if isinstance(module, Int8Module):
+        maps = [each for each in (module.input, module.other) if each is not None]
+        specs = list(dict.fromkeys(f"0 to {each.grid.quant_max}" for each in maps))
+        scales = [each.scale for each in maps]
     return Row(
         name=call_name(gm, node),
         kind=_kind(node, module),

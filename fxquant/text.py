@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from fxquant.dynamic import DynamicQuantize
 from fxquant.fakequant import FakeQuantize, QuantizedLayer
+from fxquant.int8 import Int8Module
 from fxquant.keeper import InputKeeper
 from fxquant.meta import read_recipe, record
 from fxquant.observers import ChannelMean, Observer
@@ -121,6 +122,8 @@ def _module_facts(module: nn.Module) -> str:
     if isinstance(module, FakeQuantize):
         return f"{kind} {module.spec} {module.parameters_text()}"
     if isinstance(module, DynamicQuantize):
+        return f"{kind} {module.extra_repr()}"
+    if isinstance(module, Int8Module):
         return f"{kind} {module.extra_repr()}"
     if isinstance(module, QuantizedLayer):
         learned = module.rounding is not None and module.rounding.kept

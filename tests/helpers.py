@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.infra.pass_base import PassBase
@@ -12,6 +13,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import FrozenBatchNorm2d
 
 import fxquant
+from fxquant import Recipe, TensorSpec, kernels
+from fxquant.affine import Grid
+from fxquant.fakequant import FakeQuantize
+
+BYTE = Grid(0, 255)
+needs_int8 = pytest.mark.skipif(
+    kernels.why_unavailable() is not None, reason=str(kernels.why_unavailable())
+)
 
 
 class Net(nn.Module):
@@ -49,6 +58,12 @@ def randomize_batchnorms(model: nn.Module) -> None:
 def graph_text(gm: nn.Module) -> str:
     """Return `fxquant.text(gm)` with each run of blanks as one, so that it needs no columns."""
     return re.sub(" +", " ", fxquant.text(gm))
+
+
+def short_text(gm: nn.Module) -> str:
+    """Return `graph_text(gm)` with four digits of each number, and without the usual spec."""
+    text = graph_text(gm).replace(" 8 bits minmax", "")
+    return re.sub(r"\d+\.\d{4,}", lambda number: f"{float(number[0]):.4g}", text)
 
 
 def apply(each: PassBase, gm: fx.GraphModule) -> bool:
@@ -92,3 +107,24 @@ def refusals(gm: fx.GraphModule) -> dict[str, tuple[str, ...]]:
     """Return what was refused, by node name."""
     known = {each.name: fxquant.meta.record(each).refused for each in gm.graph.nodes}
     return {name: reasons for name, reasons in known.items() if reasons}
+
+
+def quantizer(
+    scale: float = 0.05, zero_point: int = 100, grid: Grid = BYTE, **spec: Any
+) -> FakeQuantize:
+    """Return a fake-quantizer; `spec` are the fields of its `TensorSpec`."""
+    parameters = torch.tensor(scale), torch.tensor(zero_point, dtype=torch.int32)
+    return FakeQuantize(*parameters, grid, TensorSpec(**spec), sqnr=40.0)
+
+
+def simulated(model: nn.Module, x: Any, recipe: Recipe | None = None) -> fx.GraphModule:
+    """Return `model` fake-quantized, at 8 bits if there is no recipe, with its ranges from `x`."""
+    return whole(fxquant.quantize(model, [x], recipe or Recipe.minmax()))
+
+
+def assert_same(actual: Any, expected: Any) -> None:
+    """Check outputs of two forms of a quantized model, tensors or trees of them.
+
+    They agree to float32 rounding: no integer before them differs.
+    """
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)

@@ -1,6 +1,7 @@
 """Capture copies the model, and where it cannot trace it says where and what helps."""
 
 import copy
+import pickle
 import re
 from collections.abc import Callable
 from inspect import cleandoc
@@ -222,3 +223,17 @@ def test_concrete_args_fix_arguments_at_other_values() -> None:
 
 def test_an_error_shows_the_values_it_names() -> None:
     assert not re.search(r"\{\w*\}", failure(Branches()))
+
+
+def test_models_can_be_traced_after_one_with_a_fixed_argument_was_unpickled() -> None:
+    x = torch.randn(2, 4)
+    gm = fxquant.trace(Masked())
+    loaded = pickle.loads(pickle.dumps(gm))
+    assert torch.equal(loaded(x), gm(x))
+    assert torch.equal(fxquant.trace(nn.Sequential(nn.ReLU()))(x), x.relu())
+
+
+def test_an_argument_that_was_fixed_at_none_refuses_a_value() -> None:
+    gm = fxquant.trace(Masked())
+    with pytest.raises(CaptureError, match=r"argument 'mask' fixed at None, but called with a T"):
+        gm(torch.randn(2, 4), torch.ones(4))

@@ -102,3 +102,17 @@ def test_the_journal_adds_nothing_to_the_state_dict_nor_to_the_outputs() -> None
     write_journals(gm, RECIPE)
     assert list(gm.state_dict()) == before
     assert torch.equal(gm(x), expected)
+
+
+def test_a_sequential_that_stays_in_python_runs_past_its_journal() -> None:
+    model = nn.Sequential(Branch(), nn.Linear(4, 4)).eval()
+    prepared, x = fxquant.prepare(model, RECIPE), torch.randn(2, 4)
+    assert isinstance(prepared, nn.Sequential)
+    assert torch.equal(prepared(x), model(x))
+
+
+class Branch(nn.Module):
+    """Cannot be traced."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if x.sum() > 0 else -x

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from fxquant.mutations import is_inplace, read_instead, run_out_of_place
+import fxquant
+from fxquant.mutations import (
+    changed_while_read,
+    is_inplace,
+    read_instead,
+    run_out_of_place,
+)
 from tests.helpers import Net, node
 
 Build = Callable[[fx.Graph, fx.Node], fx.Node]
@@ -173,3 +179,37 @@ def test_a_written_item_is_read_behind_the_call_that_wrote_it() -> None:
     graph.output(graph.call_method("mul", (x, 2)))
     gm = fx.GraphModule({}, graph)
     assert read_instead(gm) == {node(gm, "mul"): {node(gm, "x"): node(gm, "setitem")}}
+
+
+CHANGED: dict[str, tuple[Callable[[Any, Any], Any], dict[str, str]]] = {
+    "itself": (lambda m, x: (y := x.exp(), F.relu_(y), y.sin())[-1], {"exp": "relu_"}),
+    "its view": (
+        lambda m, x: (y := x.exp(), F.relu_(y.view(-1)), y.sin())[-1],
+        {"exp": "relu_", "view": "relu_"},
+    ),
+    "its row, and a part is read": (
+        lambda m, x: (y := x.exp(), v := y.chunk(2)[1], F.relu_(y[0]), v.sin())[-1],
+        {"exp": "relu_", "chunk": "relu_", "getitem": "relu_", "getitem_1": "relu_"},
+    ),
+    "twice": (
+        lambda m, x: (y := x.exp(), F.relu_(y), y.add_(1), y.sin())[-1],
+        {"exp": "add_"},
+    ),
+    "it is the output": (lambda m, x: (y := x.exp(), F.relu_(y), y)[-1], {"exp": "relu_"}),
+    "read before": (lambda m, x: (y := x.exp(), y.sin(), F.relu_(y))[-1], {}),
+    "the result is read": (lambda m, x: F.relu_(x.exp()).sin(), {}),
+    "a pool of it": (
+        lambda m, x: (y := x.exp(), F.relu_(F.max_pool1d(y, 1)), y.sin())[-1],
+        {},
+    ),
+    "a copy of it": (lambda m, x: (y := x.exp(), F.relu_(y * 1), y.sin())[-1], {}),
+    "out of place": (lambda m, x: (y := x.exp(), F.relu(y), y.sin())[-1], {}),
+}
+
+
+@pytest.mark.parametrize(("function", "expected"), CHANGED.values(), ids=CHANGED)
+def test_knows_what_is_changed_in_place_and_read_later(
+    function: Callable[[Any, Any], Any], expected: dict[str, str]
+) -> None:
+    found = changed_while_read(fxquant.trace(Net(function)))
+    assert {each.name: by.name for each, by in found.items()} == expected

@@ -41,9 +41,19 @@ def test_the_detector_example_lists_the_regions_that_the_readme_shows() -> None:
     assert blocks("text")[0] in printed.getvalue()
 
 
+def test_the_deployment_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxscript")
+    monkeypatch.chdir(tmp_path)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec("import torch, fxquant\n" + blocks("python")[3], {})
+    assert "Int8Conv" in printed.getvalue()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["resnet18.fxq", "resnet18.onnx"]
+
+
 def test_the_example_pass_passes_its_test() -> None:
     names: dict[str, object] = {}
-    exec(blocks("python")[3] + blocks("python")[4], names)
+    exec(blocks("python")[4] + blocks("python")[5], names)
     names["test_fuse_silu"]()  # type: ignore[operator]
 
 

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 import fxquant
-from fxquant import CaptureError, PassError, Recipe
-from fxquant.states import require_float, require_prepared
+from fxquant import CaptureError, PassError, Recipe, Rule
+from fxquant.states import require_converted, require_float, require_prepared
+from tests.helpers import needs_int8
 
 
 class Guarded(nn.Module):
@@ -71,6 +72,36 @@ def test_a_converted_model_is_neither(make: Any, prefix: str) -> None:
     )
 
 
+@KINDS
+def test_only_a_converted_model_is_converted(make: Any, prefix: str) -> None:
+    converted = fxquant.quantize(make(), [X], RECIPE)
+    assert require_converted(converted, "lower") == RECIPE
+    give = "give what fxquant.convert(prepared) returned"
+    for model, kind in (
+        (make(), type(make()).__name__),
+        (fxquant.prepare(make()), "prepared model"),
+    ):
+        assert message(PassError, require_converted, model, "lower") == (
+            f"lower: got a {kind}: {give}"
+        )
+
+
+@needs_int8
+@KINDS
+@pytest.mark.parametrize("part", [False, True], ids=["lowered", "lowered in part"])
+def test_a_lowered_model_is_lowered_whatever_stayed(make: Any, prefix: str, part: bool) -> None:
+    model = nn.Sequential(make(), nn.Linear(4, 2)) if part else make()
+    recipe = Recipe.minmax(rules=(Rule("1", activations=None),)) if part else RECIPE
+    lowered = fxquant.lower(fxquant.quantize(model, [X], recipe))
+    assert message(PassError, require_converted, lowered, "lower") == (
+        "lower: got a model that is lowered already: give what fxquant.convert(prepared) returned"
+    )
+    assert message(PassError, require_prepared, lowered, "convert") == (
+        "convert: got a converted model: give what fxquant.prepare(model) returned"
+    )
+    assert "prepare: the model is lowered already: " in message(PassError, require_float, lowered)
+
+
 @pytest.mark.parametrize("value", [3, None, "model"], ids=repr)
 def test_what_is_no_module_is_an_error(value: Any) -> None:
     kind = type(value).__name__
@@ -79,4 +110,7 @@ def test_what_is_no_module_is_an_error(value: Any) -> None:
     )
     assert message(PassError, require_prepared, value, "convert") == (
         f"convert: got a {kind}: give what fxquant.prepare(model) returned"
+    )
+    assert message(PassError, require_converted, value, "lower") == (
+        f"lower: got a {kind}: give what fxquant.convert(prepared) returned"
     )
