@@ -455,13 +455,13 @@ def test_a_weight_is_packed_once_for_each_geometry() -> None:
     arguments = conv_arguments()
     weight = arguments[3]
     conv(*arguments, "none", None, 0, *NO_BOUNDS)
-    (first,) = [packed for _, packed, _ in kernels._PACKED[weight].values()]
+    (first,) = [packed for _, packed, _ in kernels.packed_forms(weight).values()]
     conv(arguments[0][:1], *arguments[1:], "none", None, 0, *NO_BOUNDS)
-    (again,) = [packed for _, packed, _ in kernels._PACKED[weight].values()]
+    (again,) = [packed for _, packed, _ in kernels.packed_forms(weight).values()]
     assert again is first
     arguments[7] = [1, 1]
     assert_conv(arguments)
-    assert len(kernels._PACKED[weight]) == 2
+    assert len(kernels.packed_forms(weight)) == 2
 
 
 @needs_int8

@@ -175,9 +175,9 @@ def test_example_inputs_pack_the_weights(example: Any) -> None:
     lowered = fxquant.lower(quantize(), example)
     layers = [module for module in lowered.modules() if isinstance(module, Int8Layer)]
     assert len(layers) == 4
-    assert all(layer.weight_integers in kernels._PACKED for layer in layers)
+    assert all(kernels.packed_forms(layer.weight_integers) for layer in layers)
     assert not any(
-        module.weight_integers in kernels._PACKED
+        kernels.packed_forms(module.weight_integers)
         for module in fxquant.lower(quantize()).modules()
         if isinstance(module, Int8Layer)
     )
