@@ -7,8 +7,8 @@ operand to add. Sums of products are exact in int32, all else is float32; a laye
 returns y. The result is held within [y_min, y_max], in its own units: of integers that is what a
 ReLU or a ReLU6 before the rounding does, too.
 
-Weights are packed for the kernels at the first call, and the packed form is kept as long as they
-live. `fxquant.operators` makes operators of these functions, for `torch.export`.
+Weights are packed for the kernels once (`fxquant.prepacking`). `fxquant.operators` makes operators of
+these functions, for `torch.export`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from __future__ import annotations
 import functools
 import math
 import platform
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -24,10 +23,9 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-_Kernel = TypeVar("_Kernel", bound=Callable[..., Tensor])
+from fxquant.prepacking import prepacked_conv, prepacked_linear
 
-_PACKED: dict[int, _Packed] = {}
-"""By the `id` of a weight. Not a `WeakIdKeyDictionary`: its look-up takes 4 µs, of 1 ms a layer."""
+_Kernel = TypeVar("_Kernel", bound=Callable[..., Tensor])
 
 
 def why_unavailable() -> str | None:
@@ -98,7 +96,7 @@ def conv(
         y_max: the greatest.
     """
     geometry = (tuple(stride), tuple(padding), tuple(dilation), groups)
-    packed, zero_points = _packed_conv(x, weight, weight_scale, geometry)
+    packed, zero_points = prepacked_conv(x, weight, weight_scale, geometry)
     operators = torch.ops.onednn
     kernel: Any = {
         3: operators.qconv1d_pointwise,
@@ -139,7 +137,7 @@ def conv_add(
     `other` may be overwritten.
     """
     geometry = (tuple(stride), tuple(padding), tuple(dilation), groups)
-    packed, zero_points = _packed_conv(x, weight, weight_scale, geometry)
+    packed, zero_points = prepacked_conv(x, weight, weight_scale, geometry)
     # By name: the order of the arguments differs between versions of PyTorch.
     y = torch.ops.onednn.qconv2d_pointwise.binary(
         qx=x, x_scale=x_scale, x_zero_point=x_zero_point,
@@ -181,7 +179,7 @@ def linear(
         y_min: the least value of the result, in its own units.
         y_max: the greatest.
     """
-    packed, zero_points = _packed_linear(x, weight, weight_scale)
+    packed, zero_points = prepacked_linear(x, weight, weight_scale)
     name, _, algorithm = activation.partition("_")
     y: Tensor = torch.ops.onednn.qlinear_pointwise.default(
         x, x_scale, x_zero_point, packed, weight_scale, zero_points, bias,
@@ -283,65 +281,3 @@ def _within(y: Tensor, y_min: float, y_max: float) -> Tensor:
     if y.dtype is torch.uint8:
         return y.clamp_(int(y_min), int(y_max)) if y_min > 0 or y_max < 255 else y
     return y.clamp_(y_min, y_max) if y_min > -math.inf or y_max < math.inf else y
-
-
-def _packed_conv(
-    x: Tensor, weight: Tensor, weight_scale: Tensor, geometry: Sequence[Any]
-) -> tuple[Tensor, Tensor]:
-    """Return the weight as the kernels take it, packed for the first shape that it meets.
-
-    Packed for no shape at all it was packed anew at each call: a ResNet-50 took 105 ms, not 39. It
-    works for every shape.
-    """
-
-    def pack() -> Tensor:
-        shape = list(x.shape) if x.numel() else None
-        packed: Tensor = torch.ops.onednn.qconv_prepack(
-            weight, weight_scale, 1.0, 0, *geometry, shape
-        )
-        return packed
-
-    return _packed(weight, weight_scale, geometry, pack)
-
-
-def _packed_linear(x: Tensor, weight: Tensor, weight_scale: Tensor) -> tuple[Tensor, Tensor]:
-    def pack() -> Tensor:
-        shape = [x.numel() // x.shape[-1], x.shape[-1]] if x.numel() else None
-        # Of a weight that is a transpose qlinear_prepack reads the wrong values.
-        packed: Tensor = torch.ops.onednn.qlinear_prepack(weight.contiguous(), shape)
-        return packed
-
-    return _packed(weight, weight_scale, "", pack)
-
-
-class _Packed:
-    """One weight as the kernels take it, by geometry; gone when the weight is."""
-
-    def __init__(self, weight: Tensor) -> None:
-        key = id(weight)
-        self._weight = weakref.ref(weight, lambda _: _PACKED.pop(key, None))
-        self.forms: dict[Any, tuple[int, Tensor, Tensor]] = {}
-
-    def is_of(self, weight: Tensor) -> bool:
-        """Say whether this is the weight, and not another one with its `id`."""
-        return self._weight() is weight
-
-
-def packed_forms(weight: Tensor) -> dict[Any, tuple[int, Tensor, Tensor]]:
-    """Return what is kept of a weight: its version, the packed weight, zero-points; by geometry."""
-    kept = _PACKED.get(id(weight))
-    if kept is None or not kept.is_of(weight):
-        kept = _PACKED[id(weight)] = _Packed(weight)
-    return kept.forms
-
-
-def _packed(
-    weight: Tensor, weight_scale: Tensor, key: Any, pack: Callable[[], Tensor]
-) -> tuple[Tensor, Tensor]:
-    forms = packed_forms(weight)
-    version = -1 if weight.is_inference() else weight._version
-    form = forms.get(key)
-    if form is None or form[0] != version:
-        zero_points = torch.zeros(weight_scale.numel(), dtype=torch.int64)
-        form = forms[key] = version, pack(), zero_points
-    return form[1], form[2]

@@ -45,6 +45,7 @@ class LowerLayers(Pass):
 
     def run(self, gm: fx.GraphModule) -> bool:
         """Replace each `QuantizedLayer` whose input is integers."""
+        users = users_by_module(gm)
         modified = False
         for node in list(gm.graph.nodes):
             layer = module_of(gm, node)
@@ -55,7 +56,10 @@ class LowerLayers(Pass):
             if x is None or reason is not None:
                 refuse(node, f"not lowered: {reason}")
                 continue
-            _lower(gm, layer, x, _chain_behind(gm, node, layer))
+            is_shared = len(users[layer]) > 1
+            users[layer].remove(node)
+            target = free_name(gm, str(node.target)) if is_shared else str(node.target)
+            _lower(gm, target, layer, x, _chain_behind(gm, node, layer))
             modified = True
         if modified:
             _keep_views(gm)
@@ -108,20 +112,18 @@ def _extend(gm: fx.GraphModule, chain: _Chain, layer: nn.Module) -> None:
         chain.nodes.append(after)
 
 
-def _lower(gm: fx.GraphModule, layer: QuantizedLayer, x: fx.Node, chain: _Chain) -> None:
-    """Put one call of an `Int8Conv` or `Int8Linear` in the place of the chain."""
-    node = chain.nodes[0]
+def _lower(
+    gm: fx.GraphModule, target: str, layer: QuantizedLayer, x: fx.Node, chain: _Chain
+) -> None:
+    """Put one call of an `Int8Conv` or `Int8Linear`, named `target`, in the place of the chain."""
     kind = Int8Linear if isinstance(layer, nn.Linear) else Int8Conv
     other = None if chain.other is None else affine_of(chain.other)
     module = kind(layer, affine_of(x), chain.output, chain.activation, chain.clamp, other)
-    target = str(node.target)
-    is_shared = len(users_by_module(gm)[layer]) > 1
-    target = free_name(gm, target) if is_shared else target
     gm.add_submodule(target, module)
     operands = (x,) if chain.other is None else (x, chain.other)
     with gm.graph.inserting_before(chain.nodes[-1]):
         lowered = gm.graph.call_module(target, operands)
-    replace_chain(chain.nodes, lowered, node.name)
+    replace_chain(chain.nodes, lowered, chain.nodes[0].name)
 
 
 def _keep_views(gm: fx.GraphModule) -> None:

@@ -13,7 +13,8 @@ FLOORS = [
     {"errors"},
     {"distributed", "known_functions", "onnx_graph", "plain_values", "reconstruction"},
     {"allowed", "recipe", "tensor_blocks"},
-    {"activations", "affine", "buffers", "checkpoint", "packing", "precision", "values"},
+    {"activations", "affine", "buffers", "checkpoint", "packing", "precision", "prepacking"}
+    | {"values"},
     {"aciq", "histogram", "layers", "losses", "packed_state"},
     {"adaround", "batchnorm", "channel_ranges", "cross_entropy", "ranges", "region", "rows"},
     {"dynamic", "fakequant", "keeper", "kernels", "meta", "observers", "pool"},

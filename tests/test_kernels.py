@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from fxquant import kernels
+from fxquant import kernels, prepacking
 from fxquant.affine import Grid, affine_parameters
 from fxquant.affine import quantize as quantize_exactly
 from tests.helpers import needs_int8, relative_error
@@ -455,13 +455,13 @@ def test_a_weight_is_packed_once_for_each_geometry() -> None:
     arguments = conv_arguments()
     weight = arguments[3]
     conv(*arguments, "none", None, 0, *NO_BOUNDS)
-    (first,) = [packed for _, packed, _ in kernels.packed_forms(weight).values()]
+    (first,) = [packed for _, packed, _ in prepacking._PACKED[weight].values()]
     conv(arguments[0][:1], *arguments[1:], "none", None, 0, *NO_BOUNDS)
-    (again,) = [packed for _, packed, _ in kernels.packed_forms(weight).values()]
+    (again,) = [packed for _, packed, _ in prepacking._PACKED[weight].values()]
     assert again is first
     arguments[7] = [1, 1]
     assert_conv(arguments)
-    assert len(kernels.packed_forms(weight)) == 2
+    assert len(prepacking._PACKED[weight]) == 2
 
 
 @needs_int8
@@ -493,13 +493,13 @@ def test_scales_may_change_without_packing() -> None:
 @needs_int8
 def test_a_packed_weight_is_freed_with_the_weight() -> None:
     gc.collect()
-    number = len(kernels._PACKED)
+    number = len(prepacking._PACKED)
     arguments = linear_arguments(9, 32)
     linear(*arguments, "none", None, 0, *NO_BOUNDS)
-    assert len(kernels._PACKED) == number + 1
+    assert len(prepacking._PACKED) == number + 1
     del arguments
     gc.collect()
-    assert len(kernels._PACKED) == number
+    assert len(prepacking._PACKED) == number
 
 
 @needs_int8

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 import fxquant
 from benchmarks.torchvision_models import build
-from fxquant import LoweringError, PassError, Recipe, Rule, TensorSpec, kernels
+from fxquant import LoweringError, PassError, Recipe, Rule, TensorSpec, prepacking
 from fxquant.fakequant import FakeQuantize, QuantizedLayer, sqnr
 from fxquant.int8 import Int8Conv, Int8Layer, Int8Module
 from fxquant.integers import integers_behind, is_quantize
@@ -175,9 +175,9 @@ def test_example_inputs_pack_the_weights(example: Any) -> None:
     lowered = fxquant.lower(quantize(), example)
     layers = [module for module in lowered.modules() if isinstance(module, Int8Layer)]
     assert len(layers) == 4
-    assert all(kernels.packed_forms(layer.weight_integers) for layer in layers)
+    assert all(layer.weight_integers in prepacking._PACKED for layer in layers)
     assert not any(
-        kernels.packed_forms(module.weight_integers)
+        module.weight_integers in prepacking._PACKED
         for module in fxquant.lower(quantize()).modules()
         if isinstance(module, Int8Layer)
     )

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import fxquant
-from fxquant import Recipe, kernels, operators
+from fxquant import Recipe, kernels, operators, prepacking
 from tests.helpers import Net, needs_int8, outputs
 
 pytestmark = needs_int8
@@ -169,7 +169,7 @@ def test_an_exported_graph_packs_each_weight_once() -> None:
         exported = torch.export.export(model, (x,), strict=False).module()
     outputs(exported, x)
     names = [name for name, _ in exported.named_buffers() if name.endswith("weight_integers")]
-    packed = [kernels.packed_forms(exported.get_buffer(name)) for name in names]
+    packed = [prepacking._PACKED[exported.get_buffer(name)] for name in names]
     assert len(packed) == 3
     before = [dict(each) for each in packed]
     outputs(exported, x)
