@@ -7,8 +7,8 @@ operand to add. Sums of products are exact in int32, all else is float32; a laye
 returns y. The result is held within [y_min, y_max], in its own units: of integers that is what a
 ReLU or a ReLU6 before the rounding does, too.
 
-Weights are packed for the kernels once (`fxquant.prepacking`). `fxquant.operators` makes operators of
-these functions, for `torch.export`.
+Weights are packed for the kernels once (`fxquant.prepacking`). `fxquant.operators` makes operators
+of these functions, for `torch.export`.
 """
 
 from __future__ import annotations
