@@ -95,6 +95,12 @@ def conv(
         y_min: the least value of the result, in its own units.
         y_max: the greatest.
     """
+    if _is_product(weight, padding, groups):
+        rows = _rows(x, stride)
+        return _images(linear(
+            rows, x_scale, x_zero_point, weight, weight_scale, bias,
+            activation, y_scale, y_zero_point, y_min, y_max,
+        ))  # fmt: skip
     geometry = (tuple(stride), tuple(padding), tuple(dilation), groups)
     packed, zero_points = prepacked_conv(x, weight, weight_scale, geometry)
     operators = torch.ops.onednn
@@ -136,6 +142,13 @@ def conv_add(
 
     `other` may be overwritten.
     """
+    other = other.contiguous(memory_format=torch.channels_last)
+    if _is_product(weight, padding, groups):
+        rows = _rows(x, stride)
+        return _images(_linear_add(
+            rows, x_scale, x_zero_point, weight, weight_scale, bias, _rows(other, (1, 1)),
+            other_scale, other_zero_point, y_scale, y_zero_point, y_min, y_max,
+        ))  # fmt: skip
     geometry = (tuple(stride), tuple(padding), tuple(dilation), groups)
     packed, zero_points = prepacked_conv(x, weight, weight_scale, geometry)
     # By name: the order of the arguments differs between versions of PyTorch.
@@ -143,8 +156,7 @@ def conv_add(
         qx=x, x_scale=x_scale, x_zero_point=x_zero_point,
         qw=packed, w_scale=weight_scale, w_zero_point=zero_points, bias=bias,
         stride=geometry[0], padding=geometry[1], dilation=geometry[2], groups=groups,
-        qaccum=other.contiguous(memory_format=torch.channels_last),
-        accum_scale=other_scale, accum_zero_point=other_zero_point,
+        qaccum=other, accum_scale=other_scale, accum_zero_point=other_zero_point,
         output_scale=y_scale, output_zero_point=y_zero_point, output_dtype=torch.uint8,
         binary_attr="sum", alpha=1.0, unary_attr="none", unary_scalars=[], unary_algorithm="",
     )  # fmt: skip
@@ -170,7 +182,7 @@ def linear(
         x: uint8 (…, in).
         x_scale: of x.
         x_zero_point: of x.
-        weight: int8 (out, in).
+        weight: int8 (out, in), or (out, in, 1, 1).
         weight_scale: float32 (out,) or (1,).
         bias: float32 (out,) or None.
         activation: "none", "swish", "hardswish", "tanh", "gelu" or "gelu_tanh".
@@ -188,6 +200,53 @@ def linear(
     )  # fmt: skip
     y = y.reshape(*x.shape[:-1], weight.shape[0])  # of an empty batch it is (0, out)
     return _within(y, y_min, y_max)
+
+
+def _linear_add(
+    x: Tensor,
+    x_scale: float,
+    x_zero_point: int,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    other: Tensor,
+    other_scale: float,
+    other_zero_point: int,
+    y_scale: float,
+    y_zero_point: int,
+    y_min: float,
+    y_max: float,
+) -> Tensor:
+    """Return x · weightᵀ + bias + `other`, which is of the result's shape and overwritten."""
+    packed, zero_points = prepacked_linear(x, weight, weight_scale)
+    torch.ops.onednn.qlinear_pointwise.binary(
+        qx=x.flatten(0, -2), x_scale=x_scale, x_zero_point=x_zero_point,
+        qw=packed, w_scale=weight_scale, w_zero_point=zero_points, bias=bias,
+        other=other.flatten(0, -2), other_scale=other_scale, other_zp=other_zero_point,
+        output_scale=y_scale, output_zero_point=y_zero_point, output_dtype=torch.uint8,
+        binary_post_op="sum", binary_alpha=1.0, unary_post_op="none",
+        unary_post_op_args=[], unary_post_op_algorithm="",
+    )  # fmt: skip
+    return _within(other, y_min, y_max)
+
+
+def _is_product(weight: Tensor, padding: Sequence[int], groups: int) -> bool:
+    """Whether a convolution over images multiplies each position by a matrix.
+
+    oneDNN's convolutions do that as fast, but not with a zero-point in `x`, nor where the layout
+    that a weight was packed in for one shape is not the one wanted at another: 10 times as long.
+    """
+    return weight.shape[2:] == (1, 1) and not any(padding) and groups == 1
+
+
+def _rows(x: Tensor, stride: Sequence[int]) -> Tensor:
+    """Return (N, C, H, W) as (N, H/stride, W/stride, C), contiguous."""
+    return x[:, :, :: stride[0], :: stride[1]].permute(0, 2, 3, 1).contiguous()
+
+
+def _images(rows: Tensor) -> Tensor:
+    """Return (N, H, W, C) as (N, C, H, W)."""
+    return rows.permute(0, 3, 1, 2)
 
 
 def add(

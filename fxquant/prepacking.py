@@ -40,12 +40,18 @@ def prepacked_conv(
 
 
 def prepacked_linear(x: Tensor, weight: Tensor, weight_scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the packed weight (out, in) of a linear layer, and the zero-points of its outputs."""
+    """Return the packed weight of a linear layer, and the zero-points of its outputs.
+
+    Args:
+        x: uint8 (…, in).
+        weight: int8 (out, in), or (out, in, 1, 1).
+        weight_scale: float32 (out,) or (1,).
+    """
 
     def pack() -> Tensor:
         shape = [x.numel() // x.shape[-1], x.shape[-1]] if x.numel() else None
         # Of a weight that is a transpose qlinear_prepack reads the wrong values.
-        packed: Tensor = torch.ops.onednn.qlinear_prepack(weight.contiguous(), shape)
+        packed: Tensor = torch.ops.onednn.qlinear_prepack(weight.flatten(1).contiguous(), shape)
         return packed
 
     return _prepacked(weight, weight_scale, (), pack)

@@ -177,6 +177,28 @@ def test_conv_takes_strides_and_paddings_that_differ_by_axis() -> None:
 
 
 @needs_int8
+@pytest.mark.parametrize("layout", [Tensor.contiguous, channels_last, every_other])
+@pytest.mark.parametrize("stride", [(1, 1), (2, 3)])
+@pytest.mark.parametrize("options", [{}, {"bias": False}, {"per_channel": False}, {"batch": 0}])
+def test_conv_of_one_position_is_a_product(
+    layout: Callable[[Tensor], Tensor], stride: tuple[int, int], options: dict[str, Any]
+) -> None:
+    arguments = conv_arguments(width=1, **options)
+    arguments[0], arguments[6] = layout(arguments[0]), stride
+    if options.get("batch") == 0:
+        y = conv(*arguments, "none", 1.0, 0, 0, 255)
+        assert y.shape == conv_exactly(*arguments).shape
+        return
+    assert_conv(arguments)
+    assert_conv(arguments, "swish")
+    product = conv_exactly(*arguments)
+    other = integers(*product.shape)
+    exact = product + 0.3 * (other.double() - 100)
+    y = conv_add(*arguments, layout(other), 0.3, 100, *spread(exact), 0, 255)
+    assert_nearest(y, exact, *spread(exact))
+
+
+@needs_int8
 @pytest.mark.parametrize("activation", ["swish", "hardswish"])
 def test_conv_computes_the_activation_before_it_rounds(activation: str) -> None:
     assert_conv(conv_arguments(), activation)
