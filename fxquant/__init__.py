@@ -18,7 +18,9 @@
 that they work on, `Pipeline` puts them in a row, and `Pass` is what a new one derives from.
 """
 
+from fxquant.allocation import Allocation, allocate
 from fxquant.api import calibrate, convert, prepare, quantize
+from fxquant.budget import Budget
 from fxquant.capture import trace
 from fxquant.compare import compare
 from fxquant.errors import (
@@ -31,17 +33,22 @@ from fxquant.errors import (
     StorageError,
 )
 from fxquant.export import export_onnx
+from fxquant.frontier import frontier
 from fxquant.lower import lower, to_qdq
 from fxquant.pipeline import Pass, Pipeline
 from fxquant.recipe import Recipe, Rule, TensorSpec
 from fxquant.reconstruction import Reconstruction
 from fxquant.report import Report, report
+from fxquant.search import Search, search
+from fxquant.sensitivity import measure_sensitivities
 from fxquant.storage import load, save
 from fxquant.text import text
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Allocation",
+    "Budget",
     "CalibrationError",
     "CaptureError",
     "FxquantError",
@@ -54,18 +61,23 @@ __all__ = [
     "Reconstruction",
     "Report",
     "Rule",
+    "Search",
     "StorageError",
     "TensorSpec",
+    "allocate",
     "calibrate",
     "compare",
     "convert",
     "export_onnx",
+    "frontier",
     "load",
     "lower",
+    "measure_sensitivities",
     "prepare",
     "quantize",
     "report",
     "save",
+    "search",
     "text",
     "to_qdq",
     "trace",

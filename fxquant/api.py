@@ -2,55 +2,39 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Iterable, Sequence, Sized
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx, nn
 from tqdm import tqdm
 
-from fxquant.calibration import check_calibrated, combine_observers, require_finite, was_called
-from fxquant.calls import are_aligned, record_calls, regions_in_order
+from fxquant.calibration import require_finite
+from fxquant.conversion import converted
 from fxquant.errors import CalibrationError, CaptureError
 from fxquant.examples import check_folding, run_examples
-from fxquant.inputs import (
-    arguments_of,
-    collect_inputs,
-    find_keeper,
-    keep_inputs,
-    stop_keeping_inputs,
-)
-from fxquant.keeper import Arguments
-from fxquant.meta import Untraced, read_untraced, write_journals
+from fxquant.inputs import arguments_of, collect_inputs, find_keeper, keep_inputs
+from fxquant.meta import write_journals
 from fxquant.observers import ChannelMean, Observer
 from fxquant.partition import capture
 from fxquant.passes import (
     AbsorbBatchNorm,
-    ChooseRanges,
-    CorrectBias,
-    CorrectWeights,
+    AbsorbBiases,
     DropIdentities,
-    DropObservers,
+    EqualizeLayers,
     FoldBatchNorm,
     InsertObservers,
     LiftFunctionals,
     MarkFusedRelu,
-    QuantizeWeights,
-    ReconstructRounding,
 )
 from fxquant.pipeline import Pipeline
 from fxquant.recipe import Recipe
-from fxquant.reconstruction import Reconstruction
-from fxquant.region import Region, find_regions
+from fxquant.region import find_regions
 from fxquant.selection import check_rules, select_calls
 from fxquant.states import require_float, require_prepared
-from fxquant.values import ValueStore
 
-_NEVER = "never called in calibration"
 Forward = Callable[[nn.Module, Any], Any]
 
 
@@ -97,6 +81,8 @@ def prepare(
     )
     for gm in graphs:
         fold(gm)
+        if recipe.equalization:
+            Pipeline(EqualizeLayers(), AbsorbBiases())(gm)
     check_folding(examples)
     check_rules(graphs, recipe)
     calls = [call for gm in graphs for call in select_calls(gm, recipe).values()]
@@ -107,8 +93,8 @@ def prepare(
         )
     for gm in graphs:
         InsertObservers(recipe)(gm)
-    if recipe.reconstruction is not None:
-        keep_inputs(prepared, recipe.reconstruction.samples)
+    if recipe.needs_data:
+        keep_inputs(prepared, recipe.data.samples)
     write_journals(prepared, recipe, captured.untraced)
     return prepared
 
@@ -177,8 +163,9 @@ def convert(
 
     Args:
         prepared: what `prepare` returned, calibrated; left as it is.
-        batches: what a reconstruction learns from, as in `calibrate`; None: what `prepared` was
-            calibrated on. Without a reconstruction in the recipe no data is needed.
+        batches: what a reconstruction, a tuning of batch norms or an allocation of bits learns
+            from, as in `calibrate`; None: what `prepared` was calibrated on. A recipe without these
+            needs no data.
         checkpoint: a folder for the layers that a reconstruction has finished. Killed at any moment
             and started again, it goes on with the first unfinished layer, to the same result.
         progress: show a bar; None means where there is a terminal.
@@ -194,105 +181,8 @@ def convert(
     torch.int8
     """
     recipe = require_prepared(prepared, "convert")
-    inputs = []
-    if recipe.reconstruction is not None:
-        inputs = collect_inputs(prepared, recipe.reconstruction, batches)
-    model = copy.deepcopy(prepared)
-    stop_keeping_inputs(model)
-    combine_observers(model)
-    uncalled = _uncalled(model)
-    if len(uncalled) == len(find_regions(model)) and uncalled[0].reason != _NEVER:
-        raise CalibrationError(f"convert: {uncalled[0].path!r}: {uncalled[0].reason}")
-    check_calibrated(model)
-    for left in uncalled:
-        DropObservers()(find_regions(model)[left.path])
-    graphs = find_regions(model)
-    for left in uncalled:
-        del graphs[left.path]
-    for gm in graphs.values():
-        # Calibration told the ranks that were unknown before.
-        Pipeline(FoldBatchNorm(), AbsorbBatchNorm())(gm)
-    reference = _float_model(model) if recipe.reconstruction or recipe.bias_correction else None
-    for gm in graphs.values():
-        Pipeline(ChooseRanges(), MarkFusedRelu(), QuantizeWeights(recipe))(gm)
-    if reference is not None and recipe.reconstruction is not None:
-        _reconstruct(
-            model, reference, list(graphs), inputs, recipe.reconstruction, checkpoint, progress
-        )
-    if reference is not None and recipe.bias_correction:
-        correct = CorrectWeights if recipe.bias_correction == "weights" else CorrectBias
-        floats = find_regions(reference)
-        for path, gm in graphs.items():
-            correct(floats[path])(gm)
-    write_journals(model, recipe, (*read_untraced(model), *uncalled, *_release_parts(model)))
-    return model
-
-
-def _release_parts(model: nn.Module) -> list[Untraced]:
-    """Drop what of the regions nobody calls by itself; return what stays, to report."""
-    return [
-        Untraced(f"{path}.{name}", kind, "called from Python by itself: a float copy of it stays")
-        for path, gm in find_regions(model).items()
-        if isinstance(gm, Region)
-        for name, kind in gm.release_parts().items()
-    ]
-
-
-def _uncalled(model: nn.Module) -> list[Untraced]:
-    """Return the regions that calibration never ran through, which stay in float, to report."""
-    uncalled = []
-    for path, gm in find_regions(model).items():
-        if isinstance(gm, Region) and not was_called(gm):
-            parts = ", ".join(f"{path}.{name}" for name in gm.calls.parts)
-            reason = f"never called as a whole, only {parts}: name these with regions=[…]"
-            uncalled.append(Untraced(path, type(gm).__name__, reason if parts else _NEVER))
-    return uncalled
-
-
-def _float_model(model: nn.Module) -> nn.Module:
-    """Return a copy of a calibrated model without its observers."""
-    copied = copy.deepcopy(model)
-    for gm in find_regions(copied).values():
-        DropObservers()(gm)
-    return copied
-
-
-def _reconstruct(
-    model: nn.Module,
-    reference: nn.Module,
-    paths: Sequence[str],
-    inputs: Sequence[Arguments],
-    options: Reconstruction,
-    checkpoint: str | os.PathLike[str] | None,
-    progress: bool | None,
-) -> None:
-    """Learn the roundings of the graphs `paths` of `model`, in the order in which it calls them.
-
-    Of a model that is not one graph, both it and its reference run once for each region.
-    """
-    floats = find_regions(reference)
-    for path, gm in regions_in_order(model, inputs).items():
-        if path not in paths:
-            continue
-        reference_gm = floats[path]
-        if not isinstance(gm, Region) or not isinstance(reference_gm, Region):
-            ReconstructRounding(reference_gm, inputs, options, checkpoint, progress)(gm)
-            continue
-        with ValueStore(options.max_bytes) as store:
-            calls = record_calls(model, gm, inputs, store)
-            if len(calls) == 0:
-                continue
-            reference_calls = record_calls(reference, reference_gm, inputs, store)
-            if not are_aligned(calls, reference_calls):
-                reference_calls = calls
-            ReconstructRounding(
-                reference_gm,
-                calls,
-                options,
-                None if checkpoint is None else Path(checkpoint, path),
-                progress,
-                reference_calls,
-            )(gm)
+    inputs = collect_inputs(prepared, recipe.data, batches) if recipe.needs_data else []
+    return converted(prepared, recipe, inputs, checkpoint=checkpoint, progress=progress)
 
 
 def quantize(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import FrozenBatchNorm2d
 
-from fxquant.layers import Layer, output_rows, per_input, per_output
+from fxquant.layers import Layer, is_transposed, output_rows, per_input, per_output
 
 BatchNorm: TypeAlias = _BatchNorm | FrozenBatchNorm2d
 
@@ -107,6 +107,21 @@ def fold_before(layer: Layer, scale: Tensor, shift: Tensor) -> None:
     if torch.any(shift != 0):
         bias = bias + output_rows(layer, weight * per_input(layer, shift, weight)).sum(dim=1)
     _set(layer, weight * per_input(layer, scale, weight), bias)
+
+
+def why_shift_inexact(layer: Layer) -> str | None:
+    """Return why a shift that is not zero cannot go into `layer` (`fold_before`), or None."""
+    if isinstance(layer, nn.Linear):
+        return None
+    if is_transposed(layer):
+        return "a transposed convolution leaves out taps at the border, and the shift is not zero"
+    if layer.padding_mode != "zeros":
+        return None
+    if layer.padding == "same":
+        pads = max(layer.kernel_size) > 1
+    else:
+        pads = not isinstance(layer.padding, str) and any(size > 0 for size in layer.padding)
+    return "it pads with zeros, and the shift is not zero" if pads else None
 
 
 def _bias(layer: Layer, like: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fxquant.affine import Affine, Grid, affine_parameters, dequantize, quantize
 from fxquant.buffers import FixedDtypeModule
-from fxquant.layers import Layer, layer_type, output_rows, per_output
+from fxquant.layers import Layer, layer_type, num_outputs, output_rows, per_output
 from fxquant.packed_state import PackedWeights
 from fxquant.ranges import weight_range
 from fxquant.recipe import TensorSpec
@@ -116,9 +116,12 @@ class LearnedRounding:
     """
 
     steps: int
+    """Of gradient descent."""
     seconds: float
     error_nearest: float
     error_learned: float
+    method: str = "adaround"
+    """`Reconstruction.method`, or "blocks"."""
 
     @property
     def kept(self) -> bool:
@@ -171,6 +174,19 @@ class QuantizedLayer(PackedWeights, FixedDtypeModule):
             weight.mul_(per_output(layer, self.weight_gain, weight))
             weight.add_(per_output(layer, self.weight_shift, weight))
         return weight.to(self.dtype_probe.dtype)
+
+    def bias_values(self) -> Tensor:
+        """Return the bias in float32, (out,): zeros where there is none."""
+        layer: Any = self
+        if layer.bias is None:
+            return self.weight_scale.new_zeros(num_outputs(layer))
+        bias: Tensor = layer.bias.detach().to(torch.float32)
+        return bias
+
+    def set_bias(self, bias: Tensor) -> None:
+        """Compute with `bias`, (out,), from now on, as a new parameter in the layer's dtype."""
+        parameter = nn.Parameter(bias.to(self.dtype_probe.dtype), requires_grad=False)
+        self.register_parameter("bias", parameter)
 
     def extra_repr(self) -> str:
         """Return the float layer's arguments and the weight's spec."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch import fx, nn
 
+from fxquant.errors import PassError
 from fxquant.meta import annotate, record
 from fxquant.operations import data_input
 
@@ -108,6 +109,17 @@ def delete_unused(gm: fx.GraphModule, targets: set[str]) -> None:
             path = path.rpartition(".")[0]
     for target in targets - used:
         gm.delete_submodule(target)
+
+
+def require_same_nodes(where: str, reference: fx.GraphModule, nodes: Iterable[fx.Node]) -> None:
+    """Raise `PassError` if `reference` has no node of one of these names."""
+    names = {node.name for node in reference.graph.nodes}
+    for node in nodes:
+        if node.name not in names:
+            raise PassError(
+                f"{where}: the reference has no node {node.name!r}: give a copy made before "
+                "QuantizeWeights"
+            )
 
 
 def insert_after(node: fx.Node) -> Any:

@@ -47,9 +47,19 @@ class Rows:
     def __len__(self) -> int:
         return self.inputs.shape[1]
 
-    def error(self, difference: Tensor, activation: Activation) -> tuple[Tensor, Tensor]:
-        """Return Σ (f(y) - t)² and Σ t² for W̃ = W + difference (groups, out, in): float64, ()."""
+    def error(
+        self, difference: Tensor, activation: Activation, shift: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return Σ (f(y) - t)² and Σ t²: float64, ().
+
+        Args:
+            difference: W̃ - W, (groups, out, in).
+            activation: f.
+            shift: what is added to the bias, (groups, out).
+        """
         y = torch.bmm(self.inputs.to(difference.dtype), difference.mT).add_(self.outputs)
+        if shift is not None:
+            y += shift[:, None]
         error = activation(y).sub(self.targets).to(torch.float64).square().sum()
         return error, self.targets.to(torch.float64).square().sum()
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from fxquant.budget import Budget
 from fxquant.errors import RecipeError
 from fxquant.reconstruction import OPTIONS, Reconstruction
 
@@ -131,12 +132,21 @@ class Recipe:
 
     weights: TensorSpec = TensorSpec(symmetric=True, per_channel=True)
     activations: TensorSpec | None = TensorSpec()
+    equalization: bool = False
+    """Give the channels between two layers the same range in both (`fxquant.passes.EqualizeLayers`,
+    `AbsorbBiases`), before anything else: for weights and activations of one scale."""
     bias_correction: BiasCorrection = False
     """True: correct each layer's output mean through its bias (`fxquant.passes.CorrectBias`).
     "weights": give each channel of the weight its mean and norm back, as in the report's I.F
     (`fxquant.passes.CorrectWeights`); that leaves the integers' grid, and is for simulation."""
     reconstruction: Reconstruction | None = None
     """How roundings are learned (`fxquant.passes.ReconstructRounding`); None: to nearest."""
+    batchnorm_tuning: bool = False
+    """Give each quantized channel the float network's mean and deviation, on the calibration data
+    (`fxquant.passes.TuneBatchNorm`)."""
+    budget: Budget | None = None
+    """What all layers together may cost: `convert` allocates bits within it, by what rounding each
+    layer costs on the calibration data (`fxquant.allocation`). None: as the specs say."""
     rules: tuple[Rule, ...] = ()
     logits: TensorSpec | None = None
     """How the model's outputs are quantized; None: not at all, for clipping them costs points.
@@ -157,6 +167,11 @@ class Recipe:
             raise RecipeError(
                 f"bias_correction={self.bias_correction!r}: choose True, False or 'weights'"
             )
+        if not isinstance(self.budget, Budget | None):
+            raise RecipeError(f"budget={self.budget!r}: give a Budget")
+        for name in ("equalization", "batchnorm_tuning"):
+            if type(getattr(self, name)) is not bool:
+                raise RecipeError(f"{name}={getattr(self, name)!r}: choose True or False")
         if self.bias_correction == "weights" and self.reconstruction is not None:
             raise RecipeError(
                 "bias_correction='weights' changes what a reconstruction learned: choose one"
@@ -240,12 +255,50 @@ class Recipe:
         )
 
     @classmethod
+    def mixed(
+        cls,
+        *,
+        activation_bits: int | None = 8,
+        skip: str | type[nn.Module] | Iterable[str | type[nn.Module]] = (),
+        rules: Iterable[Rule] = (),
+        **options: Any,
+    ) -> Recipe:
+        """Return `adaround`'s recipe with bits allocated within a budget, layer by layer.
+
+        `options` are fields of `fxquant.Budget` (`max_bytes=200_000`, `average_bits=3`,
+        `max_drop=0.5`), and those of `adaround`.
+
+        >>> Recipe.mixed(average_bits=3).budget.average_bits
+        3
+        """
+        limits = {field.name: options.pop(field.name) for field in fields(Budget)
+                  if field.name in options}  # fmt: skip
+        return cls.adaround(
+            activation_bits=activation_bits,
+            skip=skip,
+            rules=rules,
+            budget=Budget(**limits),
+            **options,
+        )
+
+    @classmethod
     def named(cls, name: str) -> Recipe:
         """Return a recipe by name: "aciq" or "minmax" at 8/8 bits, "adaround" at 4/8."""
         makers = {"aciq": cls.aciq, "minmax": cls.minmax, "adaround": cls.adaround}
-        if name not in makers:
-            raise RecipeError(f"recipe {name!r}: choose one of {', '.join(makers)}, or a Recipe")
+        if not isinstance(name, str) or name not in makers:
+            shown = repr(name) if isinstance(name, str) else f"of type {type(name).__name__}"
+            raise RecipeError(f"recipe {shown}: choose one of {', '.join(makers)}, or a Recipe")
         return makers[name]()
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether `convert` works on calibration samples, which are kept for it."""
+        return self.reconstruction is not None or self.batchnorm_tuning or self.budget is not None
+
+    @property
+    def data(self) -> Reconstruction:
+        """How many samples are kept, and how they are run: of the reconstruction, if any."""
+        return self.reconstruction or Reconstruction()
 
     def for_call(self, name: str, module: nn.Module | None) -> CallSpec:
         """Return what is asked of the call `name` after all rules."""
@@ -254,6 +307,16 @@ class Recipe:
             if rule.matches(name, module):
                 spec = _apply(rule, spec, own)
         return spec
+
+
+_OPTIONS = {
+    "bias_correction",
+    "reconstruction",
+    "logits",
+    "equalization",
+    "batchnorm_tuning",
+    "budget",
+}
 
 
 def _recipe(
@@ -269,7 +332,7 @@ def _recipe(
         skip = (skip,)
     for_activations = {f.name for f in fields(TensorSpec)} - {"bits"}
     spec_options = {key: options.pop(key) for key in for_activations & options.keys()}
-    unknown = options.keys() - {"bias_correction", "reconstruction", "logits"}
+    unknown = options.keys() - _OPTIONS
     if unknown:
         raise RecipeError(f"unknown options: {', '.join(sorted(unknown))}")
     if activations is None and spec_options:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Literal, get_args
 
 from fxquant.errors import RecipeError
+
+Method = Literal["adaround", "adaquant", "gram"]
+_LISTED = ", ".join(get_args(Method))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reconstruction:
-    """Options of AdaRound (`fxquant.adaround`, `fxquant.passes.ReconstructRounding`).
+    """Options of `fxquant.passes.ReconstructRounding` and `fxquant.passes.ReconstructBlocks`.
 
     The defaults were chosen by measurement: `python -m benchmarks.adaround_options`.
 
@@ -20,10 +24,24 @@ class Reconstruction:
     fxquant.errors.RecipeError: Reconstruction: steps=0: give an integer of at least 1
     """
 
+    method: Method = "adaround"
+    """"adaround" learns which way each weight rounds; "adaquant" weights, scales and biases, freely
+    (`fxquant.adaquant`); "gram" solves for integers and biases on the inputs' Gram matrix, in no
+    steps at all (`fxquant.gram`)."""
+    parallel: bool = False
+    """Learn from the float network's inputs, not from those that the layers in front of it, once
+    quantized, give."""
+    blocks: bool = False
+    """Reconstruct the output of whole residual blocks, not of layers, and learn the activations'
+    scales with the roundings (`fxquant.passes.ReconstructBlocks`)."""
+    drop: float = 0.5
+    """For blocks: the share of activations left in float in each step, drawn anew (QDrop)."""
+    activation_learning_rate: float = 4e-5
+    """For blocks: of Adam, on the activations' scales; relative to the scale."""
     samples: int = 1024
     """Calibration samples that are kept and used, on each rank."""
     steps: int = 1000
-    """Steps of Adam for each layer."""
+    """Steps of Adam for each layer, or block."""
     rows: int = 128
     """Output positions in a step."""
     pool_rows: int = 32768
@@ -57,6 +75,21 @@ class Reconstruction:
                 raise RecipeError(
                     f"Reconstruction: {name}={value!r}: give an integer of at least 1"
                 )
+        _require(self.method in get_args(Method), self, "method", f"one of {_LISTED}")
+        for name in ("parallel", "blocks"):
+            _require(type(getattr(self, name)) is bool, self, name, "True or False")
+        if self.blocks and (self.parallel or self.method != "adaround"):
+            raise RecipeError(
+                f"Reconstruction: blocks=True with method={self.method!r}, parallel={self.parallel}"
+                ": blocks are learned by AdaRound, one behind the other"
+            )
+        _require(0 <= self.drop < 1, self, "drop", "a share in [0, 1)")
+        _require(
+            self.activation_learning_rate >= 0,
+            self,
+            "activation_learning_rate",
+            "0 or a positive number",
+        )
         _require(self.learning_rate > 0, self, "learning_rate", "a positive number")
         _require(self.regularization >= 0, self, "regularization", "0 or a positive number")
         _require(0 <= self.warm_start <= 1, self, "warm_start", "a share in [0, 1]")

@@ -89,7 +89,9 @@ class Report:
         measured = any(not math.isnan(row.output_sqnr) for row in self.rows)
         columns = ["call", "kind", "weights", "scale", "dB", "inputs", "scale", "dB"]
         learned = any(row.rounding is not None for row in self.rows)
-        columns += ["output dB"] * measured + ["adaround", "steps", "s"] * learned + ["notes"]
+        columns += (
+            ["output dB"] * measured + ["learned", "method", "steps", "s"] * learned + ["notes"]
+        )
         cells = [
             [
                 row.name,
@@ -137,10 +139,10 @@ def _number(value: float, form: str) -> str:
 
 
 def _learned(rounding: LearnedRounding | None) -> list[str]:
-    """Return the cells of "adaround", "steps" and "s"."""
+    """Return the cells of "learned", "method", "steps" and "s"."""
     if rounding is None:
-        return ["", "", ""]
-    return [str(rounding), str(rounding.steps), f"{rounding.seconds:.1f}"]
+        return [""] * 4
+    return [str(rounding), rounding.method, str(rounding.steps), f"{rounding.seconds:.1f}"]
 
 
 def report(

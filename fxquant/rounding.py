@@ -1,4 +1,4 @@
-"""The rounding of one layer's weight as AdaRound sees it: grouped, and without the zero-point."""
+"""One layer's weight as reconstruction sees it: grouped, and without the zero-point."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ class Rounding:
     """What integers a layer's weight may take.
 
     `weight` is the float one, (groups, out, in), float32; `scale`, and the bounds `low` and `high`
-    of the integers minus the zero-point, are (groups, out, 1).
+    of the integers minus the zero-point, are (groups, out, 1); `per_channel` says whether each
+    output has a scale of its own.
 
     Args:
         layer: the quantized layer.
@@ -29,6 +30,7 @@ class Rounding:
         self._grid = Grid.of(layer.weight_spec.bits, signed=True)
         weight = reference.weight.detach().to(torch.float32)
         self.weight = grouped_weight(reference, weight).contiguous()
+        self.per_channel = layer.weight_scale.dim() > 0
         self.scale = self._grouped(layer.weight_scale)
         self._zero_point = self._grouped(layer.weight_zero_point).to(torch.float32)
         self.low = self._grid.quant_min - self._zero_point

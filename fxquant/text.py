@@ -126,8 +126,8 @@ def _module_facts(module: nn.Module) -> str:
     if isinstance(module, Int8Module):
         return f"{kind} {module.extra_repr()}"
     if isinstance(module, QuantizedLayer):
-        learned = module.rounding is not None and module.rounding.kept
-        corrected = module.weight_gain is not None
-        notes = " adaround" * learned + " moments corrected" * corrected
+        rounding = module.rounding
+        notes = f" {rounding.method}" if rounding is not None and rounding.kept else ""
+        notes += " moments corrected" * (module.weight_gain is not None)
         return f"{kind} {module.weight_spec}{notes}"
     return kind

@@ -13,12 +13,15 @@
 | `FoldBatchNorm` | folds batch norm into the layer before it |
 | `AbsorbBatchNorm` | folds batch norm into the layers behind it |
 | `EqualizeLayers` | gives the channels between two layers the same range in both weights |
+| `AbsorbBiases` | moves what a ReLU never cuts off into the next layer's bias |
 | `MarkFusedRelu` | records which ReLU belongs to which call |
 | `InsertObservers` | puts an observer on each tensor that will be quantized |
 | `ChooseRanges` | turns each observer into a fake-quantizer |
 | `DropObservers` | removes what calibration put into the graph |
 | `QuantizeWeights` | turns each layer's weight into integers |
-| `ReconstructRounding` | learns the rounding of each weight: AdaRound |
+| `ReconstructRounding` | learns the rounding of each weight: AdaRound, AdaQuant, Gram matrix |
+| `ReconstructBlocks` | learns roundings and scales of whole residual blocks: BRECQ, QDrop |
+| `TuneBatchNorm` | gives each quantized channel the float one's mean and deviation |
 | `CorrectWeights` | gives each channel of a rounded weight its mean and norm back |
 | `CorrectBias` | takes the error of the mean output out of each layer's bias |
 | `ToQdq` | expresses the graph in PyTorch's standard quantize and dequantize operators |
@@ -38,6 +41,7 @@ if __name__ != "fxquant.passes":
     )
 
 from fxquant.passes.absorb_batchnorm import AbsorbBatchNorm
+from fxquant.passes.absorb_biases import AbsorbBiases
 from fxquant.passes.choose_ranges import ChooseRanges
 from fxquant.passes.clamp_integers import ClampIntegers
 from fxquant.passes.correct_bias import CorrectBias
@@ -53,15 +57,18 @@ from fxquant.passes.lower_averages import LowerAverages
 from fxquant.passes.lower_layers import LowerLayers
 from fxquant.passes.mark_fused_relu import MarkFusedRelu
 from fxquant.passes.quantize_weights import QuantizeWeights
+from fxquant.passes.reconstruct_blocks import ReconstructBlocks
 from fxquant.passes.reconstruct_rounding import ReconstructRounding
 from fxquant.passes.repeat_quantizers import RepeatQuantizers
 from fxquant.passes.reuse_operands import ReuseOperands
 from fxquant.passes.sink_dequantize import SinkDequantize
 from fxquant.passes.split_quantizers import SplitQuantizers
 from fxquant.passes.to_qdq import ToQdq
+from fxquant.passes.tune_batchnorm import TuneBatchNorm
 
 __all__ = [
     "AbsorbBatchNorm",
+    "AbsorbBiases",
     "ChooseRanges",
     "ClampIntegers",
     "CorrectBias",
@@ -77,10 +84,12 @@ __all__ = [
     "LowerLayers",
     "MarkFusedRelu",
     "QuantizeWeights",
+    "ReconstructBlocks",
     "ReconstructRounding",
     "RepeatQuantizers",
     "ReuseOperands",
     "SinkDequantize",
     "SplitQuantizers",
     "ToQdq",
+    "TuneBatchNorm",
 ]

@@ -18,9 +18,15 @@ from typing import cast
 import torch
 from torch import Tensor, fx, nn
 
-from fxquant.batchnorm import BatchNorm, fold_before, scale_and_shift, why_not_affine
+from fxquant.batchnorm import (
+    BatchNorm,
+    fold_before,
+    scale_and_shift,
+    why_not_affine,
+    why_shift_inexact,
+)
 from fxquant.graph import delete_unused, separate_calls, users_by_module, why_not_changeable
-from fxquant.layers import Layer, is_transposed, num_inputs
+from fxquant.layers import Layer, num_inputs
 from fxquant.meta import annotate, record, refuse
 from fxquant.operations import data_input, is_batchnorm, is_layer, module_of
 from fxquant.pipeline import Pass
@@ -96,15 +102,4 @@ def _why_inexact(layer: Layer, shift: Tensor, rank: int | None) -> str | None:
         return "its input is 2-D, without a batch: batch norm took positions for channels"
     if not torch.any(shift != 0):
         return None
-    if is_transposed(layer):
-        return "a transposed convolution leaves out taps at the border, and the shift is not zero"
-    if layer.padding_mode == "zeros" and _pads(layer):
-        return "it pads with zeros, and the shift is not zero"
-    return None
-
-
-def _pads(layer: Layer) -> bool:
-    assert not isinstance(layer, nn.Linear)
-    if isinstance(layer.padding, str):
-        return layer.padding == "same" and max(layer.kernel_size) > 1
-    return any(size > 0 for size in layer.padding)
+    return why_shift_inexact(layer)

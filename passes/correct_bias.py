@@ -21,7 +21,7 @@ from torch import fx, nn
 from fxquant.errors import PassError
 from fxquant.fakequant import QuantizedLayer
 from fxquant.graph import delete_unused
-from fxquant.layers import Layer, is_transposed, num_outputs, output_rows, per_input
+from fxquant.layers import Layer, is_transposed, output_rows, per_input
 from fxquant.meta import refuse
 from fxquant.observers import ChannelMean
 from fxquant.operations import data_input, module_of
@@ -57,7 +57,7 @@ class CorrectBias(Pass):
                 refuse(layer, "bias not corrected: no finite batch seen in calibration")
             elif layer.target not in corrected:
                 _correct(
-                    cast(Layer, module_of(gm, layer)),
+                    cast(QuantizedLayer, module_of(gm, layer)),
                     cast(Layer, self.reference.get_submodule(str(layer.target))),
                     mean.mean,
                 )
@@ -78,14 +78,12 @@ def _find_means(gm: fx.GraphModule) -> list[tuple[fx.Node, fx.Node, ChannelMean]
     ]
 
 
-def _correct(layer: Layer, reference: Layer, mean: torch.Tensor) -> None:
+def _correct(layer: QuantizedLayer, reference: Layer, mean: torch.Tensor) -> None:
     """Write the corrected bias into `layer`, as a new parameter."""
     weight = reference.weight.detach().to(torch.float32)
     error = layer.weight.to(torch.float32) - weight
-    shift = output_rows(layer, error * per_input(layer, mean, weight)).sum(dim=1)
-    if is_transposed(layer):  # an output position sees one tap in `stride` along each axis
-        assert not isinstance(layer, nn.Linear)
-        shift = shift / math.prod(layer.stride)
-    old = weight.new_zeros(num_outputs(layer)) if layer.bias is None else layer.bias.detach()
-    bias = (old.to(torch.float32) - shift).to(reference.weight.dtype)
-    layer.bias = nn.Parameter(bias, requires_grad=False)
+    shift = output_rows(reference, error * per_input(reference, mean, weight)).sum(dim=1)
+    if is_transposed(reference):  # an output position sees one tap in `stride` along each axis
+        assert not isinstance(reference, nn.Linear)
+        shift = shift / math.prod(reference.stride)
+    layer.set_bias(layer.bias_values() - shift)

@@ -1,4 +1,4 @@
-"""Learn the rounding of each weight, layer by layer, on real data: AdaRound.
+"""Learn the rounding of each weight, layer by layer, on real data: AdaRound and beyond.
 
 Before:  conv = QuantizedConv2d(x)     # each weight rounded to nearest
 After:   conv = QuantizedConv2d(x)     # each rounded so that the layer's output is closest
@@ -6,9 +6,10 @@ After:   conv = QuantizedConv2d(x)     # each rounded so that the layer's output
 The float graph and the quantized one run side by side (`fxquant.streaming`), each node once. At a
 quantized layer the inputs that the quantized graph gives it and the float graph's output behind the
 activation are at hand: rows of them are drawn (`fxquant.pool`), the rounding is learned
-(`fxquant.adaround`), and the streams go on with the new weight. What was learned is kept only if it
+(`fxquant.learners`), and the streams go on with the new weight. What was learned is kept only if it
 is no worse than rounding to nearest on samples that it did not learn from.
 
+With `parallel=True` inputs are the float network's, as if each layer were quantized alone.
 Under `torch.distributed` each rank runs on its own batches, and gradients are summed.
 """
 
@@ -26,23 +27,21 @@ import torch
 from torch import fx
 from tqdm import tqdm
 
-from fxquant.adaround import Schedule, learn_rounding
 from fxquant.checkpoint import Checkpoint, digest
 from fxquant.distributed import (
-    copy_from_first_rank,
     gather_objects,
     num_ranks,
     object_from_first_rank,
     rank,
     sum_over_ranks,
 )
-from fxquant.errors import CalibrationError, PassError
+from fxquant.errors import CalibrationError
 from fxquant.fakequant import FakeQuantize, LearnedRounding, QuantizedLayer, sqnr
+from fxquant.graph import require_same_nodes
 from fxquant.layers import Layer
-from fxquant.losses import Loss, Rows, cheaper_loss
+from fxquant.learners import Learned, learn
 from fxquant.pipeline import Pass
 from fxquant.pool import RowPool
-from fxquant.precision import product_dtype
 from fxquant.reconstruction import Reconstruction
 from fxquant.region import target_name
 from fxquant.rounding import Rounding
@@ -75,19 +74,20 @@ class ReconstructRounding(Pass):
         """Raise where there is no data, or the reference is not of the same graph."""
         if len(self.batches) == 0:
             raise CalibrationError("ReconstructRounding: `batches` is empty: give at least one")
-        names = {node.name for node in self.reference.graph.nodes}
-        for subgraph in find_subgraphs(graph_module):
-            for call in subgraph.calls:
-                if not {call.node.name, call.output.name} <= names:
-                    raise PassError(
-                        f"ReconstructRounding: the reference has no node {call.node.name!r} with "
-                        f"{call.output.name!r}: give a copy made before QuantizeWeights"
-                    )
+        nodes = [
+            node
+            for subgraph in find_subgraphs(graph_module)
+            for call in subgraph.calls
+            for node in (call.node, call.output)
+        ]
+        require_same_nodes("ReconstructRounding", self.reference, nodes)
 
     @torch.no_grad()
     def run(self, gm: fx.GraphModule) -> bool:
         """Reconstruct the layers in turn; modified if a single weight changed."""
         subgraphs = find_subgraphs(gm)
+        if self.options.parallel:
+            subgraphs = [_all_ahead(subgraph) for subgraph in subgraphs]
         checkpoint = None
         if self.checkpoint is not None:
             data = [self.batches]
@@ -103,7 +103,7 @@ class ReconstructRounding(Pass):
             for number, subgraph in enumerate(subgraphs):
                 name = target_name(gm, subgraph.name)
                 bar.set_description(name)
-                before = subgraph.layer.weight_integers.clone()
+                before = subgraph.layer.weight, subgraph.layer.bias
                 saved = _load(checkpoint, number, subgraph)
                 if saved:
                     sides.skip(subgraph)
@@ -117,7 +117,8 @@ class ReconstructRounding(Pass):
                 bar.set_postfix_str(f"{name} {learned}")
                 bar.update(_cost(subgraph))
                 _logger.info("%s: %s", name, learned)
-                changed |= not torch.equal(before, subgraph.layer.weight_integers)
+                changed |= not torch.equal(before[0], subgraph.layer.weight)
+                changed |= before[1] is not subgraph.layer.bias
         return changed
 
     def _reference_batches(self) -> Sequence[tuple[Any, ...]]:
@@ -139,54 +140,28 @@ class ReconstructRounding(Pass):
             pool.add(inputs, targets)
         rounding = Rounding(layer, reference)
         learned_from, judged = pool.rows(rounding.weight, reference.bias)
-        nearest = rounding.nearest()
-        learned = learn_rounding(
-            rounding.weight,
-            rounding.scale,
-            rounding.low,
-            rounding.high,
-            self._loss(learned_from, subgraph),
-            self._schedule(),
-        )
-        copy_from_first_rank(learned)
+        learned = learn(rounding, learned_from, subgraph.activation, self.options)
         errors = [
-            sum_over_ranks(
-                torch.stack(judged.error(rounding.difference(integers), subgraph.activation))
-            )
-            for integers in (nearest, learned)
+            sum_over_ranks(each.error(rounding, judged, subgraph.activation))
+            for each in (Learned.nearest(rounding), learned)
         ]
         signal = errors[0][1].item()
         result = LearnedRounding(
-            steps=self.options.steps,
+            method=self.options.method,
+            steps=self.options.steps if self.options.method != "gram" else 0,
             seconds=time.perf_counter() - start,
             error_nearest=errors[0][0].item() / max(signal, 1e-300),
             error_learned=errors[1][0].item() / max(signal, 1e-300),
         )
         if result.kept:
-            layer.weight_integers.copy_(rounding.layer_integers(learned))
+            learned.write_to(layer, rounding)
         layer.weight_sqnr = sqnr(reference.weight.detach().float(), layer.weight.float())
         layer.rounding = result
 
-    def _loss(self, rows: Rows, subgraph: Subgraph) -> Loss:
-        options = self.options
-        dtype = (
-            product_dtype(rows.inputs, rows.outputs.shape[2]) if options.bfloat16 else torch.float32
-        )
-        ranks = num_ranks()
-        reduce = sum_over_ranks if ranks > 1 else None
-        return cheaper_loss(
-            rows, subgraph.activation, options.rows, options.steps, dtype, reduce, ranks
-        )
 
-    def _schedule(self) -> Schedule:
-        options = self.options
-        return Schedule(
-            options.steps,
-            options.learning_rate,
-            options.regularization,
-            options.warm_start,
-            options.beta,
-        )
+def _all_ahead(subgraph: Subgraph) -> Subgraph:
+    """Return the layer as one whose inputs are all the float network's."""
+    return replace(subgraph, ahead=frozenset(call.node for call in subgraph.calls))
 
 
 def _cost(subgraph: Subgraph) -> int:
@@ -227,6 +202,8 @@ def _load(checkpoint: Checkpoint | None, number: int, subgraph: Subgraph) -> dic
 def _state(layer: Any) -> dict[str, Any]:
     return {
         "integers": layer.weight_integers.cpu(),
+        "scale": layer.weight_scale.cpu(),
+        "bias": None if layer.bias is None else layer.bias.detach().cpu(),
         "sqnr": layer.weight_sqnr,
         "rounding": vars(layer.rounding),
     }
@@ -234,5 +211,8 @@ def _state(layer: Any) -> dict[str, Any]:
 
 def _restore(layer: Any, saved: dict[str, Any]) -> None:
     layer.weight_integers.copy_(saved["integers"])
+    layer.weight_scale.copy_(saved["scale"])
+    if saved["bias"] is not None:
+        layer.set_bias(saved["bias"].to(layer.weight_integers.device))
     layer.weight_sqnr = saved["sqnr"]
     layer.rounding = LearnedRounding(**saved["rounding"])

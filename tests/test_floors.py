@@ -11,22 +11,30 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS = [
     {"errors"},
-    {"distributed", "known_functions", "onnx_graph", "plain_values", "reconstruction"},
-    {"allowed", "recipe", "tensor_blocks"},
-    {"activations", "affine", "buffers", "checkpoint", "packing", "precision", "prepacking"}
-    | {"values"},
-    {"aciq", "histogram", "layers", "losses", "packed_state"},
-    {"adaround", "batchnorm", "channel_ranges", "cross_entropy", "ranges", "region", "rows"},
+    {"budget", "distributed", "known_functions", "onnx_graph", "plain_values", "reconstruction"},
+    {"allowed", "program", "recipe", "tensor_blocks"},
+    {"activations", "affine", "allocation", "buffers", "checkpoint", "packing", "precision"}
+    | {"prepacking", "values"},
+    {"aciq", "frontier", "gram", "histogram", "layers", "losses", "packed_state"},
+    {"adaquant", "adaround", "batchnorm", "channel_ranges", "cross_entropy", "ranges", "region"}
+    | {"rows"},
     {"dynamic", "fakequant", "keeper", "kernels", "meta", "observers", "pool"},
-    {"capture", "graph_encoding", "integers", "operations", "operators"},
+    {"agreement", "capture", "graph_encoding", "integers", "learned_scale", "operations"}
+    | {"operators"},
     {"encoding", "int8", "kernel_arguments"},
     {"calibration", "data_free", "decoding", "graph", "mutations", "partition", "shapes"}
     | {"states", "subgraphs", "text"},
-    {"inputs", "pipeline", "rounding", "selection", "streaming"},
-    {"calls", "examples", "side_by_side"},
+    {"flow", "inputs", "pairs", "pipeline", "rounding", "selection", "streaming"},
+    {"blocks", "calls", "examples", "learners", "side_by_side"},
+    {"block_forward", "block_samples"},
+    {"block_rounding"},
     {"passes"},
-    {"compare", "lower", "report", "storage"},
-    {"api", "export"},
+    {"compare", "lower", "probes", "report", "storage"},
+    {"sensitivity"},
+    {"mixing"},
+    {"conversion", "export"},
+    {"api"},
+    {"search"},
     {"__init__"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

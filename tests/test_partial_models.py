@@ -17,7 +17,15 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 import fxquant
-from fxquant import CalibrationError, CaptureError, FxquantError, Recipe, RecipeError, Rule
+from fxquant import (
+    CalibrationError,
+    CaptureError,
+    FxquantError,
+    Recipe,
+    RecipeError,
+    Rule,
+    learners,
+)
 from fxquant.adaround import learn_rounding
 from fxquant.fakequant import QuantizedLayer, sqnr
 from fxquant.losses import Rows
@@ -652,7 +660,7 @@ def test_adaround_goes_on_from_its_checkpoints_to_the_same_bits(
 ) -> None:
     prepared = fxquant.calibrate(prepare(ADAROUND), BATCHES)
     with monkeypatch.context() as patch:
-        patch.setattr(reconstruct_rounding, "learn_rounding", interrupt_at(layer))
+        patch.setattr(learners, "learn_rounding", interrupt_at(layer))
         with pytest.raises(KeyboardInterrupt):
             fxquant.convert(prepared, checkpoint=tmp_path)
     assert len(list(tmp_path.rglob("*.pt"))) == layer
@@ -660,7 +668,7 @@ def test_adaround_goes_on_from_its_checkpoints_to_the_same_bits(
     assert_same_state(resumed, fxquant.convert(prepared))
     assert len(list(tmp_path.rglob("*.pt"))) == len(LAYERS)
     with monkeypatch.context() as patch:
-        patch.setattr(reconstruct_rounding, "learn_rounding", interrupt_at(0))
+        patch.setattr(learners, "learn_rounding", interrupt_at(0))
         again = fxquant.convert(prepared, checkpoint=tmp_path)
     assert_same_state(again, resumed)
     assert str(fxquant.report(again)) == str(fxquant.report(resumed))

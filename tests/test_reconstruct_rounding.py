@@ -89,6 +89,71 @@ def test_every_kind_of_layer_comes_closer_to_the_float_one(
     assert result.steps == OPTIONS.steps
 
 
+@pytest.mark.parametrize(("make", "shape"), KINDS.values(), ids=KINDS)
+def test_the_gram_matrix_brings_every_kind_of_layer_closer(
+    make: Callable[[], nn.Module], shape: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(make(), nn.ReLU())
+    x = correlated(256, *shape)
+    options = Reconstruction(samples=256, method="gram")
+    nearest, learned, _ = rounded(model, [x[:100], x[100:]], options=options)
+    new = correlated(256, *shape)
+    assert error(model, learned, new) < 0.8 * error(model, nearest, new)
+    layer = layers(learned)["0"]
+    assert layer.rounding is not None
+    assert (layer.rounding.method, layer.rounding.steps) == ("gram", 0)
+    assert graph_text(learned).count("bits minmax gram") == 1
+    assert layer.bias is not None  # learned where there was none
+
+
+def test_adaquant_brings_most_kinds_of_layers_closer_and_none_away() -> None:
+    ratios = []
+    for make, shape in KINDS.values():
+        torch.manual_seed(0)
+        model, x = nn.Sequential(make(), nn.ReLU()), correlated(256, *shape)
+        gm = fxquant.trace(model)
+        reference = copy.deepcopy(gm)
+        apply(QuantizeWeights(Recipe.minmax(weight_bits=3, activation_bits=None)), gm)
+        options = Reconstruction(steps=200, samples=256, method="adaquant")
+        ReconstructRounding(reference, [(x[:100],), (x[100:],)], options)(gm)
+        result = layers(gm)["0"].rounding
+        assert result is not None
+        ratios.append(result.error_learned / result.error_nearest if result.kept else 1.0)
+        assert ("adaquant" in graph_text(gm)) == result.kept
+    assert max(ratios) <= 1
+    assert sum(ratios) / len(ratios) < 0.6
+
+
+@pytest.mark.parametrize("method", ["adaround", "gram", "adaquant"])
+def test_one_scale_for_a_whole_weight_stays_one(method: Any) -> None:
+    model, x = nn.Sequential(nn.Conv2d(6, 8, 3)), correlated(256, 6, 8, 8)
+    gm = fxquant.trace(model)
+    reference = copy.deepcopy(gm)
+    weights = fxquant.TensorSpec(bits=3, symmetric=True)
+    apply(QuantizeWeights(Recipe(weights=weights, activations=None)), gm)
+    nearest = copy.deepcopy(gm)
+    apply(ReconstructRounding(reference, [(x,)], Reconstruction(steps=99, method=method)), gm)
+    assert layers(gm)["0"].weight_scale.dim() == 0
+    assert error(model, gm, x) < 0.9 * error(model, nearest, x)
+
+
+def test_layers_in_parallel_learn_from_the_float_networks_inputs() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    x = correlated(64, 3, 12, 12)
+    results = {}
+    for parallel in (False, True):
+        options = Reconstruction(steps=99, parallel=parallel)
+        results[parallel] = layers(rounded(model, [x], options=options)[1])
+    assert torch.equal(results[True]["0"].weight_integers, results[False]["0"].weight_integers)
+    assert not torch.equal(results[True]["2"].weight_integers, results[False]["2"].weight_integers)
+    alone = nn.Sequential(model[2])
+    options = Reconstruction(steps=99, parallel=True)
+    _, learned, _ = rounded(alone, [F.relu(model[0](x)).detach()], options=options)
+    assert layers(learned)["0"].rounding is not None
+
+
 def test_text_shows_the_learned_layers_and_the_graph_is_the_same() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
     nearest, learned, _ = rounded(model, [correlated(16, 3, 8, 8)], options=OPTIONS)
@@ -153,7 +218,7 @@ def test_a_layer_behind_itself_is_learned_once() -> None:
 
 def test_keeps_nearest_rounding_where_learning_is_worse(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "fxquant.passes.reconstruct_rounding.learn_rounding",
+        "fxquant.learners.learn_rounding",
         lambda weight, scale, low, high, loss, schedule: low.expand_as(weight).clone(),
     )
     model, x = nn.Sequential(nn.Linear(6, 4)), correlated(64, 6)

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, fx, nn
 
 import fxquant
-from fxquant import Recipe, StorageError
+from fxquant import Recipe, StorageError, learners
 from fxquant.adaround import learn_rounding
-from fxquant.passes import reconstruct_rounding
 from tests.helpers import whole
 
 LAYERS = 5
@@ -92,7 +91,7 @@ def test_a_finished_run_is_not_done_again(tmp_path: Path, monkeypatch: pytest.Mo
     def fail(*_: object) -> None:
         raise AssertionError("learned again")
 
-    monkeypatch.setattr(reconstruct_rounding, "learn_rounding", fail)
+    monkeypatch.setattr(learners, "learn_rounding", fail)
     again = convert(tmp_path)
     assert_same(state(again), state(first))
     reports = [str(fxquant.report(gm)) for gm in (first, again)]
@@ -117,7 +116,7 @@ def test_control_c_stops_cleanly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     before = {name: value.clone() for name, value in model.state_dict().items()}
     prepared = fxquant.calibrate(fxquant.prepare(model, make_recipe()), make_data())
     with monkeypatch.context() as patch:
-        patch.setattr(reconstruct_rounding, "learn_rounding", interrupt_at(2, KeyboardInterrupt()))
+        patch.setattr(learners, "learn_rounding", interrupt_at(2, KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             fxquant.convert(prepared, checkpoint=tmp_path)
     assert len(list(tmp_path.glob("*.pt"))) == 2

@@ -1,0 +1,170 @@
+"""From a calibrated model to a fake-quantized one: the passes behind `fxquant.convert`."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from torch import fx, nn
+
+from fxquant.calibration import check_calibrated, combine_observers, was_called
+from fxquant.calls import are_aligned, record_calls, regions_in_order
+from fxquant.errors import CalibrationError
+from fxquant.inputs import stop_keeping_inputs
+from fxquant.keeper import Arguments
+from fxquant.meta import Untraced, read_untraced, write_journals
+from fxquant.mixing import set_bits, with_bits
+from fxquant.passes import (
+    AbsorbBatchNorm,
+    ChooseRanges,
+    CorrectBias,
+    CorrectWeights,
+    DropObservers,
+    FoldBatchNorm,
+    MarkFusedRelu,
+    QuantizeWeights,
+    ReconstructBlocks,
+    ReconstructRounding,
+    TuneBatchNorm,
+)
+from fxquant.pipeline import Pass, Pipeline
+from fxquant.recipe import Recipe
+from fxquant.region import Region, find_regions
+from fxquant.values import ValueStore
+
+_NEVER = "never called in calibration"
+
+_Calls = Sequence[Arguments]
+_Maker = Callable[[str, fx.GraphModule, _Calls, _Calls | None], Pass]
+"""From a region's path, its float graph, what it is called with, and what the float graph is called
+with where that differs, to a pass that learns from these."""
+
+
+def converted(
+    prepared: nn.Module,
+    recipe: Recipe,
+    inputs: _Calls,
+    *,
+    checkpoint: str | os.PathLike[str] | None,
+    progress: bool | None,
+) -> nn.Module:
+    """Return what `fxquant.convert` does; `inputs` are the data, if the recipe needs any."""
+    is_mixed = recipe.budget is not None
+    if is_mixed:
+        quick = partial(converted, prepared, checkpoint=None, progress=False)
+        recipe = with_bits(prepared, recipe, inputs, quick, progress)
+    model = copy.deepcopy(prepared)
+    stop_keeping_inputs(model)
+    combine_observers(model)
+    if is_mixed:
+        set_bits(model, recipe)
+    uncalled = _uncalled(model)
+    if len(uncalled) == len(find_regions(model)) and uncalled[0].reason != _NEVER:
+        raise CalibrationError(f"convert: {uncalled[0].path!r}: {uncalled[0].reason}")
+    check_calibrated(model)
+    for left in uncalled:
+        DropObservers()(find_regions(model)[left.path])
+    graphs = find_regions(model)
+    for left in uncalled:
+        del graphs[left.path]
+    for gm in graphs.values():
+        # Calibration told the ranks that were unknown before.
+        Pipeline(FoldBatchNorm(), AbsorbBatchNorm())(gm)
+    needs_reference = recipe.needs_data or recipe.bias_correction
+    reference = _float_model(model) if needs_reference else model
+    for gm in graphs.values():
+        Pipeline(ChooseRanges(), MarkFusedRelu(), QuantizeWeights(recipe))(gm)
+    if recipe.reconstruction is not None:
+        learn = _reconstruction(recipe, checkpoint, progress)
+        _learn(model, reference, list(graphs), inputs, recipe.data.max_bytes, learn)
+    if recipe.bias_correction:
+        correct = CorrectWeights if recipe.bias_correction == "weights" else CorrectBias
+        floats = find_regions(reference)
+        for path, gm in graphs.items():
+            correct(floats[path])(gm)
+    if recipe.batchnorm_tuning:
+        tune = _tuning(recipe, progress)
+        _learn(model, reference, list(graphs), inputs, recipe.data.max_bytes, tune)
+    write_journals(model, recipe, (*read_untraced(model), *uncalled, *_release_parts(model)))
+    return model
+
+
+def _reconstruction(
+    recipe: Recipe, checkpoint: str | os.PathLike[str] | None, progress: bool | None
+) -> _Maker:
+    kind = ReconstructBlocks if recipe.data.blocks else ReconstructRounding
+
+    def make(path: str, reference: fx.GraphModule, calls: _Calls, floats: _Calls | None) -> Pass:
+        folder = Path(checkpoint, path) if checkpoint is not None else None
+        return kind(reference, calls, recipe.data, folder, progress, floats)
+
+    return make
+
+
+def _tuning(recipe: Recipe, progress: bool | None) -> _Maker:
+    def make(path: str, reference: fx.GraphModule, calls: _Calls, floats: _Calls | None) -> Pass:
+        return TuneBatchNorm(reference, calls, recipe.data.max_bytes, progress, floats)
+
+    return make
+
+
+def _learn(
+    model: nn.Module,
+    reference: nn.Module,
+    paths: Sequence[str],
+    inputs: _Calls,
+    max_bytes: int | None,
+    make: _Maker,
+) -> None:
+    """Run a pass that learns on the graphs `paths` of `model`, in the order in which it calls them.
+
+    Of a model that is not one graph, both it and its reference run once for each region.
+    """
+    floats = find_regions(reference)
+    for path, gm in regions_in_order(model, inputs).items():
+        if path not in paths:
+            continue
+        reference_gm = floats[path]
+        if not isinstance(gm, Region) or not isinstance(reference_gm, Region):
+            make(path, reference_gm, inputs, None)(gm)
+            continue
+        with ValueStore(max_bytes) as store:
+            calls = record_calls(model, gm, inputs, store)
+            if len(calls) == 0:
+                continue
+            reference_calls = record_calls(reference, reference_gm, inputs, store)
+            if not are_aligned(calls, reference_calls):
+                reference_calls = calls
+            make(path, reference_gm, calls, reference_calls)(gm)
+
+
+def _float_model(model: nn.Module) -> nn.Module:
+    """Return a copy of a calibrated model without its observers."""
+    copied = copy.deepcopy(model)
+    for gm in find_regions(copied).values():
+        DropObservers()(gm)
+    return copied
+
+
+def _uncalled(model: nn.Module) -> list[Untraced]:
+    """Return the regions that calibration never ran through, which stay in float, to report."""
+    uncalled = []
+    for path, gm in find_regions(model).items():
+        if isinstance(gm, Region) and not was_called(gm):
+            parts = ", ".join(f"{path}.{name}" for name in gm.calls.parts)
+            reason = f"never called as a whole, only {parts}: name these with regions=[…]"
+            uncalled.append(Untraced(path, type(gm).__name__, reason if parts else _NEVER))
+    return uncalled
+
+
+def _release_parts(model: nn.Module) -> list[Untraced]:
+    """Drop what of the regions nobody calls by itself; return what stays, to report."""
+    return [
+        Untraced(f"{path}.{name}", kind, "called from Python by itself: a float copy of it stays")
+        for path, gm in find_regions(model).items()
+        if isinstance(gm, Region)
+        for name, kind in gm.release_parts().items()
+    ]

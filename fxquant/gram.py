@@ -1,0 +1,165 @@
+"""Round a layer's weight on the Gram matrix of its inputs, without gradients.
+
+    minimize over integers Q   E‖D x̂ + d + e‖²,   D = s·Q - W                                (1)
+
+e is the layer's error with the float weight on the quantized network's inputs x̂, d what the bias
+gives way by. With H the covariance of x̂ and C that of e and x̂, d = -E[e] - D E[x̂] leaves
+
+    tr(D H Dᵀ) + 2 tr(C Dᵀ)                                                                  (2)
+
+1. Its free minimum is W - C H⁻¹. Rounding starts there, input by input; what rounding one input
+   costs, those behind it make up for (GPTQ: Frantar et al., "GPTQ: accurate post-training
+   quantization for generative pre-trained transformers", 2023, Eqs. 2-3).
+2. Then each input's integers are set anew to the best of all, the others held fixed, until none
+   moves: coordinate descent on (2). An integer may end anywhere on the grid, not only next to
+   W / s.
+
+3. The scale that fits these integers best is known in closed form, s = q (H Wᵀ - Cᵀ) / q H qᵀ for
+   the integers q of an output; rounding once more with it can only help.
+
+An activation function enters by its slope where the float weight puts the output: e is
+(f(y) - t) f'(y).
+
+All tensors are grouped: weights (groups, out, in), H (groups, in, in), C (groups, out, in).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_DAMPING = 0.01  # of the mean variance: inputs that never vary still have a place in H⁻¹
+_BLOCK = 128  # inputs that are rounded before the others hear of it
+
+
+@dataclass(frozen=True, eq=False)
+class GramProblem:
+    """What is minimized, and over what.
+
+    Args:
+        weight: W, float32, (groups, out, in).
+        low: the least integer minus the zero-point; broadcasts against `weight`.
+        high: the greatest.
+        gram: H, (groups, in, in).
+        cross: C, (groups, out, in).
+        per_channel: whether each output has a scale of its own.
+    """
+
+    weight: Tensor
+    low: Tensor
+    high: Tensor
+    gram: Tensor
+    cross: Tensor
+    per_channel: bool = True
+
+    def ordered(self) -> tuple[GramProblem, Tensor]:
+        """Return the problem damped, inputs of most variance first, and that order."""
+        gram = _damped(self.gram)
+        order = gram.diagonal(dim1=1, dim2=2).sum(0).argsort(descending=True)
+        sizes = *self.weight.shape[:2], 1
+        ordered = GramProblem(
+            self.weight[:, :, order],
+            self.low.expand(sizes),
+            self.high.expand(sizes),
+            gram[:, order][:, :, order],
+            self.cross[:, :, order],
+            self.per_channel,
+        )
+        return ordered, order
+
+    def loss(self, integers: Tensor, scale: Tensor) -> Tensor:
+        """Return (2) of each output, or of all that share a scale: it has the scale's shape."""
+        difference = integers * scale - self.weight
+        per_weight = (torch.bmm(difference, self.gram) + 2 * self.cross) * difference
+        return self._per_scale(per_weight)
+
+    def best_scale(self, integers: Tensor, scale: Tensor) -> Tensor:
+        """Return the scale of least loss for these integers; `scale` where none is positive."""
+        product = torch.bmm(self.weight, self.gram) - self.cross
+        wanted = self._per_scale(integers * product)
+        power = self._per_scale(integers * torch.bmm(integers, self.gram))
+        usable = (wanted > 0) & (power > 0)
+        return torch.where(usable, wanted / power, scale)
+
+    def _per_scale(self, per_weight: Tensor) -> Tensor:
+        sums = per_weight.sum(dim=2, keepdim=True)
+        return sums if self.per_channel else sums.sum().expand_as(sums)
+
+
+def round_on_gram(problem: GramProblem, scale: Tensor, sweeps: int) -> tuple[Tensor, Tensor]:
+    """Return the integers minus the zero-point, (groups, out, in), and their scale, float32.
+
+    Args:
+        problem: what to minimize.
+        scale: s to start with, (groups, out, 1).
+        sweeps: of coordinate descent, at most.
+    """
+    ordered, order = problem.ordered()
+    integers = round_at_scale(ordered, scale, sweeps)
+    refitted = ordered.best_scale(integers, scale)
+    again = round_at_scale(ordered, refitted, sweeps)
+    refitted_again = ordered.best_scale(again, refitted)
+    is_better = ordered.loss(again, refitted_again) < ordered.loss(integers, refitted)
+    integers = torch.where(is_better, again, integers)
+    scale = torch.where(is_better, refitted_again, refitted)
+    return integers[:, :, order.argsort()], scale
+
+
+def round_at_scale(problem: GramProblem, scale: Tensor, sweeps: int) -> Tensor:
+    """Return the integers for a fixed scale; `problem` is one with its inputs in order."""
+    integers = _compensated(problem, scale)
+    _descend(integers, problem, scale, sweeps)
+    return integers
+
+
+def _damped(gram: Tensor) -> Tensor:
+    diagonal = gram.diagonal(dim1=1, dim2=2)
+    mean = diagonal.mean(dim=1, keepdim=True)
+    damping = torch.where(mean > 0, _DAMPING * mean, 1.0)
+    return gram + torch.diag_embed(damping.expand_as(diagonal))
+
+
+def _compensated(problem: GramProblem, scale: Tensor) -> Tensor:
+    """Round input by input; those behind make up for the error."""
+    weight, gram = problem.weight, problem.gram
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
+    factor = torch.linalg.cholesky(inverse, upper=True)
+    rest = weight - torch.bmm(problem.cross, inverse)
+    integers = torch.empty_like(rest)
+    for start in range(0, weight.shape[2], _BLOCK):
+        end = min(start + _BLOCK, weight.shape[2])
+        errors = torch.empty_like(rest[:, :, start:end])
+        for at in range(start, end):
+            wanted = rest[:, :, at : at + 1]
+            rounded = torch.clamp((wanted / scale).round_(), problem.low, problem.high)
+            integers[:, :, at : at + 1] = rounded
+            error = (wanted - scale * rounded) / factor[:, at, at, None, None]
+            errors[:, :, at - start : at - start + 1] = error
+            rest[:, :, at:end] -= error * factor[:, at, None, at:end]
+        rest[:, :, end:] -= torch.bmm(errors, factor[:, start:end, end:])
+    return integers
+
+
+def _descend(integers: Tensor, problem: GramProblem, scale: Tensor, sweeps: int) -> None:
+    """Set each input's integers to the best of all, the others held fixed, in place."""
+    weight, gram = problem.weight, problem.gram
+    # Half of the gradient of (2) by D.
+    gradient = torch.baddbmm(problem.cross, integers * scale - weight, gram)
+    for _ in range(sweeps):
+        before = integers.clone()
+        for start in range(0, weight.shape[2], _BLOCK):
+            end = min(start + _BLOCK, weight.shape[2])
+            own = gradient[:, :, start:end].clone()
+            for at in range(start, end):
+                place = at - start
+                now = integers[:, :, at : at + 1]
+                free = now - own[:, :, place : place + 1] / (gram[:, at, at, None, None] * scale)
+                best = torch.clamp(free.round_(), problem.low, problem.high)
+                own += (best - now) * scale * gram[:, at, None, start:end]
+                integers[:, :, at : at + 1] = best
+            moved = (integers[:, :, start:end] - before[:, :, start:end]) * scale
+            gradient += torch.bmm(moved, gram[:, start:end])
+        if torch.equal(before, integers):
+            break
