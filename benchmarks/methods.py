@@ -8,15 +8,18 @@ Rows are methods, columns the bits of weights and activations; "mixed" are `Reci
 average of that many bits a weight, activations in float. Four tables: top-1 in percent (mean and
 standard deviation over seeds, which draw other rows and other steps), predictions that agree with
 the float network's, the logits' SQNR in dB, and seconds from the float network to the quantized
-one. Methods that draw nothing run once. All take the same calibration images.
+one. Methods that draw nothing run once. All take the same calibration images. Runs are kept in a file,
+and not done again.
 """
 
 from __future__ import annotations
 
 import argparse
 import fnmatch
+import json
 import statistics
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +27,11 @@ import numpy as np
 import torch
 from tabulate import tabulate
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from benchmarks import cifar10, digits, imagenet
 from benchmarks.allocator import keep_memory
-from benchmarks.comparison import Result, compare
+from benchmarks.comparison import Result, compare, predict
 from benchmarks.pretrained import load_model
 from fxquant import Recipe
 from fxquant.budget import Budget
@@ -41,10 +45,15 @@ MIXED = {"mixed 4/32": 4.0, "mixed 3/32": 3.0}
 Make = Callable[..., Recipe]
 
 
-def _nearest(**options: Any) -> Recipe:
+def _nearest(*, seed: int = 0, **options: Any) -> Recipe:
     """Return AdaRound's ranges with nothing learned."""
-    options.pop("seed", None)
     return Recipe.adaround(reconstruction=None, **options)
+
+
+def _aciq_weights(**options: Any) -> Recipe:
+    """Return the same with ACIQ's ranges for weights, channel by channel."""
+    recipe = _nearest(**options)
+    return replace(recipe, weights=replace(recipe.weights, range="aciq"))
 
 
 def _learned(**fixed: Any) -> Make:
@@ -65,6 +74,7 @@ def _minmax(*, seed: int = 0, **options: Any) -> Recipe:
 METHODS: dict[str, Make] = {
     "nearest, min-max": _minmax,
     "nearest, least squares": _nearest,
+    "nearest, ACIQ for weights": _aciq_weights,
     "ACIQ": _aciq(bias_correction=False),
     "ACIQ, equalized": _aciq(bias_correction=False, equalization=True),
     "ACIQ, biases corrected": _aciq(),
@@ -83,31 +93,39 @@ METHODS: dict[str, Make] = {
 }
 
 
-def recipes(
-    methods: list[str], columns: list[str], seeds: int
-) -> Iterator[tuple[str, str, Recipe]]:
-    """Yield (column, method, recipe) for every cell and seed."""
+@dataclass(frozen=True)
+class Cell:
+    """One run of a method."""
+
+    column: str
+    method: str
+    seed: int
+
+
+def recipe_of(cell: Cell) -> Recipe:
+    """Return the recipe of a run."""
+    options: dict[str, Any] = {"weight_bits": 4, "activation_bits": None, "seed": cell.seed}
+    if cell.column in MIXED:
+        options["budget"] = Budget(average_bits=MIXED[cell.column])
+    else:
+        options["weight_bits"], options["activation_bits"] = UNIFORM[cell.column]
+    return METHODS[cell.method](**options)
+
+
+def cells(methods: list[str], columns: list[str], seeds: int) -> Iterator[Cell]:
+    """Yield the runs; of a method that draws nothing, one."""
     for column in columns:
         for method in methods:
-            make = METHODS[method]
-            options: dict[str, Any] = {}
-            if column in MIXED:
-                options = {"weight_bits": 4, "activation_bits": None}
-                options["budget"] = Budget(average_bits=MIXED[column])
-            else:
-                options["weight_bits"], options["activation_bits"] = UNIFORM[column]
-            if options["activation_bits"] is None and method.startswith("ACIQ"):
-                options["range"] = "minmax"
-            draws = make(**options).reconstruction is not None
+            draws = recipe_of(Cell(column, method, 0)).reconstruction is not None
             for seed in range(seeds if draws else 1):
-                yield column, method, make(seed=seed, **options)
+                yield Cell(column, method, seed)
 
 
 def tables(results: list[Result], columns: list[str]) -> str:
     """Return the four tables."""
-    cells: dict[tuple[str, str], list[Result]] = {}
+    groups: dict[tuple[str, str], list[Result]] = {}
     for each in results:
-        cells.setdefault((each.method, each.bits), []).append(each)
+        groups.setdefault((each.method, each.bits), []).append(each)
     forms: dict[str, Callable[[list[Result]], str]] = {
         "top-1 %": lambda group: _spread([each.top1 for each in group]),
         "agrees with float %": lambda group: f"{_mean(group, 'agreement'):.1f}",
@@ -118,7 +136,7 @@ def tables(results: list[Result], columns: list[str]) -> str:
     found = []
     for title, form in forms.items():
         rows = [
-            [method, *[form(cells[method, column]) if (method, column) in cells else ""
+            [method, *[form(groups[method, column]) if (method, column) in groups else ""
                        for column in columns]]
             for method in methods
         ]  # fmt: skip
@@ -174,16 +192,39 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", nargs="+", default=["*"], help="globs on the rows")
     parser.add_argument("--columns", nargs="+", default=[*UNIFORM, *MIXED], help="of the tables")
+    parser.add_argument("--results", type=Path, help="runs that are in it are not done again")
     options = parser.parse_args()
+    options.results = options.results or HERE / "results" / f"methods_{options.network}.json"
     keep_memory()
     methods = [
         name for name in METHODS if any(fnmatch.fnmatch(name, glob) for glob in options.methods)
     ]
     model, calibration, images, labels = load(options)
-    asked = list(recipes(methods, options.columns, options.seeds))
-    results = compare(model, asked, calibration, images, labels, batch_size=64)
-    print(f"float: {results[0].top1:.1f} %; {len(calibration)} images, {len(labels)} to test\n")
-    print(tables(results[1:], options.columns))
+    done = read(options.results)
+    results = []
+    for cell in tqdm(list(cells(methods, options.columns, options.seeds)), "runs", disable=None):
+        if cell not in done:
+            asked = [(cell.column, cell.method, recipe_of(cell))]
+            _, done[cell] = compare(model, asked, calibration, images, labels, batch_size=64)
+            write(options.results, done)
+        results.append(done[cell])
+    top1 = (predict(model, images).argmax(dim=1) == labels).double().mean().item() * 100
+    print(f"float: {top1:.1f} %; {len(calibration)} images, {len(labels)} to test\n")
+    print(tables(results, options.columns))
+
+
+def read(path: Path) -> dict[Cell, Result]:
+    """Return the runs that are kept in a file."""
+    if not path.exists():
+        return {}
+    return {Cell(**each["cell"]): Result(**each["result"]) for each in json.loads(path.read_text())}
+
+
+def write(path: Path, done: dict[Cell, Result]) -> None:
+    """Keep the runs in a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = [{"cell": asdict(cell), "result": asdict(result)} for cell, result in done.items()]
+    path.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 if __name__ == "__main__":
