@@ -8,8 +8,8 @@ Rows are methods, columns the bits of weights and activations; "mixed" are `Reci
 average of that many bits a weight, activations in float. Four tables: top-1 in percent (mean and
 standard deviation over seeds, which draw other rows and other steps), predictions that agree with
 the float network's, the logits' SQNR in dB, and seconds from the float network to the quantized
-one. Methods that draw nothing run once. All take the same calibration images. Runs are kept in a file,
-and not done again.
+one. Methods that draw nothing run once. All take the same calibration images. Runs are kept in a
+file, and not done again.
 """
 
 from __future__ import annotations
@@ -76,6 +76,10 @@ METHODS: dict[str, Make] = {
     "nearest, least squares": _nearest,
     "nearest, ACIQ for weights": _aciq_weights,
     "ACIQ": _aciq(bias_correction=False),
+    "ACIQ, per channel": _aciq(bias_correction=False, per_channel=True),
+    "ACIQ, per channel, bits allocated": _aciq(
+        bias_correction=False, per_channel=True, bit_allocation=True
+    ),
     "ACIQ, equalized": _aciq(bias_correction=False, equalization=True),
     "ACIQ, biases corrected": _aciq(),
     "ACIQ, batch norms tuned": _aciq(bias_correction=False, batchnorm_tuning=True),
@@ -116,6 +120,8 @@ def cells(methods: list[str], columns: list[str], seeds: int) -> Iterator[Cell]:
     """Yield the runs; of a method that draws nothing, one."""
     for column in columns:
         for method in methods:
+            if "per channel" in method and UNIFORM.get(column, (0, None))[1] is None:
+                continue  # of activations
             draws = recipe_of(Cell(column, method, 0)).reconstruction is not None
             for seed in range(seeds if draws else 1):
                 yield Cell(column, method, seed)

@@ -32,10 +32,13 @@ class FakeQuantize(FixedDtypeModule):
         spec: what the range was chosen by.
         sqnr: signal over quantization noise on the calibration data, in dB; NaN if not known.
         axis: of the channels, from the end, where each has its own scale.
+        channel_max: int32 (channels,), the greatest integer of each channel, where each has its own
+            bits (`fxquant.channel_bits`); `grid` is then that of the widest.
     """
 
     scale: Tensor
     zero_point: Tensor
+    channel_max: Tensor | None
 
     def __init__(
         self,
@@ -45,6 +48,7 @@ class FakeQuantize(FixedDtypeModule):
         spec: TensorSpec,
         sqnr: float,
         axis: int | None = None,
+        channel_max: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.grid = grid
@@ -53,6 +57,12 @@ class FakeQuantize(FixedDtypeModule):
         self.axis = axis
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", zero_point)
+        self.register_buffer("channel_max", channel_max)
+
+    @property
+    def last(self) -> Tensor | int:
+        """The greatest integer, of each channel where they differ."""
+        return self.grid.quant_max if self.channel_max is None else self.channel_max
 
     def forward(self, x: Any) -> Any:
         """Return `x` rounded; anything but a floating-point tensor as it is."""
@@ -79,16 +89,18 @@ class FakeQuantize(FixedDtypeModule):
         return y.mul_(scale)
 
     def _round_channels(self, x: Tensor, axis: int) -> Tensor:
-        ends = self.grid.quant_min, self.grid.quant_max
+        shape = [1] * x.dim()
+        shape[axis] = -1
+        scale = self.scale.reshape(shape)
+        first = (self.grid.quant_min - self.zero_point).reshape(shape)
+        last = (self.last - self.zero_point).reshape(shape)
         if x.requires_grad and torch.is_grad_enabled():
+            x = torch.minimum(x, last * scale)
+            ends = self.grid.quant_min, self.grid.quant_max
             return torch.fake_quantize_per_channel_affine(
                 x, self.scale, self.zero_point, axis, *ends
             )
-        shape = [1] * x.dim()
-        shape[axis] = -1
-        scale, zero_point = self.scale.reshape(shape), self.zero_point.reshape(shape)
-        y = (x / scale).round_()
-        return y.clamp_(ends[0] - zero_point, ends[1] - zero_point).mul_(scale)
+        return (x / scale).round_().clamp_(first, last).mul_(scale)
 
     def affine(self) -> Affine:
         """Return the parameters as plain numbers, where there is one set for all channels."""
@@ -97,7 +109,11 @@ class FakeQuantize(FixedDtypeModule):
     def parameters_text(self) -> str:
         """Return the parameters in a few words."""
         if self.axis is not None:
-            return f"scale={self.scale.mean().item():.4g} over {len(self.scale)} channels"
+            text = f"scale={self.scale.mean().item():.4g} over {len(self.scale)} channels"
+            if self.channel_max is not None:
+                bits = (self.channel_max + 1).log2()
+                text += f" of {int(bits.min())} to {int(bits.max())} bits"
+            return text
         return f"scale={self.scale.item():.4g} zero_point={self.zero_point.item()}"
 
     def extra_repr(self) -> str:

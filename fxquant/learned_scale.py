@@ -41,8 +41,8 @@ def round_activation(
     if quantizer.axis is not None:
         shape[quantizer.axis] = -1
     scale = scales.get(quantizer, quantizer.scale).reshape(shape)
-    zero_point = quantizer.zero_point.reshape(shape)
-    low, high = quantizer.grid.quant_min - zero_point, quantizer.grid.quant_max - zero_point
+    low = (quantizer.grid.quant_min - quantizer.zero_point).reshape(shape)
+    high = (quantizer.last - quantizer.zero_point).reshape(shape)
     wide = value.to(torch.promote_types(value.dtype, torch.float32))
     result = _RoundToGrid.apply(wide, scale, low, high, dropped)
     assert isinstance(result, Tensor)

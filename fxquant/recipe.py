@@ -61,6 +61,9 @@ class TensorSpec:
     dynamic: bool = False
     """For activations, `range="minmax"` or `"aciq"`: the range is computed from each batch at
     inference, and needs no calibration. For simulation, as in the report's own experiments."""
+    bit_allocation: bool = False
+    """For activations with `per_channel=True`: wide channels get more levels and narrow ones fewer,
+    as many together as with `bits` everywhere (`fxquant.channel_bits`). For simulation."""
     clip_weight: float = 1.0
     """For weights and `range="mse"`: how much the squared error of a clipped value counts."""
 
@@ -378,6 +381,8 @@ def _check_sides(spec: CallSpec) -> None:
         raise RecipeError("weights: bits=16: choose 2 to 8 (16 is for activations)")
     if spec.weights is not None and spec.weights.range in ("ema", "bn", "cross_entropy"):
         raise RecipeError(f"weights: range={spec.weights.range!r} is for activations")
+    if spec.weights is not None and spec.weights.bit_allocation:
+        raise RecipeError("weights: bit_allocation=True is for activations; see Recipe.mixed")
     if spec.weights is not None and spec.weights.dynamic:
         raise RecipeError("weights: dynamic=True: weights do not change from batch to batch")
     if spec.activations is not None:
@@ -395,6 +400,13 @@ def _check_activations(spec: TensorSpec) -> None:
             f"activations: per_channel=True with range={spec.range!r}: no histogram is kept for "
             "each channel; choose 'minmax', 'ema', 'aciq' or 'bn'"
         )
+    if spec.bit_allocation and (not spec.per_channel or spec.dynamic or spec.symmetric):
+        raise RecipeError(
+            f"activations: bit_allocation=True with per_channel={spec.per_channel}, "
+            f"dynamic={spec.dynamic}, symmetric={spec.symmetric}: it needs True, False, False"
+        )
+    if spec.bit_allocation and spec.bits > 8:
+        raise RecipeError(f"activations: bit_allocation=True with bits={spec.bits}: choose 2 to 8")
     if spec.dynamic and (spec.range not in ("minmax", "aciq") or spec.clip == "optimal"):
         chosen = f"clip={spec.clip!r}" if spec.range == "aciq" else f"range={spec.range!r}"
         raise RecipeError(

@@ -12,13 +12,14 @@ distribution is whole.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx
 
 from fxquant.affine import Grid, activation_grid, affine_parameters, dequantize, quantize
 from fxquant.calibration import check_calibrated, find_observers
+from fxquant.channel_bits import channel_bits, uneven_parameters
 from fxquant.channel_ranges import channel_range
 from fxquant.cross_entropy import cross_entropy_range
 from fxquant.dynamic import DynamicQuantize
@@ -28,6 +29,7 @@ from fxquant.meta import refuse
 from fxquant.observers import ChannelObserver, LogitObserver, Observer
 from fxquant.pipeline import Pass
 from fxquant.ranges import activation_range
+from fxquant.recipe import TensorSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +78,9 @@ def quantizer_of(observer: Observer) -> FakeQuantize | DynamicQuantize:
     spec = observer.spec
     if spec.dynamic:
         return DynamicQuantize(spec, observer.clamp, observer.axis)
-    low, high = _range(observer)
+    low, high = _range(observer, spec)
+    if spec.bit_allocation and observer.axis is not None and low.dim():
+        return _uneven_quantizer(observer, low, high)
     grid = activation_grid(low.min().item(), spec)
     scale, zero_point = affine_parameters(low, high, grid, symmetric=spec.symmetric)
     axis = observer.axis if scale.dim() else None
@@ -85,9 +89,24 @@ def quantizer_of(observer: Observer) -> FakeQuantize | DynamicQuantize:
     return FakeQuantize(scale.to(device), zero_point.to(device), grid, spec, loss, axis)
 
 
-def _range(observer: Observer) -> tuple[Tensor, Tensor]:
-    """Return the range (low, high), () or (channels,) each, on the CPU."""
-    spec = observer.spec
+def _uneven_quantizer(observer: Observer, low: Tensor, high: Tensor) -> FakeQuantize:
+    """Return a quantizer whose channels have bits of their own, by the widths of their ranges."""
+    bits = channel_bits(high.clamp_min(0) - low.clamp_max(0), observer.spec.bits)
+    for width in sorted(set(bits.tolist())):  # fewer bits clip earlier
+        spec = replace(observer.spec, bits=max(width, 2))
+        own_low, own_high = _range(observer, spec)
+        low, high = (
+            torch.where(bits == width, own_low, low),
+            torch.where(bits == width, own_high, high),
+        )
+    device = observer.low.device
+    scale, zero_point, last = (each.to(device) for each in uneven_parameters(low, high, bits))
+    grid = Grid(0, int(last.max()))
+    return FakeQuantize(scale, zero_point, grid, observer.spec, math.nan, observer.axis, last)
+
+
+def _range(observer: Observer, spec: TensorSpec) -> tuple[Tensor, Tensor]:
+    """Return the range (low, high) by `spec`, () or (channels,) each, on the CPU."""
     if observer.known is not None:
         return observer.known[0].cpu(), observer.known[1].cpu()
     if isinstance(observer, ChannelObserver):

@@ -48,7 +48,7 @@ class ToQdq(Pass):
         modified = False
         for node in list(gm.graph.nodes):
             module = module_of(gm, node)
-            if isinstance(module, FakeQuantize) and (self.per_channel or module.axis is None):
+            if isinstance(module, FakeQuantize) and self._has_operator(module):
                 _expose_quantizer(gm, node, module)
                 quantizers.add(str(node.target))
                 modified = True
@@ -57,6 +57,10 @@ class ToQdq(Pass):
                 modified = True
         delete_unused(gm, quantizers)
         return modified
+
+    def _has_operator(self, quantizer: FakeQuantize) -> bool:
+        """Say whether an operator rounds as `quantizer` does: not where channels' bits differ."""
+        return quantizer.channel_max is None and (self.per_channel or quantizer.axis is None)
 
 
 def _expose_quantizer(gm: fx.GraphModule, node: fx.Node, quantizer: FakeQuantize) -> None:

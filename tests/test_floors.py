@@ -16,7 +16,16 @@ FLOORS = [
     {"activations", "affine", "allocation", "buffers", "checkpoint", "packing", "precision"}
     | {"prepacking", "values"},
     {"aciq", "frontier", "gram", "histogram", "layers", "losses", "packed_state"},
-    {"adaquant", "adaround", "batchnorm", "channel_ranges", "cross_entropy", "ranges", "region"}
+    {
+        "adaquant",
+        "adaround",
+        "batchnorm",
+        "channel_bits",
+        "channel_ranges",
+        "cross_entropy",
+        "ranges",
+        "region",
+    }
     | {"rows"},
     {"dynamic", "fakequant", "keeper", "kernels", "meta", "observers", "pool"},
     {"agreement", "capture", "graph_encoding", "integers", "learned_scale", "operations"}
