@@ -36,11 +36,13 @@ from fxquant.export import export_onnx
 from fxquant.frontier import frontier
 from fxquant.lower import lower, to_qdq
 from fxquant.pipeline import Pass, Pipeline
-from fxquant.recipe import Recipe, Rule, TensorSpec
+from fxquant.recipe import Recipe
 from fxquant.reconstruction import Reconstruction
 from fxquant.report import Report, report
+from fxquant.rule import Rule
 from fxquant.search import Search, search
 from fxquant.sensitivity import measure_sensitivities
+from fxquant.spec import TensorSpec
 from fxquant.storage import load, save
 from fxquant.text import text
 

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from fxquant.affine import Grid, affine_parameters
-from fxquant.recipe import TensorSpec
+from fxquant.spec import TensorSpec
 
 _MAX_ELEMENTS = 1 << 22  # of a temporary in `optimal_range`: 32 MiB of float64
 

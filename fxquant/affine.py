@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fxquant.recipe import TensorSpec
+from fxquant.spec import TensorSpec
 
 _TINY = torch.finfo(torch.float32).tiny
 

@@ -24,7 +24,7 @@ from tabulate import tabulate
 from fxquant.budget import Budget, Option, Side
 from fxquant.errors import RecipeError
 from fxquant.program import Program
-from fxquant.recipe import Rule
+from fxquant.rule import Rule
 
 _FLOAT_BITS = 32
 _UNITS = {

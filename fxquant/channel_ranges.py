@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fxquant.aciq import clip_range
 from fxquant.affine import Grid, affine_parameters, dequantize, quantize
-from fxquant.recipe import TensorSpec
+from fxquant.spec import TensorSpec
 
 _VALUES = 4096  # to judge a range by
 

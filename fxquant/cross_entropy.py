@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fxquant.affine import activation_grid, affine_parameters, dequantize, quantize
-from fxquant.recipe import TensorSpec
+from fxquant.spec import TensorSpec
 
 
 def cross_entropy_range(

@@ -14,7 +14,7 @@ from torch import Tensor
 from fxquant.affine import Grid, affine_parameters
 from fxquant.buffers import FixedDtypeModule
 from fxquant.channel_ranges import batch_range
-from fxquant.recipe import TensorSpec
+from fxquant.spec import TensorSpec
 
 
 class DynamicQuantize(FixedDtypeModule):

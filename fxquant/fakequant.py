@@ -19,7 +19,7 @@ from fxquant.buffers import FixedDtypeModule
 from fxquant.layers import Layer, layer_type, num_outputs, output_rows, per_output
 from fxquant.packed_state import PackedWeights
 from fxquant.ranges import weight_range
-from fxquant.recipe import TensorSpec
+from fxquant.spec import TensorSpec
 
 
 class FakeQuantize(FixedDtypeModule):

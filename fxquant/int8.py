@@ -17,7 +17,7 @@ from fxquant.affine import Affine, Grid
 from fxquant.fakequant import LearnedRounding, QuantizedLayer
 from fxquant.layers import is_transposed
 from fxquant.packed_state import PackedWeights
-from fxquant.recipe import TensorSpec
+from fxquant.spec import TensorSpec
 
 Clamp = tuple[float, float] | None
 

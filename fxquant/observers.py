@@ -15,7 +15,7 @@ from fxquant.buffers import FixedDtypeModule
 from fxquant.channel_ranges import ChannelStatistics, channel_moments
 from fxquant.histogram import NUM_BINS, Histogram, count_values
 from fxquant.ranges import Statistics
-from fxquant.recipe import TensorSpec
+from fxquant.spec import TensorSpec
 
 _MAX_ROWS, _ROWS_PER_BATCH = 2048, 256  # of logits
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fxquant.packing import pack_bits, packed_size, unpack_bits
-from fxquant.recipe import TensorSpec
+from fxquant.spec import TensorSpec
 
 _INTEGERS, _PACKED, _SHAPE = "weight_integers", "weight_packed", "weight_shape"
 

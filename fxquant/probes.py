@@ -24,7 +24,7 @@ from fxquant.fakequant import quantize_layer
 from fxquant.layers import Layer, is_transposed, num_inputs, num_outputs
 from fxquant.observers import Observer
 from fxquant.passes.choose_ranges import quantizer_of
-from fxquant.recipe import TensorSpec
+from fxquant.spec import TensorSpec
 
 _logger = logging.getLogger("fxquant")
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from fxquant.aciq import clip_range
 from fxquant.affine import Grid, activation_grid, affine_parameters, dequantize, quantize
 from fxquant.histogram import Histogram
-from fxquant.recipe import TensorSpec
+from fxquant.spec import TensorSpec
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from fxquant.graph import why_not_changeable
 from fxquant.layers import layer_type
 from fxquant.meta import annotate, record, refuse
 from fxquant.operations import is_add, is_layer, module_of
-from fxquant.recipe import CallSpec, Recipe
+from fxquant.recipe import Recipe
 from fxquant.region import Region, node_name, target_name
+from fxquant.spec import CallSpec
 
 
 def call_name(gm: fx.GraphModule, node: fx.Node) -> str:

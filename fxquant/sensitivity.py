@@ -54,9 +54,10 @@ from fxquant.operations import (
 from fxquant.passes import AbsorbBatchNorm, ChooseRanges, DropObservers, FoldBatchNorm
 from fxquant.pipeline import Pipeline
 from fxquant.probes import ActivationProbe, Group, Tap, WeightProbe
-from fxquant.recipe import Recipe, TensorSpec
+from fxquant.recipe import Recipe
 from fxquant.region import find_regions
 from fxquant.selection import call_name, select_calls
+from fxquant.spec import TensorSpec
 from fxquant.states import require_prepared
 from fxquant.streaming import device_of
 from fxquant.values import map_leaves

@@ -29,7 +29,7 @@ from fxquant.meta import refuse
 from fxquant.observers import ChannelObserver, LogitObserver, Observer
 from fxquant.pipeline import Pass
 from fxquant.ranges import activation_range
-from fxquant.recipe import TensorSpec
+from fxquant.spec import TensorSpec
 
 
 @dataclass(frozen=True, eq=False)

@@ -46,9 +46,10 @@ from fxquant.operations import (
     relu_bounds,
 )
 from fxquant.pipeline import Pass
-from fxquant.recipe import CallSpec, Recipe, TensorSpec
+from fxquant.recipe import Recipe
 from fxquant.region import Region
 from fxquant.selection import record_calls_with_weights_inside, select_calls
+from fxquant.spec import CallSpec, TensorSpec
 
 
 @dataclass(frozen=True, eq=False)

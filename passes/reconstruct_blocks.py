@@ -15,12 +15,11 @@ goes on from the scales that the first one learned.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,18 +29,18 @@ from tqdm import tqdm
 from fxquant.block_rounding import BlockLearner
 from fxquant.block_samples import Samples
 from fxquant.blocks import Block, find_blocks, is_quantizer
-from fxquant.checkpoint import Checkpoint, digest
+from fxquant.checkpoint import Checkpoint
 from fxquant.distributed import num_ranks
 from fxquant.errors import CalibrationError, PassError
-from fxquant.fakequant import FakeQuantize, LearnedRounding, QuantizedLayer, sqnr
+from fxquant.fakequant import LearnedRounding, sqnr
 from fxquant.graph import require_same_nodes
+from fxquant.identity import identity_of
 from fxquant.keeper import num_samples
 from fxquant.operations import data_input
 from fxquant.pipeline import Pass
 from fxquant.reconstruction import Reconstruction
 from fxquant.region import target_name
 from fxquant.streaming import Stream
-from fxquant.text import text
 from fxquant.values import ValueStore
 
 _logger = logging.getLogger("fxquant")
@@ -92,7 +91,7 @@ class ReconstructBlocks(Pass):
             data = [self.batches]
             if self.reference_batches is not None:
                 data.append(self.reference_batches)
-            identity = _identity(gm, self.reference, self.options, data)
+            identity = identity_of(gm, self.reference, self.options, data)
             checkpoint = Checkpoint(self.checkpoint, identity)
         with ValueStore(self.options.max_bytes) as store, self._bar(blocks) as bar:
             sides = _Sides(self, gm, blocks, store)
@@ -211,27 +210,6 @@ def _values(block: Block) -> list[Tensor]:
 def _cost(block: Block) -> int:
     """Return about how long a block takes, in weights."""
     return sum(each.layer.weight_integers.numel() + 100_000 for each in block.subgraphs)
-
-
-def _identity(
-    gm: fx.GraphModule,
-    reference: fx.GraphModule,
-    options: Reconstruction,
-    data: Iterable[Sequence[tuple[Any, ...]]],
-) -> dict[str, str]:
-    """Return digests of all that the result depends on."""
-    specs = [
-        module.weight_spec if isinstance(module, QuantizedLayer) else module.spec
-        for module in gm.modules()
-        if isinstance(module, (QuantizedLayer, FakeQuantize))
-    ]
-    values = itertools.chain.from_iterable(itertools.chain.from_iterable(data))
-    return {
-        "recipe": digest(["blocks", replace(options, max_bytes=None), *specs]),
-        "model": digest([text(reference), *reference.state_dict().values()]),
-        "data": digest(itertools.chain(gm.state_dict().values(), values)),
-        "ranks": "1",
-    }
 
 
 def _state(block: Block) -> dict[str, Any]:

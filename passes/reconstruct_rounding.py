@@ -15,11 +15,10 @@ Under `torch.distributed` each rank runs on its own batches, and gradients are s
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -27,17 +26,16 @@ import torch
 from torch import fx
 from tqdm import tqdm
 
-from fxquant.checkpoint import Checkpoint, digest
+from fxquant.checkpoint import Checkpoint
 from fxquant.distributed import (
-    gather_objects,
-    num_ranks,
     object_from_first_rank,
     rank,
     sum_over_ranks,
 )
 from fxquant.errors import CalibrationError
-from fxquant.fakequant import FakeQuantize, LearnedRounding, QuantizedLayer, sqnr
+from fxquant.fakequant import LearnedRounding, sqnr
 from fxquant.graph import require_same_nodes
+from fxquant.identity import identity_of
 from fxquant.layers import Layer
 from fxquant.learners import Learned, learn
 from fxquant.pipeline import Pass
@@ -47,7 +45,6 @@ from fxquant.region import target_name
 from fxquant.rounding import Rounding
 from fxquant.side_by_side import SideBySide
 from fxquant.subgraphs import Subgraph, find_subgraphs
-from fxquant.text import text
 from fxquant.values import ValueStore
 
 _logger = logging.getLogger("fxquant")
@@ -93,7 +90,7 @@ class ReconstructRounding(Pass):
             data = [self.batches]
             if self.reference_batches is not None:
                 data.append(self.reference_batches)
-            identity = _identity(gm, self.reference, self.options, data)
+            identity = identity_of(gm, self.reference, self.options, data)
             checkpoint = Checkpoint(self.checkpoint, identity, writes=rank() == 0)
         with ValueStore(self.options.max_bytes) as store, self._bar(subgraphs) as bar:
             sides = SideBySide(
@@ -167,28 +164,6 @@ def _all_ahead(subgraph: Subgraph) -> Subgraph:
 def _cost(subgraph: Subgraph) -> int:
     """Return about how long a layer takes, in weights."""
     return subgraph.layer.weight_integers.numel() + 100_000
-
-
-def _identity(
-    gm: fx.GraphModule,
-    reference: fx.GraphModule,
-    options: Reconstruction,
-    data: Iterable[Sequence[tuple[Any, ...]]],
-) -> dict[str, str]:
-    """Return digests of all that the result depends on."""
-    specs = [
-        module.weight_spec if isinstance(module, QuantizedLayer) else module.spec
-        for module in gm.modules()
-        if isinstance(module, (QuantizedLayer, FakeQuantize))
-    ]
-    values = itertools.chain.from_iterable(itertools.chain.from_iterable(data))
-    own = digest(itertools.chain(gm.state_dict().values(), values))
-    return {
-        "recipe": digest([replace(options, max_bytes=None), *specs]),  # bytes change no result
-        "model": digest([text(reference), *reference.state_dict().values()]),
-        "data": digest(gather_objects(own)),
-        "ranks": str(num_ranks()),
-    }
 
 
 def _load(checkpoint: Checkpoint | None, number: int, subgraph: Subgraph) -> dict[str, Any] | None:

@@ -23,7 +23,8 @@ from fxquant.allowed import Allowed
 from fxquant.decoding import Decoder
 from fxquant.encoding import Encoder
 from fxquant.errors import StorageError
-from fxquant.recipe import Rule, TensorSpec
+from fxquant.rule import Rule
+from fxquant.spec import TensorSpec
 from fxquant.tensor_blocks import read_tensors, split_into_blocks
 
 Point = namedtuple("Point", "x y")
@@ -219,12 +220,12 @@ def test_two_functions_of_one_name_are_refused() -> None:
     "tree",
     [
         ["object", "fxquant.meta:Nothing", {}],
-        ["module", "fxquant.recipe:Rule", {}],
-        ["region", "fxquant.recipe:Rule", {}, []],
+        ["module", "fxquant.rule:Rule", {}],
+        ["region", "fxquant.rule:Rule", {}, []],
         ["namedtuple", "torch.nn.modules.linear:Linear"],
         ["method", ["type", "torch.nn.modules.linear:Linear"], "mro"],
         ["method", ["enum", WEIGHTS, "DEFAULT"], "get_state_dict"],
-        ["method", ["object", "fxquant.recipe:Rule", {}], "__dict__"],
+        ["method", ["object", "fxquant.rule:Rule", {}], "__dict__"],
     ],
 )  # fmt: skip
 def test_a_tree_that_fxquant_does_not_write_is_refused(tree: Any) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fxquant.affine import Grid, affine_parameters, dequantize, quantize
 from fxquant.fakequant import FakeQuantize, QuantizedLayer, quantize_layer, sqnr
 from fxquant.layers import Layer, output_rows, per_output
-from fxquant.recipe import TensorSpec
+from fxquant.spec import TensorSpec
 from tests.layer_kinds import KINDS, make_input, make_layer
 
 BITS = (2, 3, 4, 5, 6, 7, 8)

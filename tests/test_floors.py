@@ -11,8 +11,10 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS = [
     {"errors"},
-    {"budget", "distributed", "known_functions", "onnx_graph", "plain_values", "reconstruction"},
-    {"allowed", "program", "recipe", "tensor_blocks"},
+    {"budget", "distributed", "known_functions", "onnx_graph", "plain_values", "reconstruction"}
+    | {"spec"},
+    {"program", "rule", "tensor_blocks"},
+    {"allowed", "recipe"},
     {"activations", "affine", "allocation", "buffers", "checkpoint", "packing", "precision"}
     | {"prepacking", "values"},
     {"aciq", "frontier", "gram", "histogram", "layers", "losses", "packed_state"},
@@ -33,7 +35,7 @@ FLOORS = [
     {"encoding", "int8", "kernel_arguments"},
     {"calibration", "data_free", "decoding", "graph", "mutations", "partition", "shapes"}
     | {"states", "subgraphs", "text"},
-    {"flow", "inputs", "pairs", "pipeline", "rounding", "selection", "streaming"},
+    {"flow", "identity", "inputs", "pairs", "pipeline", "rounding", "selection", "streaming"},
     {"blocks", "calls", "examples", "learners", "side_by_side"},
     {"block_forward", "block_samples"},
     {"block_rounding"},

@@ -28,7 +28,7 @@ from fxquant.int8 import (
     why_not_int8,
 )
 from fxquant.layers import Layer
-from fxquant.recipe import TensorSpec
+from fxquant.spec import TensorSpec
 from tests.helpers import needs_int8
 
 BYTE = Grid(0, 255)

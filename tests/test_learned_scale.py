@@ -7,7 +7,7 @@ from fxquant.affine import Grid
 from fxquant.dynamic import DynamicQuantize
 from fxquant.fakequant import FakeQuantize
 from fxquant.learned_scale import Drops, round_activation
-from fxquant.recipe import TensorSpec
+from fxquant.spec import TensorSpec
 from tests.helpers import quantizer
 
 FOUR_BITS = Grid(0, 15)

@@ -11,7 +11,7 @@ from torch import nn
 
 from fxquant.observers import ChannelMean, Observer
 from fxquant.ranges import activation_range
-from fxquant.recipe import TensorSpec
+from fxquant.spec import TensorSpec
 
 METHODS = ("minmax", "percentile", "mse", "aciq")  # "ema" is about the batches
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import fxquant
 from fxquant import packed_state
 from fxquant.fakequant import QuantizedConv2d, QuantizedLayer, quantize_layer
-from fxquant.recipe import TensorSpec
+from fxquant.spec import TensorSpec
 
 BELOW_8 = range(2, 8)
 

@@ -12,7 +12,7 @@ from fxquant.aciq import corrected_range, optimal_range, report_range
 from fxquant.affine import Grid, activation_grid, affine_parameters, dequantize, quantize
 from fxquant.histogram import Histogram, count_values
 from fxquant.ranges import Statistics, activation_range, weight_range
-from fxquant.recipe import TensorSpec
+from fxquant.spec import TensorSpec
 
 BIN = 1 / 32  # of the histogram, relative to its value
 RELU, RELU6 = (0.0, math.inf), (0.0, 6.0)

@@ -34,10 +34,20 @@ def test_the_adaround_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(list((tmp_path / "run").glob("*.pt"))) == 2
 
 
+def test_the_examples_of_mixed_precision_and_of_the_search_run() -> None:
+    names: dict[str, Any] = {}
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec("".join(blocks("python")[number] for number in (0, 2, 3)), names)
+    assert names["allocation"].bytes <= 150_000
+    assert "drop (≤ 0.5)" in printed.getvalue()
+    assert names["found"].attempts[0].rung.name == "nearest, min-max"
+
+
 def test_the_detector_example_lists_the_regions_that_the_readme_shows() -> None:
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        exec("import torch, fxquant\n" + blocks("python")[2], {})
+        exec("import torch, fxquant\n" + blocks("python")[4], {})
     assert blocks("text")[0] in printed.getvalue()
 
 
@@ -46,14 +56,14 @@ def test_the_deployment_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        exec("import torch, fxquant\n" + blocks("python")[3], {})
+        exec("import torch, fxquant\n" + blocks("python")[5], {})
     assert "Int8Conv" in printed.getvalue()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["resnet18.fxq", "resnet18.onnx"]
 
 
 def test_the_example_pass_passes_its_test() -> None:
     names: dict[str, object] = {}
-    exec(blocks("python")[4] + blocks("python")[5], names)
+    exec(blocks("python")[6] + blocks("python")[7], names)
     names["test_fuse_silu"]()  # type: ignore[operator]
 
 

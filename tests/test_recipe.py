@@ -10,7 +10,9 @@ import pytest
 from torch import nn
 
 from fxquant.errors import FxquantError, RecipeError
-from fxquant.recipe import CallSpec, Recipe, Rule, TensorSpec
+from fxquant.recipe import Recipe
+from fxquant.rule import Rule
+from fxquant.spec import CallSpec, TensorSpec
 
 CONV, LINEAR = nn.Conv2d(1, 1, 1), nn.Linear(1, 1)
 DYNAMIC = (

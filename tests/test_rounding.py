@@ -8,9 +8,9 @@ from torch import nn
 
 from fxquant.fakequant import quantize_layer
 from fxquant.layers import Layer
-from fxquant.recipe import TensorSpec
 from fxquant.rounding import Rounding
 from fxquant.rows import grouped_weight
+from fxquant.spec import TensorSpec
 from tests.layer_kinds import KINDS, make_layer
 
 SPECS = [
