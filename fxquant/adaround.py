@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from fxquant.losses import Loss
+from fxquant.reconstruction import Reconstruction
 
 ZETA, GAMMA = 1.1, -0.1
 _STRETCH = ZETA - GAMMA
@@ -40,6 +41,17 @@ class Schedule:
     regularization: float
     warm_start: float
     beta: tuple[float, float]
+
+    @classmethod
+    def of(cls, options: Reconstruction) -> Schedule:
+        """Return the schedule that a recipe asks for."""
+        return cls(
+            options.steps,
+            options.learning_rate,
+            options.regularization,
+            options.warm_start,
+            options.beta,
+        )
 
     def betas(self) -> list[int]:
         """Return β of each step, 0 during the warm start.

@@ -106,19 +106,12 @@ class BlockLearner:
 
     def _take_steps(self) -> None:
         options = self._options
-        schedule = Schedule(
-            options.steps,
-            options.learning_rate,
-            options.regularization,
-            options.warm_start,
-            options.beta,
-        )
         variables = [each.v for each in self._weights.values()]
         log_scales = [*self._log_scales.values()]
         adam = torch.optim.Adam(variables, options.learning_rate)
         scale_adam = torch.optim.Adam([{"params": log_scales}], options.activation_learning_rate)
         cosine = torch.optim.lr_scheduler.CosineAnnealingLR(scale_adam, options.steps)
-        for beta in schedule.betas():
+        for beta in Schedule.of(options).betas():
             loss = self._loss(self._samples.draw())
             if beta:
                 for each in self._weights.values():

@@ -76,16 +76,14 @@ def learn(
 def _adaround(
     rounding: Rounding, rows: Rows, activation: Activation, options: Reconstruction
 ) -> Learned:
-    schedule = Schedule(
-        options.steps,
-        options.learning_rate,
-        options.regularization,
-        options.warm_start,
-        options.beta,
-    )
     loss = _loss(rows, activation, options)
     integers = learn_rounding(
-        rounding.weight, rounding.scale, rounding.low, rounding.high, loss, schedule
+        rounding.weight,
+        rounding.scale,
+        rounding.low,
+        rounding.high,
+        loss,
+        Schedule.of(options),
     )
     return Learned.rounded(rounding, integers)
 

@@ -174,6 +174,37 @@ def test_converted_is_close_and_has_no_batch_norm_left(recipe: Recipe, least: fl
     assert not any(isinstance(module, (Observer, ChannelMean)) for module in converted.modules())
 
 
+LEARNED = {
+    "gram": Recipe.adaround(weight_bits=3, activation_bits=None, method="gram"),
+    "adaquant": Recipe.adaround(weight_bits=3, activation_bits=None, method="adaquant", steps=200),
+    "parallel": Recipe.adaround(weight_bits=3, activation_bits=None, parallel=True, steps=200),
+    "blocks": Recipe.adaround(weight_bits=3, activation_bits=None, blocks=True, steps=200),
+    "tuned": Recipe.minmax(weight_bits=3, activation_bits=None, batchnorm_tuning=True),
+    "mixed": Recipe.mixed(
+        average_bits=4, activation_bits=None, reconstruction=None, weight_bits=(3, 4, 8)
+    ),
+}
+
+
+@pytest.mark.parametrize("recipe", LEARNED.values(), ids=LEARNED)
+def test_every_method_brings_regions_closer(recipe: Recipe) -> None:
+    expected = run(detector())
+    nearest = losses(expected, run(quantize(Recipe.minmax(weight_bits=3, activation_bits=None))))
+    found = losses(expected, run(quantize(recipe, progress=False)))
+    assert sum(found) > sum(nearest) + 1
+
+
+def test_regions_are_equalized() -> None:
+    weights = fxquant.TensorSpec(symmetric=True)
+    found = [
+        run(quantize(Recipe(weights=weights, activations=None, equalization=equalization)))
+        for equalization in (False, True)
+    ]
+    expected = run(detector())
+    assert not torch.equal(found[0][0], found[1][0])
+    assert min(losses(expected, found[1])) > 30
+
+
 def test_the_callers_model_stays_as_it_was() -> None:
     model = detector().train()
     before = copy.deepcopy(model.state_dict())
