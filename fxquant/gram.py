@@ -32,6 +32,7 @@ from torch import Tensor
 
 _DAMPING = 0.01  # of the mean variance: inputs that never vary still have a place in H⁻¹
 _BLOCK = 128  # inputs that are rounded before the others hear of it
+_FEW = 1e-3  # of the weights: a sweep that moves no more is the last
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,10 +116,15 @@ def round_at_scale(problem: GramProblem, scale: Tensor, sweeps: int) -> Tensor:
 
 
 def _damped(gram: Tensor) -> Tensor:
+    """Return H with a multiple of the identity added, so that it can be factored."""
     diagonal = gram.diagonal(dim1=1, dim2=2)
     mean = diagonal.mean(dim=1, keepdim=True)
     damping = torch.where(mean > 0, _DAMPING * mean, 1.0)
-    return gram + torch.diag_embed(damping.expand_as(diagonal))
+    while True:
+        damped = gram + torch.diag_embed(damping.expand_as(diagonal))
+        if not torch.linalg.cholesky_ex(damped).info.any():
+            return damped
+        damping = 10 * damping  # float32 took the least eigenvalue for a negative one
 
 
 def _compensated(problem: GramProblem, scale: Tensor) -> Tensor:
@@ -128,38 +134,59 @@ def _compensated(problem: GramProblem, scale: Tensor) -> Tensor:
     factor = torch.linalg.cholesky(inverse, upper=True)
     rest = weight - torch.bmm(problem.cross, inverse)
     integers = torch.empty_like(rest)
+    per_output = scale.mT, problem.low.mT, problem.high.mT
     for start in range(0, weight.shape[2], _BLOCK):
         end = min(start + _BLOCK, weight.shape[2])
-        errors = torch.empty_like(rest[:, :, start:end])
-        for at in range(start, end):
-            wanted = rest[:, :, at : at + 1]
-            rounded = torch.clamp((wanted / scale).round_(), problem.low, problem.high)
-            integers[:, :, at : at + 1] = rounded
-            error = (wanted - scale * rounded) / factor[:, at, at, None, None]
-            errors[:, :, at - start : at - start + 1] = error
-            rest[:, :, at:end] -= error * factor[:, at, None, at:end]
-        rest[:, :, end:] -= torch.bmm(errors, factor[:, start:end, end:])
+        own = rest[:, :, start:end].mT.contiguous()  # (groups, inputs, out): an input is a row
+        errors = torch.empty_like(own)
+        rounded = torch.empty_like(own)
+        for place in range(end - start):
+            at = start + place
+            row = _round(own[:, place : place + 1], *per_output)
+            rounded[:, place : place + 1] = row
+            error = own[:, place : place + 1] - row * per_output[0]
+            error /= factor[:, at, at, None, None]
+            errors[:, place : place + 1] = error
+            behind = own[:, place + 1 :]
+            behind.baddbmm_(factor[:, at, at + 1 : end, None], error, alpha=-1)
+        integers[:, :, start:end] = rounded.mT
+        rest[:, :, end:].baddbmm_(errors.mT, factor[:, start:end, end:], alpha=-1)
     return integers
 
 
 def _descend(integers: Tensor, problem: GramProblem, scale: Tensor, sweeps: int) -> None:
-    """Set each input's integers to the best of all, the others held fixed, in place."""
-    weight, gram = problem.weight, problem.gram
+    """Set each input's integers to the best of all, the others held fixed, in place.
+
+    It ends where a sweep moves next to nothing.
+    """
+    gram = problem.gram
+    per_output = scale.mT, problem.low.mT, problem.high.mT
+    inverse_variance = 1 / gram.diagonal(dim1=1, dim2=2)
     # Half of the gradient of (2) by D.
-    gradient = torch.baddbmm(problem.cross, integers * scale - weight, gram)
+    gradient = torch.baddbmm(problem.cross, integers * scale - problem.weight, gram)
     for _ in range(sweeps):
-        before = integers.clone()
-        for start in range(0, weight.shape[2], _BLOCK):
-            end = min(start + _BLOCK, weight.shape[2])
-            own = gradient[:, :, start:end].clone()
-            for at in range(start, end):
-                place = at - start
-                now = integers[:, :, at : at + 1]
-                free = now - own[:, :, place : place + 1] / (gram[:, at, at, None, None] * scale)
-                best = torch.clamp(free.round_(), problem.low, problem.high)
-                own += (best - now) * scale * gram[:, at, None, start:end]
-                integers[:, :, at : at + 1] = best
-            moved = (integers[:, :, start:end] - before[:, :, start:end]) * scale
-            gradient += torch.bmm(moved, gram[:, start:end])
-        if torch.equal(before, integers):
+        num_moved = 0
+        for start in range(0, integers.shape[2], _BLOCK):
+            end = min(start + _BLOCK, integers.shape[2])
+            own = gradient[:, :, start:end].mT.contiguous()
+            before = integers[:, :, start:end].mT * per_output[0]
+            steps = torch.zeros_like(own)
+            for place in range(end - start):
+                at = start + place
+                now = before[:, place : place + 1]
+                free = now - own[:, place : place + 1] * inverse_variance[:, at, None, None]
+                step = _round(free, *per_output) * per_output[0] - now
+                steps[:, place : place + 1] = step
+                behind = own[:, place + 1 :]
+                behind.baddbmm_(gram[:, at, at + 1 : end, None], step)
+            gradient.baddbmm_(steps.mT, gram[:, start:end])
+            moved = (steps / per_output[0]).round_()
+            integers[:, :, start:end] += moved.mT
+            num_moved += int(torch.count_nonzero(moved))
+        if num_moved <= _FEW * integers.numel():
             break
+
+
+def _round(values: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Return the integers of least distance: all but `values` are (groups, 1, out)."""
+    return (values / scale).round_().clamp_(low, high)

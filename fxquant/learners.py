@@ -121,25 +121,38 @@ def _on_gram(
 ) -> Learned:
     error = torch.empty_like(rows.outputs)
     activation.write_gradient(rows.outputs, rows.targets, error)
-    ones = rows.inputs.new_full((), float(len(rows)))
-    inputs, errors = rows.inputs.sum(dim=1), error.sum(dim=1)
-    gram, cross = torch.bmm(rows.inputs.mT, rows.inputs), torch.bmm(error.mT, rows.inputs)
-    if num_ranks() > 1:
-        for each in (ones, inputs, errors, gram, cross):
-            sum_over_ranks(each)
-    inputs, errors = inputs / ones, errors / ones
+    inputs, errors = _mean(rows.inputs), _mean(error)
+    centred = rows.inputs - inputs[:, None]
     problem = GramProblem(
         rounding.weight,
         rounding.low,
         rounding.high,
-        gram / ones - inputs[:, :, None] * inputs[:, None, :],
-        cross / ones - errors[:, :, None] * inputs[:, None, :],
+        _mean_product(centred, centred),
+        _mean_product(error, centred),
         rounding.per_channel,
     )
     integers, scale = round_on_gram(problem, rounding.scale, _SWEEPS)
     difference = integers * scale - rounding.weight
     shift = -errors - torch.bmm(difference, inputs[:, :, None]).squeeze(2)
     return Learned(integers, scale, shift)
+
+
+def _mean(rows: Tensor) -> Tensor:
+    """Return the mean of all ranks' rows: (groups, rows, n) -> (groups, n)."""
+    return _over_ranks(rows.sum(dim=1), rows)
+
+
+def _mean_product(one: Tensor, other: Tensor) -> Tensor:
+    """Return the mean of one · otherᵀ over all ranks' rows: (groups, n, m)."""
+    return _over_ranks(torch.bmm(one.mT, other), one)
+
+
+def _over_ranks(sums: Tensor, rows: Tensor) -> Tensor:
+    count = sums.new_full((), float(rows.shape[1]))
+    if num_ranks() > 1:
+        sum_over_ranks(sums)
+        sum_over_ranks(count)
+    return sums / count
 
 
 _METHODS = {"adaround": _adaround, "adaquant": _adaquant, "gram": _on_gram}
