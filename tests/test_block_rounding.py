@@ -216,13 +216,13 @@ def test_samples_of_several_shapes_are_drawn_by_shape() -> None:
 
 def test_batches_without_an_axis_of_samples_stay_whole() -> None:
     gm, reference, block = graphs(residual_net())
-    samples = Samples("block", 20, OPTIONS, 0)
+    samples = Samples("block", 120, OPTIONS, 0)
     with torch.no_grad():
-        for x in images(20):
+        for x in images(120):
             samples.add(block.paths[0], x, x, reference(x), 1)
     samples.close()
     assert samples.draw().inputs.shape == (6, 6, 6)
-    assert [batch.inputs.shape for batch in samples.judged()] == [(6, 6, 6)] * 2
+    assert [batch.inputs.shape for batch in samples.judged()] == [(6, 6, 6)] * 15
     learned = BlockLearner(block, gm, reference, samples, OPTIONS).learn()
     assert learned.error_learned < learned.error_nearest
 

@@ -21,7 +21,7 @@ from fxquant.passes import QuantizeWeights
 from fxquant.passes.reconstruct_blocks import ReconstructBlocks
 from tests.helpers import Net, apply, graph_text, node, outputs, whole
 
-OPTIONS = Reconstruction(steps=40, samples=64, blocks=True, activation_learning_rate=1e-3)
+OPTIONS = Reconstruction(steps=150, samples=64, blocks=True, activation_learning_rate=1e-3)
 
 
 def network(m: Any, x: Any) -> Any:
