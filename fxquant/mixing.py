@@ -14,7 +14,7 @@ from fxquant.agreement import Agreement
 from fxquant.allocation import Allocation, allocate
 from fxquant.budget import Budget, Option
 from fxquant.errors import RecipeError
-from fxquant.keeper import Arguments
+from fxquant.keeper import Arguments, num_samples
 from fxquant.observers import Observer
 from fxquant.passes import DropObservers, InsertObservers
 from fxquant.pipeline import Pipeline
@@ -23,6 +23,7 @@ from fxquant.region import find_regions
 from fxquant.sensitivity import sensitivities_on
 
 _JUDGED = 0.25  # the share of the samples that tells the drop of a candidate
+_PARTS = 128  # of the samples, each with signs of its own: so an estimate is off by some 9 %
 _FINEST = 0.1  # bits a weight: what the search for the smallest model resolves
 _logger = logging.getLogger("fxquant")
 
@@ -49,13 +50,35 @@ def with_bits(
     assert budget is not None
     disable = None if progress is None else not progress
     calls = tqdm(inputs, "measuring", disable=disable, delay=1, unit="batch")
-    options = sensitivities_on(prepared, calls, budget)
+    rounded = _rounded(recipe, budget, inputs, quantize)
+    samples = sum(num_samples(arguments) for arguments in inputs)
+    options = sensitivities_on(
+        prepared, calls, budget, draws=2, batch_size=max(1, samples // _PARTS), rounded=rounded
+    )
     if budget.max_drop is None:
         allocation = allocate(options, budget)
     else:
         allocation = _smallest(prepared, recipe, budget, options, inputs, quantize)
     _logger.info("bits:\n%s", allocation)
     return _resolved(recipe, allocation)
+
+
+def _rounded(
+    recipe: Recipe, budget: Budget, inputs: Sequence[Arguments], quantize: Quantize
+) -> dict[int, nn.Module]:
+    """Return models at each width, rounded on the Gram matrix, if the recipe learns roundings.
+
+    What learning leaves differs from layer to layer by another factor than nearest rounding: on
+    SqueezeNet at 3 bits on average the logits had 2.1 dB more than at 3 bits for all.
+    """
+    if recipe.reconstruction is None:
+        return {}
+    options = replace(recipe.data, method="gram", blocks=False, parallel=True)
+    plain = replace(recipe, budget=None, reconstruction=options, batchnorm_tuning=False)
+    return {
+        bits: quantize(replace(plain, weights=replace(plain.weights, bits=bits)), inputs)
+        for bits in budget.weight_bits
+    }
 
 
 def _resolved(recipe: Recipe, allocation: Allocation) -> Recipe:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
@@ -20,11 +20,10 @@ from torch import Tensor, nn
 from fxquant.budget import Option
 from fxquant.distributed import gather_objects
 from fxquant.errors import CalibrationError
-from fxquant.fakequant import quantize_layer
+from fxquant.fakequant import QuantizedLayer
 from fxquant.layers import Layer, is_transposed, num_inputs, num_outputs
 from fxquant.observers import Observer
 from fxquant.passes.choose_ranges import quantizer_of
-from fxquant.spec import TensorSpec
 
 _logger = logging.getLogger("fxquant")
 
@@ -59,24 +58,24 @@ class WeightProbe(Probe):
     def __init__(
         self,
         name: str,
-        layers: Sequence[Layer],
-        spec: TensorSpec,
+        rounded: Mapping[Layer, Sequence[QuantizedLayer]],
+        bits: int,
         widths: Sequence[int],
         *,
         fixed: bool,
     ) -> None:
         super().__init__(name, widths, fixed=fixed)
-        self._bits = spec.bits
-        self._layers = {
-            layer: [quantize_layer(layer, replace(spec, bits=bits)) for bits in self.widths]
-            for layer in layers
-        }
+        self._bits, self._layers = bits, rounded
+        layers = list(rounded)
         self._num_weights = sum(layer.weight.numel() for layer in layers)
         self._multiply_accumulates = 0
         self._was_reached = False
         for layer in layers:
             # Its own: what else uses the weight, in Python code around a region, is not rounded.
             layer.weight = nn.Parameter(layer.weight.detach().clone())
+            none = layer.weight.new_zeros(num_outputs(layer))
+            bias = none if layer.bias is None else layer.bias
+            layer.bias = nn.Parameter(bias.detach().clone())
             layer.register_forward_hook(self._count, with_kwargs=True)
 
     def _count(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Tensor) -> None:
@@ -97,6 +96,10 @@ class WeightProbe(Probe):
                 weights = (each.weight for each in rounded)
                 products += _products(layer.weight.grad, layer.weight.detach(), weights)
                 layer.weight.grad = None
+            if layer.bias is not None and layer.bias.grad is not None:
+                biases = (each.bias_values() for each in rounded)
+                products += _products(layer.bias.grad, layer.bias.detach(), biases)
+                layer.bias.grad = None
         self.add(products)
 
     def options(self, samples: int, draws: int) -> Iterator[Option]:

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -31,7 +32,7 @@ from fxquant.calibration import find_observers, was_called
 from fxquant.distributed import gather_objects
 from fxquant.dynamic import DynamicQuantize
 from fxquant.errors import CalibrationError
-from fxquant.fakequant import FakeQuantize
+from fxquant.fakequant import FakeQuantize, QuantizedLayer, quantize_layer
 from fxquant.inputs import (
     arguments_of,
     find_keeper,
@@ -123,13 +124,18 @@ def sensitivities_on(
     draws: int = 1,
     batch_size: int = 8,
     seed: int = 0,
+    rounded: Mapping[int, nn.Module] | None = None,
 ) -> list[Option]:
-    """Return `measure_sensitivities` for the arguments of calls."""
+    """Return `measure_sensitivities` for the arguments of calls.
+
+    `rounded` are models with weights and biases learned at each width, whose errors count in place
+    of those of rounding to nearest.
+    """
     recipe = require_prepared(prepared, "measure_sensitivities")
     model = copy.deepcopy(prepared)
     rank = _unbatched_rank(model)
     model.requires_grad_(False)
-    probes = _place_probes(model, recipe, budget)
+    probes = _place_probes(model, recipe, budget, rounded or {})
     generator = torch.Generator().manual_seed(seed)
     samples = 0
     for number, arguments in enumerate(calls):
@@ -183,14 +189,15 @@ def _signs(output: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _place_probes(
-    model: nn.Module, recipe: Recipe, budget: Budget
+    model: nn.Module, recipe: Recipe, budget: Budget, rounded: Mapping[int, nn.Module]
 ) -> list[WeightProbe | ActivationProbe]:
     """Put into `model`, which computes the same after, what the probes read; return these."""
     layers: dict[str, list[Layer]] = {}
     specs: dict[str, TensorSpec] = {}
     groups: list[Group] = []
     fixed: set[tuple[Side, str]] = set()
-    for gm in find_regions(model).values():
+    places: dict[Layer, tuple[str, str]] = {}
+    for path, gm in find_regions(model).items():
         # Calibration told the ranks that were unknown before, as in `convert`.
         Pipeline(FoldBatchNorm(), AbsorbBatchNorm(), DropObservers((ChannelMean,)))(gm)
         _put_taps(gm)
@@ -201,14 +208,24 @@ def _place_probes(
                 continue
             if module is not None and not any(module in known for known in layers.values()):
                 layers.setdefault(name, []).append(cast(Layer, module))
+                places[cast(Layer, module)] = path, str(node.target)
                 specs.setdefault(name, cast(TensorSpec, call.weights))
             if call.activations is not None:
                 _join(groups, name, _taps_read(gm, node))
+    learned = {bits: find_regions(each) for bits, each in rounded.items()}
+
+    def at_width(layer: Layer, spec: TensorSpec) -> QuantizedLayer:
+        path, target = places[layer]
+        found = learned[spec.bits][path].get_submodule(target) if spec.bits in learned else None
+        return found if isinstance(found, QuantizedLayer) else quantize_layer(layer, spec)
+
     probes: list[WeightProbe | ActivationProbe] = []
     for name, known in layers.items():
         is_fixed = ("weights", name) in fixed
         widths = (specs[name].bits,) if is_fixed else budget.weight_bits
-        probes.append(WeightProbe(name, known, specs[name], widths, fixed=is_fixed))
+        forms = [replace(specs[name], bits=bits) for bits in widths]
+        own = {layer: [at_width(layer, spec) for spec in forms] for layer in known}
+        probes.append(WeightProbe(name, own, specs[name].bits, widths, fixed=is_fixed))
     for group in groups:
         is_fixed = any(("activations", name) in fixed for name in group.readers)
         probes.append(ActivationProbe(group, None if is_fixed else budget.activation_bits))
