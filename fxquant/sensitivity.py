@@ -79,7 +79,8 @@ def measure_sensitivities(
 ) -> list[Option]:
     """Return what each width of each quantized weight and activation does to the outputs.
 
-    Weights and activations are rounded as the recipe says, but for the width. What a rule of the
+    Weights and activations are rounded to nearest in the ranges of the recipe, but for the width;
+    `Recipe.mixed` counts what learned roundings leave instead. What a rule of the
     recipe gives a width keeps it, and what the recipe leaves in float is left out.
 
     Args:
