@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import fxquant
-from benchmarks.comparison import compare, predict, table
+from benchmarks.judging.comparison import compare, predict, table
 
 HERE = Path(__file__).parent
 BITS = ((8, 8), (4, 8), (4, 4), (3, 8))

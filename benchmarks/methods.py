@@ -29,12 +29,13 @@ from tabulate import tabulate
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from benchmarks import cifar10, digits, imagenet
-from benchmarks.allocator import keep_memory
-from benchmarks.comparison import Result, compare, predict
-from benchmarks.pretrained import load_model
+from benchmarks import digits
+from benchmarks.data.pretrained import load_model
+from benchmarks.judging.comparison import Result, compare, predict
+from benchmarks.ranges import cifar10, imagenet
+from benchmarks.running.allocator import keep_memory
 from fxquant import Recipe
-from fxquant.budget import Budget
+from fxquant.recipe.budget import Budget
 
 HERE = Path(__file__).parent
 UNIFORM: dict[str, tuple[int, int | None]] = {

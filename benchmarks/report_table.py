@@ -27,9 +27,8 @@ from pathlib import Path
 import torch
 
 import fxquant
-from benchmarks.allocator import keep_memory
-from benchmarks.report_rows import Row, Rows, table
-from benchmarks.report_subjects import (
+from benchmarks.judging.report_rows import Row, Rows, table
+from benchmarks.judging.report_subjects import (
     FLOAT,
     SMALL_KINDS,
     Measurement,
@@ -38,7 +37,8 @@ from benchmarks.report_subjects import (
     small_subject,
     torchvision_subject,
 )
-from benchmarks.tasks import TASKS
+from benchmarks.judging.tasks import TASKS
+from benchmarks.running.allocator import keep_memory
 
 HERE = Path(__file__).parent
 METHODS: dict[str, Callable[[Settings], fxquant.Recipe]] = {

@@ -18,11 +18,10 @@
 that they work on, `Pipeline` puts them in a row, and `Pass` is what a new one derives from.
 """
 
-from fxquant.allocation import Allocation, allocate
 from fxquant.api import calibrate, convert, prepare, quantize
-from fxquant.budget import Budget
-from fxquant.capture import trace
-from fxquant.compare import compare
+from fxquant.capture.tracing import trace
+from fxquant.deploy.export import export_onnx
+from fxquant.deploy.lowering import lower, to_qdq
 from fxquant.errors import (
     CalibrationError,
     CaptureError,
@@ -32,19 +31,20 @@ from fxquant.errors import (
     RecipeError,
     StorageError,
 )
-from fxquant.export import export_onnx
-from fxquant.frontier import frontier
-from fxquant.lower import lower, to_qdq
-from fxquant.pipeline import Pass, Pipeline
-from fxquant.recipe import Recipe
-from fxquant.reconstruction import Reconstruction
-from fxquant.report import Report, report
-from fxquant.rule import Rule
-from fxquant.search import Search, search
-from fxquant.sensitivity import measure_sensitivities
-from fxquant.spec import TensorSpec
-from fxquant.storage import load, save
-from fxquant.text import text
+from fxquant.graph.printing import text
+from fxquant.ladder import Search, search
+from fxquant.mixed_precision.allocation import Allocation, allocate
+from fxquant.mixed_precision.pareto import frontier
+from fxquant.mixed_precision.sensitivity import measure_sensitivities
+from fxquant.passes.pipeline import Pass, Pipeline
+from fxquant.recipe.budget import Budget
+from fxquant.recipe.recipe import Recipe
+from fxquant.recipe.reconstruction import Reconstruction
+from fxquant.recipe.rule import Rule
+from fxquant.recipe.spec import TensorSpec
+from fxquant.reporting.node_by_node import compare
+from fxquant.reporting.table import Report, report
+from fxquant.storage.files import load, save
 
 __version__ = "0.1.0"
 

@@ -11,29 +11,29 @@ import torch
 from torch import fx, nn
 from tqdm import tqdm
 
-from fxquant.calibration import require_finite
+from fxquant.calibration.arguments import arguments_of
+from fxquant.calibration.examples import check_folding, run_examples
+from fxquant.calibration.input_keeper import collect_inputs, find_keeper, keep_inputs
+from fxquant.calibration.nonfinite import require_finite
+from fxquant.capture.naming import find_regions
+from fxquant.capture.partition import capture
 from fxquant.conversion import converted
 from fxquant.errors import CalibrationError, CaptureError
-from fxquant.examples import check_folding, run_examples
-from fxquant.inputs import arguments_of, collect_inputs, find_keeper, keep_inputs
-from fxquant.meta import write_journals
-from fxquant.observers import ChannelMean, Observer
-from fxquant.partition import capture
-from fxquant.passes import (
-    AbsorbBatchNorm,
-    AbsorbBiases,
-    DropIdentities,
-    EqualizeLayers,
-    FoldBatchNorm,
-    InsertObservers,
-    LiftFunctionals,
-    MarkFusedRelu,
-)
-from fxquant.pipeline import Pipeline
-from fxquant.recipe import Recipe
-from fxquant.region import find_regions
-from fxquant.selection import check_rules, select_calls
-from fxquant.states import require_float, require_prepared
+from fxquant.graph.journal import write_journals
+from fxquant.graph.selection import check_rules, select_calls
+from fxquant.graph.states import require_float, require_prepared
+from fxquant.modules.channel_observers import ChannelMean
+from fxquant.modules.observers import Observer
+from fxquant.passes.pipeline import Pipeline
+from fxquant.passes.prepare.absorb_batchnorm import AbsorbBatchNorm
+from fxquant.passes.prepare.absorb_biases import AbsorbBiases
+from fxquant.passes.prepare.drop_identities import DropIdentities
+from fxquant.passes.prepare.equalize_layers import EqualizeLayers
+from fxquant.passes.prepare.fold_batchnorm import FoldBatchNorm
+from fxquant.passes.prepare.insert_observers import InsertObservers
+from fxquant.passes.prepare.lift_functionals import LiftFunctionals
+from fxquant.passes.prepare.mark_fused_relu import MarkFusedRelu
+from fxquant.recipe.recipe import Recipe
 
 Forward = Callable[[nn.Module, Any], Any]
 
@@ -49,8 +49,8 @@ def prepare(
     """Return a copy of `model`, batch norms folded and observers in place, ready to calibrate.
 
     Where the model can be traced whole, the copy is a `GraphModule`. Else it is of the model's own
-    type, and its largest traceable submodules are `GraphModule`s (`fxquant.partition`); `report`
-    lists them, and what stayed in float.
+    type, and its largest traceable submodules are `GraphModule`s (`fxquant.capture.partition`);
+    `report` lists them, and what stayed in float.
 
     Args:
         model: left as it is. The copy is put in eval mode.

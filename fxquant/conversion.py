@@ -10,33 +10,31 @@ from pathlib import Path
 
 from torch import fx, nn
 
-from fxquant.calibration import check_calibrated, combine_observers, was_called
-from fxquant.calls import are_aligned, record_calls, regions_in_order
+from fxquant.calibration.input_keeper import stop_keeping_inputs
+from fxquant.calibration.observed import check_calibrated, combine_observers, was_called
+from fxquant.calibration.region_calls import are_aligned, record_calls, regions_in_order
+from fxquant.capture.naming import Untraced, find_regions
+from fxquant.capture.region import Region
 from fxquant.errors import CalibrationError
-from fxquant.inputs import stop_keeping_inputs
-from fxquant.keeper import Arguments
-from fxquant.meta import Untraced, read_untraced, write_journals
-from fxquant.mixing import set_bits, with_bits
-from fxquant.passes import (
-    AbsorbBatchNorm,
-    ChooseRanges,
-    CorrectBias,
-    CorrectWeights,
-    DropObservers,
-    FoldBatchNorm,
-    MarkFusedRelu,
-    QuantizeWeights,
-    ReconstructBlocks,
-    ReconstructRounding,
-    TuneBatchNorm,
-)
-from fxquant.pipeline import Pass, Pipeline
-from fxquant.recipe import Recipe
-from fxquant.region import Region, find_regions
-from fxquant.values import ValueStore
+from fxquant.graph.journal import read_untraced, write_journals
+from fxquant.mixed_precision.resolve import set_bits, with_bits
+from fxquant.passes.convert.choose_ranges import ChooseRanges
+from fxquant.passes.convert.correct_bias import CorrectBias
+from fxquant.passes.convert.correct_weights import CorrectWeights
+from fxquant.passes.convert.drop_observers import DropObservers
+from fxquant.passes.convert.quantize_weights import QuantizeWeights
+from fxquant.passes.convert.reconstruct_blocks import ReconstructBlocks
+from fxquant.passes.convert.reconstruct_rounding import ReconstructRounding
+from fxquant.passes.convert.tune_batchnorm import TuneBatchNorm
+from fxquant.passes.pipeline import Pass, Pipeline
+from fxquant.passes.prepare.absorb_batchnorm import AbsorbBatchNorm
+from fxquant.passes.prepare.fold_batchnorm import FoldBatchNorm
+from fxquant.passes.prepare.mark_fused_relu import MarkFusedRelu
+from fxquant.recipe.recipe import Recipe
+from fxquant.streaming.running import Arguments
+from fxquant.streaming.value_store import ValueStore
 
 _NEVER = "never called in calibration"
-
 _Calls = Sequence[Arguments]
 _Maker = Callable[[str, fx.GraphModule, _Calls, _Calls | None], Pass]
 """From a region's path, its float graph, what it is called with, and what the float graph is called

@@ -3,6 +3,8 @@
 Every message says where, what is wrong, with which values, and what to do next.
 """
 
+from __future__ import annotations
+
 
 class FxquantError(Exception):
     """Any error that fxquant raises on purpose."""

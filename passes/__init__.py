@@ -1,10 +1,12 @@
 """The passes, each usable alone, in a `Pipeline`, or in PyTorch's `PassManager`.
 
-    from fxquant import Pipeline, trace
-    from fxquant.passes import DropIdentities, FoldBatchNorm
+    from fxquant import trace
+    from fxquant.passes import DropIdentities, FoldBatchNorm, Pipeline
 
     gm = trace(model)
     Pipeline(DropIdentities(), FoldBatchNorm())(gm)
+
+Before calibration: `fxquant.passes.prepare`
 
 | pass | what it does |
 |---|---|
@@ -16,6 +18,11 @@
 | `AbsorbBiases` | moves what a ReLU never cuts off into the next layer's bias |
 | `MarkFusedRelu` | records which ReLU belongs to which call |
 | `InsertObservers` | puts an observer on each tensor that will be quantized |
+
+After calibration: `fxquant.passes.convert`
+
+| pass | what it does |
+|---|---|
 | `ChooseRanges` | turns each observer into a fake-quantizer |
 | `DropObservers` | removes what calibration put into the graph |
 | `QuantizeWeights` | turns each layer's weight into integers |
@@ -24,6 +31,11 @@
 | `TuneBatchNorm` | gives each quantized channel the float one's mean and deviation |
 | `CorrectWeights` | gives each channel of a rounded weight its mean and norm back |
 | `CorrectBias` | takes the error of the mean output out of each layer's bias |
+
+From the simulation to integer kernels, or to standard operators: `fxquant.passes.lower`
+
+| pass | what it does |
+|---|---|
 | `ToQdq` | expresses the graph in PyTorch's standard quantize and dequantize operators |
 | `RepeatQuantizers` | quantizes again what calls that keep values make of quantized tensors |
 | `ClampIntegers` | clamps integers where their grid ends before their type does |
@@ -40,31 +52,32 @@ if __name__ != "fxquant.passes":
         f"this package is fxquant.passes, not {__name__}: write `import fxquant.passes`"
     )
 
-from fxquant.passes.absorb_batchnorm import AbsorbBatchNorm
-from fxquant.passes.absorb_biases import AbsorbBiases
-from fxquant.passes.choose_ranges import ChooseRanges
-from fxquant.passes.clamp_integers import ClampIntegers
-from fxquant.passes.correct_bias import CorrectBias
-from fxquant.passes.correct_weights import CorrectWeights
-from fxquant.passes.drop_identities import DropIdentities
-from fxquant.passes.drop_observers import DropObservers
-from fxquant.passes.equalize_layers import EqualizeLayers
-from fxquant.passes.fold_batchnorm import FoldBatchNorm
-from fxquant.passes.insert_observers import InsertObservers
-from fxquant.passes.lift_functionals import LiftFunctionals
-from fxquant.passes.lower_additions import LowerAdditions
-from fxquant.passes.lower_averages import LowerAverages
-from fxquant.passes.lower_layers import LowerLayers
-from fxquant.passes.mark_fused_relu import MarkFusedRelu
-from fxquant.passes.quantize_weights import QuantizeWeights
-from fxquant.passes.reconstruct_blocks import ReconstructBlocks
-from fxquant.passes.reconstruct_rounding import ReconstructRounding
-from fxquant.passes.repeat_quantizers import RepeatQuantizers
-from fxquant.passes.reuse_operands import ReuseOperands
-from fxquant.passes.sink_dequantize import SinkDequantize
-from fxquant.passes.split_quantizers import SplitQuantizers
-from fxquant.passes.to_qdq import ToQdq
-from fxquant.passes.tune_batchnorm import TuneBatchNorm
+from fxquant.passes.convert.choose_ranges import ChooseRanges
+from fxquant.passes.convert.correct_bias import CorrectBias
+from fxquant.passes.convert.correct_weights import CorrectWeights
+from fxquant.passes.convert.drop_observers import DropObservers
+from fxquant.passes.convert.quantize_weights import QuantizeWeights
+from fxquant.passes.convert.reconstruct_blocks import ReconstructBlocks
+from fxquant.passes.convert.reconstruct_rounding import ReconstructRounding
+from fxquant.passes.convert.tune_batchnorm import TuneBatchNorm
+from fxquant.passes.lower.clamp_integers import ClampIntegers
+from fxquant.passes.lower.lower_additions import LowerAdditions
+from fxquant.passes.lower.lower_averages import LowerAverages
+from fxquant.passes.lower.lower_layers import LowerLayers
+from fxquant.passes.lower.repeat_quantizers import RepeatQuantizers
+from fxquant.passes.lower.reuse_operands import ReuseOperands
+from fxquant.passes.lower.sink_dequantize import SinkDequantize
+from fxquant.passes.lower.split_quantizers import SplitQuantizers
+from fxquant.passes.lower.to_qdq import ToQdq
+from fxquant.passes.pipeline import Pass, Pipeline
+from fxquant.passes.prepare.absorb_batchnorm import AbsorbBatchNorm
+from fxquant.passes.prepare.absorb_biases import AbsorbBiases
+from fxquant.passes.prepare.drop_identities import DropIdentities
+from fxquant.passes.prepare.equalize_layers import EqualizeLayers
+from fxquant.passes.prepare.fold_batchnorm import FoldBatchNorm
+from fxquant.passes.prepare.insert_observers import InsertObservers
+from fxquant.passes.prepare.lift_functionals import LiftFunctionals
+from fxquant.passes.prepare.mark_fused_relu import MarkFusedRelu
 
 __all__ = [
     "AbsorbBatchNorm",
@@ -83,6 +96,8 @@ __all__ = [
     "LowerAverages",
     "LowerLayers",
     "MarkFusedRelu",
+    "Pass",
+    "Pipeline",
     "QuantizeWeights",
     "ReconstructBlocks",
     "ReconstructRounding",

@@ -13,13 +13,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import FrozenBatchNorm2d
 
 import fxquant
-from fxquant import Recipe, TensorSpec, kernels
-from fxquant.affine import Grid
-from fxquant.fakequant import FakeQuantize
+from fxquant import Recipe, TensorSpec
+from fxquant.graph.records import record
+from fxquant.int8 import onednn
+from fxquant.modules.fake_quantize import FakeQuantize
+from fxquant.numerics.affine import Grid
 
 BYTE = Grid(0, 255)
 needs_int8 = pytest.mark.skipif(
-    kernels.why_unavailable() is not None, reason=str(kernels.why_unavailable())
+    onednn.why_unavailable() is not None, reason=str(onednn.why_unavailable())
 )
 
 
@@ -105,7 +107,7 @@ def node(gm: fx.GraphModule, name: str) -> fx.Node:
 
 def refusals(gm: fx.GraphModule) -> dict[str, tuple[str, ...]]:
     """Return what was refused, by node name."""
-    known = {each.name: fxquant.meta.record(each).refused for each in gm.graph.nodes}
+    known = {each.name: record(each).refused for each in gm.graph.nodes}
     return {name: reasons for name, reasons in known.items() if reasons}
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxquant.layers import LAYERS, Layer
+from fxquant.modules.layers import LAYERS, Layer
 
 KINDS = [pytest.param(kind, {}, id=kind.__name__) for kind in LAYERS]
 KINDS += [

@@ -16,7 +16,7 @@ from torchvision.models.detection import retinanet_resnet50_fpn
 
 import fxquant
 from fxquant import Recipe
-from fxquant.encoding import MADE_ANEW
+from fxquant.storage.encoding import MADE_ANEW
 from tests.helpers import randomize_batchnorms
 
 

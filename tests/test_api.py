@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 import fxquant
 from fxquant import CalibrationError, CaptureError, PassError, Recipe, RecipeError
-from fxquant.fakequant import FakeQuantize, QuantizedLayer, sqnr
-from fxquant.observers import Observer
+from fxquant.modules.fake_quantize import FakeQuantize
+from fxquant.modules.observers import Observer
+from fxquant.modules.quantized_layer import QuantizedLayer
+from fxquant.numerics.decibels import sqnr
 from tests.helpers import whole
 
 

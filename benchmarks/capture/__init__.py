@@ -1,0 +1,1 @@
+"""Benchmarks of capture and of single passes."""

@@ -1,0 +1,1 @@
+"""Data sets and trained weights that the benchmarks read."""

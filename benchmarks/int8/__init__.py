@@ -1,0 +1,1 @@
+"""Benchmarks of integer models: speed, parity, sizes."""

@@ -1,0 +1,1 @@
+"""How quantized models are judged against float ones."""

@@ -1,0 +1,1 @@
+"""Networks that the benchmarks build or train."""

@@ -1,0 +1,170 @@
+"""The networks that the int8 benchmarks run, and images for them.
+
+Each takes one tensor of images, (N, 3, H, W), and returns tensors. Without a weights file, weights
+and statistics of batch norms are random. Statistics of real batches would not be better: a random
+network makes nearly the same of all images, and batch norms that enlarge what differs enlarge the
+noise of 8 bits likewise (DeepLab: 1 dB left in every contestant, instead of 28).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.capture.torchvision_models import randomize
+from benchmarks.data.pretrained import Kind, freeze_batchnorms, kind_of, load_model
+from benchmarks.int8.overhead import build as build_random
+from benchmarks.peers.torch_arrays import tensors
+
+NETWORKS = (
+    "resnet18",
+    "resnet50",
+    "mobilenet_v2",
+    "squeezenet1_1",
+    "deeplabv3_resnet50",
+    "retinanet_resnet50_fpn",
+)
+CALIBRATION_IMAGES = 32
+_SUFFIXES = (".safetensors", ".pth")
+_COARSE = 8  # how many pixels of an image make one of the noise that it is interpolated from
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is run at which size."""
+
+    name: str
+    batch: int
+    size: int
+    """Height and width of the images."""
+    weights: Path | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """Return what it does."""
+        return kind_of(self.name)
+
+    @property
+    def num_compared(self) -> int:
+        """Return how many of its outputs, from the first, have one place for each value.
+
+        Those of a detector are the scores and the boxes of all anchors; behind them come the
+        detections, in an order that any rounding changes.
+        """
+        return 2 if self.kind == "detector" else 1
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a figure of this network depends on."""
+        digest = self.weights and hashlib.sha256(self.weights.read_bytes()).hexdigest()[:12]
+        return {"name": self.name, "batch": self.batch, "size": self.size, "weights": digest}
+
+
+def network(name: str, batch: int, weights_folder: Path | None = None) -> Network:
+    """Return a network at the size of the table: `batch` is that of a classifier.
+
+    Its weights are `weights_folder`/name.safetensors or .pth, where there is such a file.
+    """
+    weights = None
+    if weights_folder is not None:
+        files = [weights_folder / f"{name}{suffix}" for suffix in _SUFFIXES]
+        weights = next((file for file in files if file.exists()), None)
+    if kind_of(name) == "classifier":
+        return Network(name, batch, 299 if name == "inception_v3" else 224, weights)
+    return Network(name, 1, 256, weights)
+
+
+def build(wanted: Network) -> nn.Module:
+    """Return the float network in eval mode, from a tensor of images to tensors."""
+    if wanted.weights is not None:
+        model = load_model(wanted.name, wanted.weights)
+    else:
+        model = randomize(build_random(wanted.name, wanted.size)).eval()
+        if wanted.kind == "detector":
+            freeze_batchnorms(model)  # as those of trained ones are
+            _detect_something(model)
+    if wanted.kind == "segmenter":
+        return Segmenter(model)
+    if wanted.kind == "classifier":
+        return model
+    transform: Any = model.transform
+    transform.min_size, transform.max_size = (wanted.size,), wanted.size
+    return Detector(model)
+
+
+def _detect_something(detector: nn.Module) -> None:
+    """Let scores begin at one half, not at 1 %, which is below what is kept."""
+    for name, module in detector.named_modules():
+        if name.endswith("cls_logits") and isinstance(module, nn.Conv2d):
+            assert module.bias is not None
+            nn.init.zeros_(module.bias)
+
+
+def images(wanted: Network, count: int, *, seed: int) -> Tensor:
+    """Return smooth noise, as images are smooth: normalized, or from 0 to 1 for a detector."""
+    generator = torch.Generator().manual_seed(seed)
+    side = -(-wanted.size // _COARSE)
+    coarse = torch.randn(count, 3, side, side, generator=generator)
+    smooth = F.interpolate(coarse, (wanted.size, wanted.size), mode="bilinear")
+    return smooth.sigmoid() if wanted.kind == "detector" else smooth
+
+
+class Segmenter(nn.Module):
+    """A segmentation network without its dict: images to class scores (N, classes, H, W)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the scores."""
+        return self.model(x)["out"]  # type: ignore[no-any-return]
+
+
+class Detector(nn.Module):
+    """A detector that also returns what its head says of all anchors."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        _parent(model).head = Tap(_parent(model).head)
+        self.model = model
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return scores and boxes of all anchors, then boxes, scores, labels of each image."""
+        detections = self.model(list(x))
+        found = [each[key] for each in detections for key in ("boxes", "scores", "labels")]
+        return [*_parent(self.model).head.take_outputs(), *found]
+
+
+def _parent(detector: Any) -> Any:
+    """Return the module that has the head."""
+    return detector if hasattr(detector, "head") else detector.rpn
+
+
+class Tap(nn.Module):
+    """A head that keeps its last outputs, one tensor each over all levels of the pyramid."""
+
+    outputs: Sequence[Tensor] = ()
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, features: list[Tensor]) -> Any:
+        """Return what the head returns."""
+        result = self.head(features)
+        outputs = result.values() if isinstance(result, dict) else result
+        flat = [[level.flatten(1) for level in tensors(each)] for each in list(outputs)[:2]]
+        self.outputs = [torch.cat(levels, dim=1) for levels in flat]
+        return result
+
+    def take_outputs(self) -> Sequence[Tensor]:
+        """Return the last outputs, and keep them no longer."""
+        outputs, self.outputs = self.outputs, ()
+        return outputs

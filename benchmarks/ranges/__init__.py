@@ -1,0 +1,1 @@
+"""Benchmarks of clipping ranges and equalization."""

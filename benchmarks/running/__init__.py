@@ -1,0 +1,1 @@
+"""How benchmarks are run: allocator, environments, clocks."""

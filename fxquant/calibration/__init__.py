@@ -1,0 +1,44 @@
+"""What a model is called with, what its observers saw, and the ranges chosen from it."""
+
+from fxquant.calibration.arguments import arguments_of
+from fxquant.calibration.batching import in_batches_of, num_samples
+from fxquant.calibration.examples import check_folding, example_arguments, run_examples
+from fxquant.calibration.input_keeper import (
+    InputKeeper,
+    collect_inputs,
+    find_keeper,
+    keep_inputs,
+    stop_keeping_inputs,
+)
+from fxquant.calibration.nonfinite import require_finite
+from fxquant.calibration.observed import (
+    check_calibrated,
+    combine_observers,
+    find_observers,
+    was_called,
+)
+from fxquant.calibration.quantizer_choice import quantizer_of
+from fxquant.calibration.region_calls import are_aligned, record_calls, regions_in_order
+
+__all__ = [
+    "InputKeeper",
+    "are_aligned",
+    "arguments_of",
+    "check_calibrated",
+    "check_folding",
+    "collect_inputs",
+    "combine_observers",
+    "example_arguments",
+    "find_keeper",
+    "find_observers",
+    "in_batches_of",
+    "keep_inputs",
+    "num_samples",
+    "quantizer_of",
+    "record_calls",
+    "regions_in_order",
+    "require_finite",
+    "run_examples",
+    "stop_keeping_inputs",
+    "was_called",
+]

@@ -1,0 +1,161 @@
+"""A module that keeps what a model is called with, for what needs data after calibration."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from fxquant.calibration.arguments import arguments_of, bind_arguments
+from fxquant.calibration.batching import cut, in_batches_of, num_samples, take_samples
+from fxquant.errors import CalibrationError
+from fxquant.graph.operations import data_input, module_of
+from fxquant.graph.rewriting import free_name
+from fxquant.modules.channel_observers import ChannelMean
+from fxquant.modules.layers import layer_type
+from fxquant.modules.observers import Observer
+from fxquant.modules.own import OwnModule
+from fxquant.recipe.reconstruction import Reconstruction
+from fxquant.streaming.leaves import map_leaves
+from fxquant.streaming.running import Arguments
+
+
+class InputKeeper(OwnModule):
+    """Keep what the model is called with, on the CPU.
+
+    A call of it has all inputs of the model as arguments, and no result: a node in a graph; where
+    the model is not one graph, `keep_call` as a hook. Copies share what was kept so far; it is
+    never written to.
+
+    Args:
+        max_samples: to keep; the batch that exceeds them is cut.
+        unbatched_rank: the number of axes of an input that is one sample, without a batch axis;
+            None if that is not known.
+    """
+
+    _is_impure = True  # no one uses its result, and it must run all the same
+
+    def __init__(self, max_samples: int, unbatched_rank: int | None = None) -> None:
+        super().__init__()
+        self.max_samples = max_samples
+        self.unbatched_rank = unbatched_rank
+        self.batches: list[Arguments] = []
+        self.num_samples = 0
+
+    def forward(self, *inputs: Any) -> None:
+        """Keep copies of `inputs`, cut to what is still missing."""
+        room = self.max_samples - self.num_samples
+        if room > 0 and num_samples(inputs, self.unbatched_rank) > 0:
+            kept = cut(inputs, room, self.unbatched_rank)
+            self.batches.append(map_leaves(kept, _copy))
+            self.num_samples += num_samples(kept, self.unbatched_rank)
+
+    def keep_call(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep what `model` is about to be called with: a forward pre-hook with keywords."""
+        self(*bind_arguments(model.forward, args, kwargs))
+
+    def forget_from(self, number: int) -> None:
+        """Forget the batches from `number` on."""
+        del self.batches[number:]
+        self.num_samples = sum(num_samples(batch, self.unbatched_rank) for batch in self.batches)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> InputKeeper:
+        copied = InputKeeper(self.max_samples, self.unbatched_rank)
+        copied.batches, copied.num_samples = list(self.batches), self.num_samples
+        return copied
+
+    def extra_repr(self) -> str:
+        """Return how many samples are kept."""
+        return f"{self.num_samples} of at most {self.max_samples} samples"
+
+
+def _copy(value: Any) -> Any:
+    return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
+
+
+_logger = logging.getLogger("fxquant")
+
+
+def keep_inputs(model: nn.Module, max_samples: int) -> None:
+    """Let `model` keep what it is called with."""
+    name = free_name(model, "kept_inputs")
+    if not isinstance(model, fx.GraphModule):
+        keeper = InputKeeper(max_samples)
+        model.add_module(name, keeper)
+        model.register_forward_pre_hook(keeper.keep_call, with_kwargs=True)
+        return
+    placeholders = model.graph.find_nodes(op="placeholder")
+    model.add_submodule(name, InputKeeper(max_samples, _unbatched_rank(model)))
+    with model.graph.inserting_after(placeholders[-1]):
+        model.graph.call_module(name, tuple(placeholders))
+    model.recompile()
+
+
+def find_keeper(model: nn.Module) -> InputKeeper | None:
+    """Return the module in which `model` keeps its inputs, None if it does not."""
+    return next((each for each in model.children() if isinstance(each, InputKeeper)), None)
+
+
+def stop_keeping_inputs(model: nn.Module) -> None:
+    """Remove the module in which `model` keeps its inputs, and what is in it."""
+    for name, keeper in list(model.named_children()):
+        if isinstance(keeper, InputKeeper):
+            if isinstance(model, fx.GraphModule):
+                for node in model.graph.find_nodes(op="call_module", target=name):
+                    model.graph.erase_node(node)
+                model.recompile()
+            delattr(model, name)
+            for key, hook in list(model._forward_pre_hooks.items()):
+                if getattr(hook, "__self__", None) is keeper:
+                    del model._forward_pre_hooks[key]
+                    model._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
+def _unbatched_rank(gm: fx.GraphModule) -> int | None:
+    """Return how many axes the first input has without a batch axis, if a layer reads it."""
+    first = next(iter(gm.graph.find_nodes(op="placeholder")))
+    for node in gm.graph.nodes:
+        layer, source = module_of(gm, node), data_input(node)
+        while source is not None and isinstance(module_of(gm, source), (Observer, ChannelMean)):
+            source = data_input(source)
+        if layer_type(layer) is not None and source is first:
+            assert layer is not None
+            weight = layer.weight
+            assert isinstance(weight, Tensor)
+            return max(1, weight.dim() - 1)
+    return None
+
+
+def collect_inputs(
+    model: nn.Module, options: Reconstruction, batches: Iterable[Any] | None
+) -> list[Arguments]:
+    """Return what a reconstruction runs on, in batches of its size.
+
+    Args:
+        model: the prepared one.
+        options: how many samples, and how many at a time.
+        batches: the data; None: what `model` kept in calibration.
+
+    Raises:
+        CalibrationError: there is none.
+    """
+    keeper = find_keeper(model)
+    assert keeper is not None, "prepare keeps inputs for every recipe with a reconstruction"
+    rank = keeper.unbatched_rank
+    kept = keeper.batches
+    if batches is not None:
+        given = (arguments_of(model, batch, f"batch {n}") for n, batch in enumerate(batches))
+        kept = take_samples(given, options.samples, rank)
+    samples = sum(num_samples(batch, rank) for batch in kept)
+    if samples == 0:
+        raise CalibrationError(
+            "convert: there is nothing to learn roundings from: run fxquant.calibrate(prepared, "
+            "batches) before, or give convert(prepared, batches)"
+        )
+    if samples < options.samples:
+        _logger.warning(
+            "reconstruction: %d samples, fewer than the %d asked for", samples, options.samples
+        )
+    return in_batches_of(kept, options.batch_size, rank)

@@ -1,0 +1,212 @@
+"""Capture a model whole, or in parts: its largest traceable submodules become regions.
+
+Before:  RetinaNet                               # its forward loops over tensors
+After:   RetinaNet                               # in Python
+           backbone: Region                      # a graph of 191 nodes
+           head: RetinaNetHead                   # in Python
+             classification_head.conv: Region
+             …
+
+What stays in Python stays in float, and nothing is folded, fused or shared across it: a layer that
+stands alone there keeps its batch norm and its ReLU outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import fx, nn
+
+from fxquant.capture.naming import Untraced
+from fxquant.capture.region import TRACED, Region, make_region
+from fxquant.capture.tracer import fixed_arguments, trace_graph
+from fxquant.capture.tracing import copy_model
+from fxquant.errors import CaptureError
+from fxquant.modules.batchnorm import is_batchnorm_module
+from fxquant.modules.layers import is_functional_layer, layer_type
+
+_NOTHING = "nothing in it to quantize"
+_CONTAINERS = (nn.ModuleList, nn.ModuleDict)
+_OPAQUE = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A copy of the caller's model that is a `GraphModule` or holds regions."""
+
+    model: nn.Module
+    untraced: tuple[Untraced, ...] = ()
+
+
+def capture(
+    model: nn.Module,
+    *,
+    leaf_modules: Sequence[type[nn.Module] | str] = (),
+    regions: Iterable[str] | None = None,
+) -> Captured:
+    """Return a copy of `model`, in eval mode, whole as a graph or with regions.
+
+    Args:
+        model: left as it is.
+        leaf_modules: types, or globs on names, of modules to call as they are, in float.
+        regions: names of submodules to trace, and nothing else; None: as much as can be.
+
+    Raises:
+        CaptureError: neither the model nor any submodule with a layer can be traced; a name in
+            `leaf_modules` or `regions` is of no submodule.
+    """
+    copied = copy_model(model)
+    if isinstance(copied, fx.GraphModule):
+        return Captured(copied)
+    leaves = _find_leaves(copied, leaf_modules)
+    if regions is not None:
+        return _capture_chosen(copied, leaves, list(regions))
+    try:
+        graph = trace_graph(copied, leaves)
+    except CaptureError as error:
+        partition = _Partition(leaves)
+        partition.take_apart(copied, "", error.obstacle)
+        if not partition.regions:
+            raise
+        return Captured(copied, tuple(partition.untraced))
+    return Captured(fx.GraphModule(copied, graph, type(model).__name__))
+
+
+def _find_leaves(
+    model: nn.Module, leaf_modules: Sequence[type[nn.Module] | str]
+) -> frozenset[nn.Module]:
+    leaves = set()
+    for each in leaf_modules:
+        found = [module for name, module in model.named_modules() if _is_meant(each, name, module)]
+        if not found:
+            raise CaptureError(
+                f"leaf_modules: {each!r} is no submodule of {type(model).__name__}; it has "
+                f"{', '.join(name for name, _ in model.named_children())}"
+            )
+        leaves.update(found)
+    return frozenset(leaves)
+
+
+def _is_meant(leaf: type[nn.Module] | str, name: str, module: nn.Module) -> bool:
+    return fnmatchcase(name, leaf) if isinstance(leaf, str) else isinstance(module, leaf)
+
+
+def _capture_chosen(model: nn.Module, leaves: frozenset[nn.Module], names: list[str]) -> Captured:
+    chosen: dict[nn.Module, str] = {}
+    for path in names:
+        try:
+            chosen.setdefault(model.get_submodule(path), path)
+        except AttributeError as error:
+            raise CaptureError(f"regions: {path!r} is no submodule: {error}") from error
+    for module, path in chosen.items():
+        inner = [chosen[each] for each in module.modules() if each in chosen and each is not module]
+        if inner:
+            raise CaptureError(f"regions: {inner[0]!r} is inside of {path!r}: name one of them")
+    partition = _Partition(leaves)
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child in chosen:
+                parent._modules[name] = partition.make(child, chosen[child])
+    inside = {module for region in partition.regions.values() for module in region.modules()}
+    for path, module in model.named_modules():
+        if layer_type(module) is not None and module not in inside:
+            partition.leave(path, module, "not among the regions asked for")
+    return Captured(model, tuple(partition.untraced))
+
+
+class _Partition:
+    """Which submodules became regions, and which stayed in Python."""
+
+    def __init__(self, leaves: frozenset[nn.Module]) -> None:
+        self.regions: dict[nn.Module, Region] = {}
+        self.untraced: list[Untraced] = []
+        self._leaves = leaves
+
+    def leave(self, path: str, module: nn.Module, reason: str) -> None:
+        """Note that a submodule stays in Python."""
+        self.untraced.append(Untraced(path, type(module).__name__, reason))
+
+    def make(self, module: nn.Module, path: str) -> Region:
+        """Return the region of a submodule; one that has several names becomes one region."""
+        if module not in self.regions:
+            graph = _layer_graph() if layer_type(module) else trace_graph(module, self._leaves)
+            if not any(_computes_layer(module, node) for node in graph.nodes):
+                raise _NothingInIt(_NOTHING)
+            self.regions[module] = make_region(module, graph, path, fixed_arguments(module))
+        return self.regions[module]
+
+    def take_apart(self, parent: nn.Module, path: str, reason: str) -> None:
+        """Put regions in the place of the traceable submodules of `parent`.
+
+        Args:
+            parent: what cannot be traced, or is a mere container.
+            path: its name in the whole model.
+            reason: why it cannot; "" where that goes without saying.
+        """
+        position = len(self.untraced)
+        num_alone = 0
+        for name, child in list(parent._modules.items()):
+            if child is not None:
+                region = self._take(child, f"{path}.{name}" if path else name)
+                if region is not None:
+                    parent._modules[name] = region
+                    num_alone += region.is_layer
+        if reason:
+            if num_alone:
+                reason += f"; layers in it that stand alone: {num_alone}"
+            self.untraced.insert(position, Untraced(path, type(parent).__name__, reason))
+
+    def _take(self, module: nn.Module, path: str) -> Region | None:
+        """Return the region of a submodule; where there is none, take it apart."""
+        if isinstance(module, Region):  # inside of something that has two names
+            return module
+        reason = self._why_not(module)
+        if reason is None:
+            try:
+                return self.make(module, path)
+            except _NothingInIt as error:
+                self.leave(path, module, str(error))
+                return None
+            except CaptureError as error:
+                reason = error.obstacle
+        if module in self._leaves or isinstance(module, _OPAQUE):
+            self.leave(path, module, reason)
+        else:
+            self.take_apart(module, path, reason)
+        return None
+
+    def _why_not(self, module: nn.Module) -> str | None:
+        """Return why a submodule is not even tried; "" where that goes without saying."""
+        if module in self._leaves:
+            return "a leaf module, as asked for"
+        if isinstance(module, _OPAQUE):
+            return f"{type(module).__name__} is called as a whole"
+        if isinstance(module, _CONTAINERS):
+            return ""
+        if is_batchnorm_module(module):
+            return "called from Python: not folded"
+        if any(parameter.dim() > 1 for parameter in module.parameters()):
+            return None
+        is_torchs = type(module).__module__.startswith("torch.nn.")
+        return "" if is_torchs else _NOTHING
+
+
+class _NothingInIt(CaptureError):
+    """The submodule can be traced, and there is no layer in the graph."""
+
+
+def _computes_layer(owner: nn.Module, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        target = str(node.target)
+        return target == TRACED or layer_type(owner.get_submodule(target)) is not None
+    return is_functional_layer(node)
+
+
+def _layer_graph() -> fx.Graph:
+    """Return the graph of a region that is one layer."""
+    graph = fx.Graph()
+    layer = graph.call_module(TRACED, (graph.placeholder("input"),))
+    graph.output(layer)
+    return graph

@@ -1,0 +1,84 @@
+"""From a model to an FX graph that shares nothing with it."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import Any, cast
+
+from torch import fx, nn
+from torch.nn.utils import parametrize
+
+from fxquant.capture.tracer import trace_graph
+from fxquant.errors import CaptureError
+
+_logger = logging.getLogger("fxquant")
+
+
+def trace(
+    model: nn.Module,
+    *,
+    leaf_modules: tuple[type[nn.Module], ...] = (),
+    concrete_args: dict[str, Any] | None = None,
+) -> fx.GraphModule:
+    """Return a copy of `model`, in eval mode, as one `GraphModule`.
+
+    The modules that the passes know stay leaves, torchvision's `FrozenBatchNorm2d` among them.
+    Parametrizations (`weight_norm`, `spectral_norm`) are computed once and left out.
+
+    Args:
+        model: left as it is, mode included.
+        leaf_modules: module types to call as they are instead of tracing into them.
+        concrete_args: values to fix arguments of `forward` at, so that `if mask is None` can be
+            decided. None fixes each argument whose default is None or a bool at that default; the
+            graph refuses other values for it.
+
+    Raises:
+        CaptureError: names the submodule and the line that cannot be traced.
+
+    >>> [node.name for node in trace(nn.Sequential(nn.Linear(4, 2), nn.ReLU())).graph.nodes]
+    ['input_1', '_0', '_1', 'output']
+    """
+    copied = copy_model(model)
+    if isinstance(copied, fx.GraphModule):  # traced already, with leaves of the caller's choice
+        return copied
+    if model._forward_hooks or model._forward_pre_hooks:
+        _logger.warning("%s: forward hooks of the model itself are left out", type(model).__name__)
+    leaves = {module for module in copied.modules() if isinstance(module, leaf_modules)}
+    graph = trace_graph(copied, leaves, concrete_args)
+    return fx.GraphModule(copied, graph, type(model).__name__)
+
+
+def copy_model(model: nn.Module) -> nn.Module:
+    """Return a copy of `model` in eval mode, its parametrizations computed once and left out.
+
+    Raises:
+        CaptureError: it is no module, not initialized, or cannot be copied.
+    """
+    _require_module(model)
+    try:
+        copied = copy.deepcopy(model).eval()
+    except RuntimeError as error:  # what PyTorch raises for a non-leaf tensor as an attribute
+        raise CaptureError(f"{type(model).__name__} cannot be copied: {error}") from error
+    _compute_parametrizations(copied)
+    return copied
+
+
+def _require_module(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise CaptureError(f"model is a {type(model).__name__}: give a torch.nn.Module")
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise CaptureError(f"{name!r} is not initialized: run the lazy module on a batch first")
+
+
+def _compute_parametrizations(model: nn.Module) -> None:
+    for module in list(model.modules()):
+        if parametrize.is_parametrized(module):
+            parametrizations = cast(nn.ModuleDict, module.parametrizations)
+            values = {name: getattr(module, name).detach() for name in parametrizations}
+            # Not remove_parametrizations: it changes the class, which the caller's module shares.
+            del module.parametrizations
+            module.__class__ = type(module).__mro__[1]
+            for name, value in values.items():
+                module.register_parameter(name, nn.Parameter(value))

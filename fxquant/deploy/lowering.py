@@ -1,0 +1,114 @@
+"""The fake-quantized model on int8 kernels, and in PyTorch's standard operators."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxquant.calibration.examples import example_arguments
+from fxquant.capture.naming import find_regions
+from fxquant.deploy.integer_form import require_integers
+from fxquant.errors import LoweringError
+from fxquant.graph.journal import write_journals
+from fxquant.graph.records import record
+from fxquant.graph.states import require_converted
+from fxquant.int8.modules import Int8Layer
+from fxquant.int8.onednn import why_unavailable
+from fxquant.passes.lower.lower_additions import LowerAdditions
+from fxquant.passes.lower.lower_averages import LowerAverages
+from fxquant.passes.lower.lower_layers import LowerLayers
+from fxquant.passes.lower.reuse_operands import ReuseOperands
+from fxquant.passes.lower.sink_dequantize import SinkDequantize
+from fxquant.passes.lower.split_quantizers import SplitQuantizers
+from fxquant.passes.lower.to_qdq import ToQdq
+from fxquant.passes.pipeline import Pipeline
+
+_BACKENDS = ("x86",)
+
+
+def lower(quantized: nn.Module, example_inputs: Any = None, *, backend: str = "x86") -> nn.Module:
+    """Return `quantized` on int8 kernels: the same values, integers from layer to layer.
+
+    What has no integer form stays in float between `dequantize` and `quantize`; `report` lists each
+    layer that stayed, and why. Any batch size goes.
+
+    Args:
+        quantized: what `convert` returned; left as it is.
+        example_inputs: optional: one batch (a tensor, a tuple of arguments, or a dict of keywords),
+            to run once, which packs the weights for the kernels.
+        backend: "x86": oneDNN's kernels, for processors with VNNI.
+
+    Raises:
+        LoweringError: the model has no integer form, or this machine no kernels for it.
+        PassError: `quantized` did not come from `convert`.
+
+    >>> from fxquant.api import quantize
+    >>> from fxquant.text import text
+    >>> quantized = quantize(nn.Sequential(nn.Linear(8, 4), nn.ReLU()), [torch.ones(16, 8)])
+    >>> [type(module).__name__ for module in lower(quantized).modules()][1:2]
+    ['Int8Linear']
+    """
+    if backend not in _BACKENDS:
+        raise LoweringError(f"lower: backend {backend!r}: choose one of {', '.join(_BACKENDS)}")
+    recipe = require_converted(quantized, "lower")
+    require_integers(quantized, "lower")
+    missing = why_unavailable()
+    if missing is not None:
+        raise LoweringError(
+            f"lower: no int8 kernels here: {missing}; the graph of fxquant.to_qdq(quantized) runs "
+            "everywhere"
+        )
+    lowered = copy.deepcopy(quantized)
+    for gm in find_regions(lowered).values():
+        Pipeline(
+            SplitQuantizers(),
+            SinkDequantize(),
+            LowerLayers(),
+            LowerAdditions(),
+            LowerAverages(),
+            ReuseOperands(),
+        )(gm)
+    if not any(isinstance(module, Int8Layer) for module in lowered.modules()):
+        raise LoweringError(f"lower: no layer can work on integers: {'; '.join(_reasons(lowered))}")
+    write_journals(lowered, recipe)
+    if example_inputs is not None:
+        with torch.no_grad():
+            lowered(*example_arguments(lowered, example_inputs))
+    return lowered
+
+
+def to_qdq(quantized: nn.Module) -> nn.Module:
+    """Return `quantized` in PyTorch's standard quantize and dequantize operators.
+
+    That is what `torch.export` hands to inductor, ExecuTorch and ONNX. The values are the same, and
+    so is the size: weights are int8 tensors, which the graph turns into floating point.
+
+    Args:
+        quantized: what `convert` returned; left as it is.
+
+    Raises:
+        LoweringError: the model has no integer form.
+        PassError: `quantized` did not come from `convert`.
+    """
+    recipe = require_converted(quantized, "to_qdq")
+    require_integers(quantized, "to_qdq")
+    exposed = copy.deepcopy(quantized)
+    for gm in find_regions(exposed).values():
+        ToQdq()(gm)
+    write_journals(exposed, recipe)
+    return exposed
+
+
+def _reasons(model: nn.Module) -> list[str]:
+    """Return why nothing was lowered, each reason once."""
+    refused = [
+        reason
+        for gm in find_regions(model).values()
+        for node in gm.graph.nodes
+        for reason in record(node).refused
+        if reason.startswith("not lowered")
+    ]
+    return list(dict.fromkeys(refused))

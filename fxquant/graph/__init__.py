@@ -1,0 +1,101 @@
+"""What nodes compute, what is known of them, and how graphs are changed and printed."""
+
+from fxquant.graph.axes import known_ranks
+from fxquant.graph.channel_moments import Moments, channel_moments_of, range_of
+from fxquant.graph.journal import Journal, read_recipe, read_untraced, write_journals
+from fxquant.graph.kept_values import keeps_values, moves_values
+from fxquant.graph.mutations import (
+    changed_while_read,
+    is_inplace,
+    may_be_view,
+    read_instead,
+    run_out_of_place,
+)
+from fxquant.graph.operations import (
+    argument,
+    concat_inputs,
+    data_input,
+    is_add,
+    is_average,
+    is_batchnorm,
+    is_layer,
+    is_split,
+    module_of,
+    reads_shape,
+    relu_bounds,
+)
+from fxquant.graph.pairs import Pair, find_pairs
+from fxquant.graph.placement import QuantizedTensors
+from fxquant.graph.printing import text
+from fxquant.graph.records import Record, annotate, record, refuse
+from fxquant.graph.rewriting import (
+    delete_unused,
+    find_chains,
+    free_name,
+    insert_after,
+    require_same_nodes,
+    separate_calls,
+    users_by_module,
+    why_not_changeable,
+    why_not_fusable,
+)
+from fxquant.graph.selection import (
+    call_name,
+    check_rules,
+    record_calls_with_weights_inside,
+    select_calls,
+)
+from fxquant.graph.states import require_converted, require_float, require_prepared
+
+__all__ = [
+    "Journal",
+    "Moments",
+    "Pair",
+    "QuantizedTensors",
+    "Record",
+    "annotate",
+    "argument",
+    "call_name",
+    "changed_while_read",
+    "channel_moments_of",
+    "check_rules",
+    "concat_inputs",
+    "data_input",
+    "delete_unused",
+    "find_chains",
+    "find_pairs",
+    "free_name",
+    "insert_after",
+    "is_add",
+    "is_average",
+    "is_batchnorm",
+    "is_inplace",
+    "is_layer",
+    "is_split",
+    "keeps_values",
+    "known_ranks",
+    "may_be_view",
+    "module_of",
+    "moves_values",
+    "range_of",
+    "read_instead",
+    "read_recipe",
+    "read_untraced",
+    "reads_shape",
+    "record",
+    "record_calls_with_weights_inside",
+    "refuse",
+    "relu_bounds",
+    "require_converted",
+    "require_float",
+    "require_prepared",
+    "require_same_nodes",
+    "run_out_of_place",
+    "select_calls",
+    "separate_calls",
+    "text",
+    "users_by_module",
+    "why_not_changeable",
+    "why_not_fusable",
+    "write_journals",
+]

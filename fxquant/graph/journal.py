@@ -1,0 +1,89 @@
+"""What is known of a graph's nodes, kept in a module, where copies and pickles keep it too.
+
+`node.meta` alone is lost by pickling, and shared by copies.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx, nn
+
+from fxquant.capture.naming import Untraced, find_regions
+from fxquant.graph.records import KEY, Record, record
+from fxquant.recipe.recipe import Recipe
+
+
+class Journal(nn.Module):
+    """The submodule that carries the recipe, the node names and the records through pickling.
+
+    Unpickling traces the code anew and names nodes anew; the order is kept.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        lines: list[tuple[str, str, Record]],
+        untraced: tuple[Untraced, ...] = (),
+    ) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.lines = lines
+        self.untraced = untraced
+
+    def forward(self, x: Any) -> Any:
+        """Return `x`: a `Sequential` that stays in Python calls all that is in it."""
+        return x
+
+
+def write_journals(
+    model: nn.Module, recipe: Recipe, untraced: tuple[Untraced, ...] | None = None
+) -> None:
+    """Keep the recipe, the names and all records in `model` itself, graph by graph.
+
+    `untraced` of None keeps what was written before.
+    """
+    graphs = find_regions(model).values()
+    for gm in graphs:
+        lines = [(_identity(node), node.name, record(node)) for node in gm.graph.nodes]
+        gm.add_submodule(KEY, Journal(recipe, lines))
+    if model not in graphs:
+        known = read_untraced(model) if untraced is None else untraced
+        setattr(model, KEY, Journal(recipe, [], known))
+
+
+def read_recipe(model: nn.Module) -> Recipe | None:
+    """Put back what pickling dropped, in all graphs; return the recipe, None without a journal."""
+    for gm in find_regions(model).values():
+        _put_back(gm)
+    journal = getattr(model, KEY, None)
+    return journal.recipe if isinstance(journal, Journal) else None
+
+
+def read_untraced(model: nn.Module) -> tuple[Untraced, ...]:
+    """Return what of `model` stayed in Python."""
+    journal = getattr(model, KEY, None)
+    return journal.untraced if isinstance(journal, Journal) else ()
+
+
+def _put_back(graph_module: fx.GraphModule) -> None:
+    journal = getattr(graph_module, KEY, None)
+    if not isinstance(journal, Journal):
+        return
+    nodes = list(graph_module.graph.nodes)
+    if [_identity(node) for node in nodes] != [identity for identity, _, _ in journal.lines]:
+        return  # other passes have changed the graph since
+    for node, (_, _, known) in zip(nodes, journal.lines, strict=True):
+        node.meta.setdefault(KEY, known)
+    names = [name for _, name, _ in journal.lines]
+    if [node.name for node in nodes] != names:
+        for node, name in zip(nodes, names, strict=True):
+            node.name = name
+            graph_module.graph._graph_namespace.create_name(name, None)  # no new node gets it
+        graph_module.recompile()
+
+
+def _identity(node: fx.Node) -> str:
+    """Return what tracing the generated code again keeps of a node."""
+    target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return f"{node.op} {target}"

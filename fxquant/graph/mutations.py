@@ -1,0 +1,133 @@
+"""Which calls change a tensor in place, and who sees the change.
+
+`relu_`, `a += b`, `ReLU(inplace=True)` and `x[0] = y` change their first argument. Where values are
+kept beyond the call, they are computed on a copy, and what comes later reads the call's result
+instead of the changed tensor; there, changes through a view of a tensor are not followed.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import operator
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from fxquant.graph.kept_values import moves_values
+from fxquant.graph.operations import data_input, module_of
+
+_OPERATORS = (
+    operator.iadd,
+    operator.isub,
+    operator.imul,
+    operator.itruediv,
+    operator.ifloordiv,
+    operator.imod,
+    operator.ipow,
+    operator.iand,
+    operator.ior,
+    operator.ixor,
+)
+
+
+def is_inplace(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Say whether the call changes its first argument in place."""
+    module = module_of(gm, node)
+    if module is not None:
+        return getattr(module, "inplace", False) is True
+    if node.op == "call_method":
+        return _has_inplace_name(str(node.target))
+    if node.op != "call_function":
+        return False
+    if node.target in _OPERATORS or node.target is operator.setitem:
+        return True
+    return _has_inplace_name(getattr(node.target, "__name__", "")) or _asks_for_it(node)
+
+
+def _has_inplace_name(name: str) -> bool:
+    return name.endswith("_") and not name.endswith("__")
+
+
+def _asks_for_it(node: fx.Node) -> bool:
+    if "inplace" in node.kwargs:
+        return node.kwargs["inplace"] is True
+    try:
+        parameters = list(inspect.signature(node.target).parameters)  # type: ignore[arg-type]
+    except (TypeError, ValueError):  # functions written in C tell no signature, and have no flag
+        return False
+    if "inplace" not in parameters:
+        return False
+    position = parameters.index("inplace")
+    return len(node.args) > position and node.args[position] is True
+
+
+def run_out_of_place(node: fx.Node, function: Any, args: Any, kwargs: Any) -> Any:
+    """Return what the in-place call `function` makes of a copy of its first argument."""
+    if isinstance(function, nn.Module):
+        function = copy.copy(function)
+        function.inplace = False
+        return function(*args, **kwargs)
+    if args:
+        args = (_copy(args[0]), *args[1:])
+    else:
+        kwargs = {name: _copy(kwargs[name]) if name == "input" else kwargs[name] for name in kwargs}
+    result = function(*args, **kwargs)
+    return args[0] if node.target is operator.setitem else result
+
+
+def _copy(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def read_instead(gm: fx.GraphModule) -> dict[fx.Node, dict[fx.Node, fx.Node]]:
+    """Return for each node that reads a tensor changed in place what it is to read instead."""
+    latest: dict[fx.Node, fx.Node] = {}
+    found: dict[fx.Node, dict[fx.Node, fx.Node]] = {}
+    for node in gm.graph.nodes:
+        replaced = {each: latest[each] for each in node.all_input_nodes if each in latest}
+        if replaced:
+            found[node] = replaced
+        source = data_input(node)
+        if source is not None and is_inplace(gm, node):
+            base = latest.get(source, source)
+            latest.update({each: node for each in (source, base)})
+            latest.update({each: node for each, last in latest.items() if last is base})
+    return found
+
+
+def changed_while_read(gm: fx.GraphModule) -> dict[fx.Node, fx.Node]:
+    """Return the nodes whose result is changed in place and read later, with what changes it.
+
+    Any view of a result may be what is changed, and any may be what is read; the result of the
+    call that changes it is no such view.
+    """
+    position = {node: number for number, node in enumerate(gm.graph.nodes)}
+    found: dict[fx.Node, fx.Node] = {}
+    for node in gm.graph.nodes:
+        source = data_input(node)
+        if source is None or not is_inplace(gm, node):
+            continue
+        views = _views(gm, source)
+        readers = {user for view in views for user in view.users}
+        if any(position[reader] > position[node] for reader in readers):
+            found.update({view: node for view in views})
+    return found
+
+
+def _views(gm: fx.GraphModule, node: fx.Node) -> set[fx.Node]:
+    """Return all nodes that may share memory with `node`, itself included."""
+    base, source = node, data_input(node)
+    while source is not None and may_be_view(gm, base):
+        base, source = source, data_input(source)
+    views, unseen = {base}, [base]
+    while unseen:
+        new = [user for user in unseen.pop().users if user not in views and may_be_view(gm, user)]
+        views.update(new)
+        unseen += new
+    return views
+
+
+def may_be_view(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Say whether the node's result may share memory with its input, unless it changes that."""
+    return node.target is operator.getitem or (moves_values(gm, node) and not is_inplace(gm, node))

@@ -1,0 +1,84 @@
+"""Two layers of which the second alone sees the first's result, channel by channel.
+
+What the first makes of a channel, the second can take back: that is what moves ranges and biases
+between layers (Nagel et al., "Data-free quantization through weight equalization and bias
+correction", 2019, 4.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
+
+from torch import fx, nn
+
+from fxquant.graph.kept_values import keeps_channels
+from fxquant.graph.operations import is_layer, is_leaky_relu, module_of, relu_bounds
+from fxquant.graph.records import refuse
+from fxquant.graph.rewriting import users_by_module, why_not_changeable
+from fxquant.modules.layers import Layer, num_inputs, num_outputs
+
+_RELU = (0.0, float("inf"))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two layers, and what lies between them: ReLUs, leaky ReLUs, pooling."""
+
+    first: fx.Node
+    second: fx.Node
+    between: tuple[fx.Node, ...]
+
+
+def find_pairs(gm: fx.GraphModule, refusal: str) -> Iterator[Pair]:
+    """Yield the pairs of `gm`, in execution order.
+
+    Why two layers are none is recorded on the first, behind `refusal` ("not equalized").
+    """
+    users = users_by_module(gm)
+    for first in gm.graph.nodes:
+        if not is_layer(gm, first):
+            continue
+        pair, reason = _follow(gm, first)
+        if pair is not None:
+            reason = _why_not(gm, pair, users)
+        if reason is not None:
+            refuse(first, f"{refusal}: {reason}")
+        elif pair is not None:
+            yield pair
+
+
+def _follow(gm: fx.GraphModule, first: fx.Node) -> tuple[Pair | None, str | None]:
+    """Return the pair that `first` starts, or why there is none; neither where nothing follows.
+
+    An addition, a concatenation or the output follows, or the result branches.
+    """
+    node, between = first, list[fx.Node]()
+    while len(node.users) == 1:
+        node = next(iter(node.users))
+        if is_layer(gm, node):
+            return Pair(first, node, tuple(between)), None
+        bounds = relu_bounds(gm, node)
+        if bounds is not None and bounds != _RELU:
+            return None, f"{node.name} clips at {bounds[1]:g}, whatever the scale"
+        if not (bounds or is_leaky_relu(gm, node) or keeps_channels(gm, node)):
+            return None, None
+        between.append(node)
+    return None, None
+
+
+def _why_not(gm: fx.GraphModule, pair: Pair, users: dict[nn.Module, list[fx.Node]]) -> str | None:
+    for node in (pair.first, pair.second):
+        module = module_of(gm, node)
+        assert module is not None
+        if len(users[module]) > 1:
+            return f"{node.target} is called {len(users[module])} times"
+        reason = why_not_changeable(module)
+        if reason is not None:
+            return reason
+    outputs = num_outputs(cast(Layer, module_of(gm, pair.first)))
+    inputs = num_inputs(cast(Layer, module_of(gm, pair.second)))
+    if outputs != inputs:
+        return f"{pair.first.name} makes {outputs} channels, {pair.second.name} takes {inputs}"
+    return None

@@ -1,0 +1,65 @@
+"""What fxquant knows of each node: one frozen `Record` under `node.meta["fxquant"]`.
+
+`annotate` is the only writer. Copies of a graph share the objects in `node.meta`, hence frozen;
+pickling drops `node.meta`, hence the `Journal`, a submodule that keeps the records, and the recipe,
+for a model that is saved.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor, fx
+
+from fxquant.numerics.affine import Affine
+
+KEY = "fxquant"
+_logger = logging.getLogger("fxquant")
+
+
+@dataclass(frozen=True)
+class Record:
+    """Facts about one node."""
+
+    origin: str | None = None
+    """The module's name in the caller's model, where a pass gave this call a copy of it."""
+    folded: tuple[str, ...] = ()
+    """Names of the batch norms that the call's layer now computes."""
+    relu: str | None = None
+    """Name of the ReLU node fused behind this one."""
+    fused_into: str | None = None
+    """On that ReLU: name of the node it is fused behind."""
+    clamp: tuple[float, float] | None = None
+    """On both: the ReLU's bounds, (0, ∞) or (0, 6) for ReLU6."""
+    skipped: bool = False
+    """The recipe leaves the call in float."""
+    refused: tuple[str, ...] = ()
+    """What was not done with the node, and why."""
+    integers: Affine | None = None
+    """In a lowered graph: what the node's integers stand for; None: its result is in float."""
+    value_of: str | None = None
+    """In a lowered graph: the node of the fake-quantized graph whose value this one computes; None:
+    the one of its own name; "": none, its result is in other units."""
+    moments: tuple[Tensor, Tensor] | None = field(default=None, compare=False, repr=False)
+    """Mean and standard deviation of each output channel, as its batch norm has them."""
+
+
+def record(node: fx.Node) -> Record:
+    """Return the record of `node`: an empty one if nothing was written yet."""
+    found = node.meta.get(KEY, Record())
+    assert isinstance(found, Record)
+    return found
+
+
+def annotate(node: fx.Node, **facts: Any) -> None:
+    """Write `facts` (fields of `Record`) over what the node's record says of them."""
+    node.meta[KEY] = replace(record(node), **facts)
+
+
+def refuse(node: fx.Node, reason: str) -> None:
+    """Record why something was not done with `node`; the first time, log a warning too."""
+    if reason not in record(node).refused:
+        annotate(node, refused=(*record(node).refused, reason))
+        _logger.warning("%s: %s", node.name, reason)

@@ -1,0 +1,116 @@
+"""Which calls of a graph a recipe speaks of."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from torch import fx, nn
+
+from fxquant.capture.naming import node_name, target_name
+from fxquant.capture.region import Region
+from fxquant.errors import RecipeError
+from fxquant.graph.operations import is_add, is_layer, module_of
+from fxquant.graph.records import annotate, record, refuse
+from fxquant.graph.rewriting import why_not_changeable
+from fxquant.modules.layers import layer_type
+from fxquant.recipe.recipe import Recipe
+from fxquant.recipe.spec import CallSpec
+
+
+def call_name(gm: fx.GraphModule, node: fx.Node) -> str:
+    """Return the name by which the caller knows the call: the module's, else the node's.
+
+    In a region (`fxquant.capture.region`) it starts with the region's own name.
+    """
+    if node.op == "call_module":
+        return target_name(gm, record(node).origin or str(node.target))
+    return node_name(gm, node)
+
+
+def select_calls(gm: fx.GraphModule, recipe: Recipe) -> dict[fx.Node, CallSpec]:
+    """Return what `recipe` asks of each layer call and each addition, in execution order.
+
+    Raises:
+        RecipeError: a rule matches none of them; for a region see `check_rules`.
+    """
+    if not isinstance(gm, Region):
+        check_rules([gm], recipe)
+    return {
+        node: _possible(gm, node, recipe.for_call(call_name(gm, node), module_of(gm, node)))
+        for node in _selectable(gm)
+    }
+
+
+def check_rules(graphs: Iterable[fx.GraphModule], recipe: Recipe) -> None:
+    """Raise `RecipeError` if one of the rules matches no call in any of the graphs."""
+    calls = [
+        (call_name(gm, node), module_of(gm, node)) for gm in graphs for node in _selectable(gm)
+    ]
+    for number, rule in enumerate(recipe.rules):
+        if not any(rule.matches(name, module) for name, module in calls):
+            names = [name for name, _ in calls]
+            raise RecipeError(
+                f"rule {_shown(rule.match)} (#{number}) matches no call; {_near(rule.match, names)}"
+            )
+
+
+def _selectable(gm: fx.GraphModule) -> list[fx.Node]:
+    return [node for node in gm.graph.nodes if is_layer(gm, node) or is_add(gm, node)]
+
+
+def record_calls_with_weights_inside(gm: fx.GraphModule) -> None:
+    """Record on each call that computes with weights of its own, unseen, that it stays in float.
+
+    `nn.MultiheadAttention`, recurrent layers, the caller's leaf modules, and functions outside of
+    PyTorch that take weights as arguments.
+    """
+    for node in gm.graph.nodes:
+        module = module_of(gm, node)
+        if module is not None and layer_type(module) is None and _has_matrices(module):
+            refuse(node, f"left in float: {type(module).__name__} is called as a whole")
+        elif node.op == "call_function" and _takes_matrices(gm, node):
+            refuse(node, f"left in float: {node.name} takes weights as arguments")
+
+
+def _has_matrices(module: nn.Module) -> bool:
+    inside = [layer for layer in module.modules() if layer_type(layer) is not None]
+    return bool(inside) or isinstance(module, (nn.RNNBase, nn.RNNCellBase))
+
+
+def _takes_matrices(gm: fx.GraphModule, node: fx.Node) -> bool:
+    if str(getattr(node.target, "__module__", None)).partition(".")[0] in ("torch", "_operator"):
+        return False
+    for source in node.all_input_nodes:
+        if source.op == "get_attr":
+            owner, _, name = str(source.target).rpartition(".")
+            value = getattr(gm.get_submodule(owner), name)
+            if isinstance(value, nn.Parameter) and value.dim() >= 2:
+                return True
+    return False
+
+
+def _possible(gm: fx.GraphModule, node: fx.Node, call: CallSpec) -> CallSpec:
+    """Return `call`, or nothing where the layer cannot be quantized; record what stays in float."""
+    module = module_of(gm, node)
+    if module is None:
+        return call
+    if call.weights is None and not record(node).skipped:
+        annotate(node, skipped=True)
+    reason = why_not_changeable(module)
+    if reason is None:
+        return call
+    refuse(node, f"left in float: {reason}")
+    return CallSpec(None, None)
+
+
+def _shown(match: object) -> str:
+    return match.__name__ if isinstance(match, type) else repr(match)
+
+
+def _near(match: object, names: list[str]) -> str:
+    near = difflib.get_close_matches(str(match), list(dict.fromkeys(names)), n=3)
+    if near:
+        return f"did you mean {', '.join(near)}?"
+    starts = list(dict.fromkeys(name.split(".")[0] for name in names))
+    return f"names start with: {', '.join(starts[:12])}"

@@ -1,0 +1,49 @@
+"""Float, prepared, converted, lowered: which a model is, and errors where it should be another."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from fxquant.errors import CaptureError, PassError
+from fxquant.graph.journal import read_recipe
+from fxquant.modules.own import OwnModule, Stage
+from fxquant.recipe.recipe import Recipe
+
+
+def require_float(model: nn.Module) -> None:
+    """Raise if `model` is no module, or something of ours is in it already."""
+    if not isinstance(model, nn.Module):
+        raise CaptureError(f"model is a {type(model).__name__}: give a torch.nn.Module")
+    for name, module in model.named_modules():
+        if isinstance(module, OwnModule) and module.stage is not None:
+            raise PassError(
+                f"prepare: the model is {module.stage} already: {name!r} is a "
+                f"{type(module).__name__}; give the float model"
+            )
+
+
+def require_prepared(model: nn.Module, caller: str) -> Recipe:
+    """Return the recipe that `model` was prepared with; raise if it was not, or is converted."""
+    recipe, states = _recipe_and_states(model)
+    if recipe is not None and states <= {"prepared"}:
+        return recipe
+    kind = "a converted model" if recipe is not None else f"a {type(model).__name__}"
+    raise PassError(f"{caller}: got {kind}: give what fxquant.prepare(model) returned")
+
+
+def require_converted(model: nn.Module, caller: str) -> Recipe:
+    """Return the recipe of the fake-quantized `model`; raise if it is anything else."""
+    recipe, states = _recipe_and_states(model)
+    if recipe is not None and "converted" in states and "lowered" not in states:
+        return recipe
+    kind = "a prepared model" if recipe is not None else f"a {type(model).__name__}"
+    if recipe is not None and "lowered" in states:
+        kind = "a model that is lowered already"
+    raise PassError(f"{caller}: got {kind}: give what fxquant.convert(prepared) returned")
+
+
+def _recipe_and_states(model: nn.Module) -> tuple[Recipe | None, set[Stage]]:
+    if not isinstance(model, nn.Module):
+        return None, set()
+    own = [module for module in model.modules() if isinstance(module, OwnModule)]
+    return read_recipe(model), {module.stage for module in own if module.stage is not None}

@@ -1,0 +1,55 @@
+"""Integer kernels, and the modules and nodes that call them."""
+
+from fxquant.int8.integers import (
+    affine_of,
+    dequantize,
+    drop_unused_dequantize,
+    integers_behind,
+    is_quantize,
+    mark_integers,
+    only_user,
+    quantize,
+    replace_chain,
+    value_of,
+)
+from fxquant.int8.kernel_arguments import (
+    average_arguments,
+    kernel_activation,
+    max_pool2d_arguments,
+    zero_padding,
+)
+from fxquant.int8.modules import (
+    Clamp,
+    Int8Add,
+    Int8Conv,
+    Int8Layer,
+    Int8Linear,
+    Int8Module,
+    why_not_int8,
+)
+from fxquant.int8.onednn import why_unavailable
+
+__all__ = [
+    "Clamp",
+    "Int8Add",
+    "Int8Conv",
+    "Int8Layer",
+    "Int8Linear",
+    "Int8Module",
+    "affine_of",
+    "average_arguments",
+    "dequantize",
+    "drop_unused_dequantize",
+    "integers_behind",
+    "is_quantize",
+    "kernel_activation",
+    "mark_integers",
+    "max_pool2d_arguments",
+    "only_user",
+    "quantize",
+    "replace_chain",
+    "value_of",
+    "why_not_int8",
+    "why_unavailable",
+    "zero_padding",
+]

@@ -1,0 +1,97 @@
+"""Verbs on graphs in which some results are integers: `quantize` and `dequantize` nodes.
+
+What a node's integers stand for is in its record (`integers`), and so is the node of the
+fake-quantized graph whose value it computes (`value_of`).
+"""
+
+from __future__ import annotations
+
+from torch import fx
+
+from fxquant.graph.records import annotate, record
+from fxquant.int8 import kernels
+from fxquant.numerics.affine import Affine
+
+
+def quantize(x: fx.Node, integers: Affine, value_of: str) -> fx.Node:
+    """Return a new node that turns `x` into integers, at the graph's point of insertion."""
+    arguments = (x, integers.scale, integers.zero_point, integers.grid.quant_max)
+    node = x.graph.call_function(kernels.quantize, arguments)
+    annotate(node, integers=integers, value_of=value_of)
+    return node
+
+
+def dequantize(integers: fx.Node) -> fx.Node:
+    """Return a new node behind `integers` that turns them into floating point."""
+    known = record(integers)
+    assert known.integers is not None
+    with integers.graph.inserting_after(integers):
+        arguments = (integers, known.integers.scale, known.integers.zero_point)
+        node = integers.graph.call_function(kernels.dequantize, arguments)
+    annotate(node, value_of=known.value_of)
+    return node
+
+
+def integers_behind(node: object) -> fx.Node | None:
+    """Return the node whose integers `node` turns into floating point, None if it does not."""
+    if isinstance(node, fx.Node) and node.target is kernels.dequantize:
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        return source
+    return None
+
+
+def affine_of(node: fx.Node) -> Affine:
+    """Return what the integers of `node` stand for."""
+    known = record(node).integers
+    assert known is not None, f"{node.name} computes no integers"
+    return known
+
+
+def is_quantize(node: fx.Node) -> bool:
+    """Say whether `node` turns floating point into integers."""
+    return node.target is kernels.quantize
+
+
+def only_user(node: fx.Node) -> fx.Node | None:
+    """Return the node that alone uses the result of `node`, or None."""
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def mark_integers(node: fx.Node, integers: Affine, value_of: str) -> None:
+    """Record that `node` computes integers now, and turn them into floats for all its users."""
+    annotate(node, integers=integers, value_of=value_of)
+    users = list(node.users)
+    in_float = dequantize(node)
+    for user in users:
+        user.replace_input_with(node, in_float)
+
+
+def value_of(node: fx.Node) -> str:
+    """Return the name of the node of the fake-quantized graph whose value `node` computes.
+
+    "" if it computes none: the result is in other units.
+    """
+    known = record(node).value_of
+    return node.name if known is None else known
+
+
+def replace_chain(chain: list[fx.Node], by: fx.Node, name: str) -> None:
+    """Let `by` take the place of a chain of nodes whose last result is all that is used.
+
+    It gets the `name` of one of them, and the records of the last.
+    """
+    last = chain[-1]
+    annotate(by, integers=record(last).integers, value_of=value_of(last))
+    last.replace_all_uses_with(by, delete_user_cb=lambda user: user is not by)
+    for node in reversed(chain):
+        node.graph.erase_node(node)
+    by.name = name
+
+
+def drop_unused_dequantize(gm: fx.GraphModule) -> bool:
+    """Delete the `dequantize` nodes that nobody uses; return whether there were any."""
+    unused = [node for node in gm.graph.nodes if integers_behind(node) and not node.users]
+    for node in unused:
+        gm.graph.erase_node(node)
+    return bool(unused)

@@ -1,0 +1,123 @@
+"""The int8 kernels of oneDNN, and the few steps on integers that it has none for.
+
+    y = f(s_x · s_w · Σ (x - z_x) · w + b + s_a · (a - z_a)),   q_y = round(y / s_y) + z_y
+
+x, a and q_y are uint8 on grids that start at 0, w is int8; f is an activation function, a an
+operand to add. Sums of products are exact in int32, all else is float32; a layer without s_y
+returns y. The result is held within [y_min, y_max], in its own units: of integers that is what a
+ReLU or a ReLU6 before the rounding does, too.
+
+Weights are packed for the kernels once (`fxquant.int8.prepacking`). `fxquant.int8.operators` makes
+operators of these functions, for `torch.export`.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
+
+_Kernel = TypeVar("_Kernel", bound=Callable[..., Tensor])
+
+
+def _leaf(kernel: _Kernel) -> _Kernel:
+    """Let fx trace a call of `kernel` as one node; unpickling a graph traces it anew."""
+
+    @functools.wraps(kernel)
+    def call(x: Tensor, *arguments: Any, **options: Any) -> Any:
+        if has_torch_function((x,)):
+            return handle_torch_function(call, (x,), x, *arguments, **options)
+        return kernel(x, *arguments, **options)
+
+    return call  # type: ignore[return-value]
+
+
+def add(
+    a: Tensor,
+    a_scale: float,
+    a_zero_point: int,
+    b: Tensor,
+    b_scale: float,
+    b_zero_point: int,
+    y_scale: float,
+    y_zero_point: int,
+    y_min: float,
+    y_max: float,
+) -> Tensor:
+    """Return the sum of two uint8 tensors as uint8; shapes broadcast.
+
+    In float32: PyTorch 2.15's `onednn.qadd` takes integers from 128 on for negative ones.
+    """
+    y, other = dequantize(a, a_scale, a_zero_point), dequantize(b, b_scale, b_zero_point)
+    y = y.add_(other) if y.shape == other.shape else y + other
+    return _rounded(y.mul_(1 / y_scale), y_zero_point, y_min, y_max)
+
+
+@_leaf
+def max_pool2d(
+    x: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+) -> Tensor:
+    """Return the greatest integer of each window of a uint8 tensor (N, C, H, W) or (C, H, W)."""
+    if x.dim() == 3:
+        return max_pool2d(x[None], kernel_size, stride, padding, dilation, ceil_mode)[0]
+    y: Tensor = torch.ops.quantized.max_pool2d(
+        x, list(kernel_size), list(stride), list(padding), list(dilation), ceil_mode
+    )
+    return y
+
+
+@_leaf
+def average(
+    x: Tensor,
+    x_zero_point: int,
+    dims: Sequence[int],
+    keepdim: bool,
+    ratio: float,
+    y_zero_point: int,
+    y_max: int,
+) -> Tensor:
+    """Return the mean of a uint8 tensor over `dims` as uint8; `ratio` is s_x/s_y."""
+    count = math.prod([x.shape[dim] for dim in dims])
+    sums = x.sum(tuple(dims), keepdim=keepdim, dtype=torch.int32).sub_(count * x_zero_point)
+    return narrow(sums.to(torch.float32), ratio / count, y_zero_point, 0, y_max)
+
+
+@_leaf
+def widen(x: Tensor, zero_point: int) -> Tensor:
+    """Return x - zero_point, of a uint8 tensor, in float32."""
+    # Not x.to(torch.float32): PyTorch 2.4 exports no change in place of what may be `x` itself.
+    wide = torch.empty_like(x, dtype=torch.float32)
+    return wide.copy_(x).sub_(zero_point)
+
+
+@_leaf
+def narrow(x: Tensor, factor: float, zero_point: int, y_min: float, y_max: float) -> Tensor:
+    """Return clamp(round(x · factor) + zero_point, y_min, y_max) as uint8."""
+    return _rounded(x * factor, zero_point, y_min, y_max)
+
+
+def _rounded(y: Tensor, zero_point: int, y_min: float, y_max: float) -> Tensor:
+    """Return `y`, which is changed in place, as integers."""
+    return y.round_().add_(zero_point).clamp_(y_min, y_max).to(torch.uint8)
+
+
+@_leaf
+def quantize(x: Tensor, scale: float, zero_point: int, y_max: int) -> Tensor:
+    """Return the integers of Eq. (1) as uint8."""
+    return narrow(x.to(torch.float32), 1 / scale, zero_point, 0, y_max)
+
+
+@_leaf
+def dequantize(x: Tensor, scale: float, zero_point: int) -> Tensor:
+    """Return the real values of Eq. (4) in float32."""
+    return widen(x, zero_point).mul_(scale)

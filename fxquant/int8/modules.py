@@ -1,0 +1,239 @@
+"""Modules of a lowered model: uint8 in, uint8 out, computed by the wing's kernels.
+
+A layer whose result nothing quantizes returns float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxquant.int8 import kernels, onednn, operators
+from fxquant.modules.layers import is_transposed
+from fxquant.modules.own import OwnModule
+from fxquant.modules.packed_weights import PackedWeights
+from fxquant.modules.quantized_layer import LearnedRounding, QuantizedLayer
+from fxquant.numerics.affine import Affine, Grid
+from fxquant.recipe.spec import TensorSpec
+
+Clamp = tuple[float, float] | None
+
+
+def result_ends(y: Affine | None, clamp: Clamp) -> tuple[float, float]:
+    """Return the least and the greatest value of a result, in its own units.
+
+    A ReLU before the rounding and a clamp behind it are the same: rounding keeps the order.
+
+    >>> result_ends(Affine(0.1, 3, Grid(0, 255)), (0.0, 6.0))
+    (3, 63)
+    """
+    low, high = clamp or (-math.inf, math.inf)
+    return (low, high) if y is None else (_rounded(low, y), _rounded(high, y))
+
+
+def _rounded(value: float, y: Affine) -> int:
+    """Return the integer of one value, by the float32 arithmetic of `FakeQuantize`."""
+    integer = torch.round(torch.tensor(value) * (1 / y.scale)) + y.zero_point
+    return int(integer.clamp(y.grid.quant_min, y.grid.quant_max).item())
+
+
+class Int8Module(OwnModule):
+    """A module with fixed quantization parameters, which its state dict holds too."""
+
+    stage = "lowered"
+
+    input: Affine
+    other: Affine | None
+    output: Affine | None
+    clamp: Clamp
+    ends: tuple[float, float]
+    """Least and greatest value of the result, in its own units."""
+
+    def __init__(
+        self, input: Affine, other: Affine | None, output: Affine | None, clamp: Clamp
+    ) -> None:
+        super().__init__()
+        self.input, self.other, self.output, self.clamp = input, other, output, clamp
+        self.ends = result_ends(output, clamp)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return the parameters in plain numbers."""
+        maps = {name: getattr(self, name) for name in ("input", "other", "output")}
+        numbers = {
+            name: None if map is None else (map.scale, map.zero_point, map.grid.steps)
+            for name, map in maps.items()
+        }
+        return {**numbers, "clamp": self.clamp}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take the parameters from a state dict."""
+        for name in ("input", "other", "output"):
+            known = state[name]
+            setattr(self, name, known and Affine(known[0], known[1], Grid(0, known[2])))
+        self.clamp = state["clamp"]
+        self.ends = result_ends(self.output, self.clamp)
+
+    def extra_repr(self) -> str:
+        """Return what the result's integers stand for."""
+        if self.output is None:
+            return "→ float32"
+        return f"→ uint8 scale={self.output.scale:.4g} zero_point={self.output.zero_point}"
+
+
+class Int8Layer(PackedWeights, Int8Module):
+    """A convolution or a linear layer, and the activation function behind it.
+
+    Args:
+        layer: whose integers it works with; for `weight` see `why_not_int8`.
+        input: of its uint8 input.
+        output: of its uint8 result; None for float32.
+        activation: what `fxquant.int8.kernels` has: "none", "swish", …
+        clamp: bounds of the ReLU behind.
+        other: of the operand that is added to the result, before the ReLU.
+        keep_other: see that the operand is not overwritten.
+    """
+
+    weight_integers: Tensor
+    weight_scale: Tensor
+    bias: Tensor | None
+    weight_spec: TensorSpec
+    weight_sqnr: float
+    rounding: LearnedRounding | None
+
+    def __init__(
+        self,
+        layer: QuantizedLayer,
+        input: Affine,
+        output: Affine | None,
+        activation: str = "none",
+        clamp: Clamp = None,
+        other: Affine | None = None,
+        keep_other: bool = True,
+    ) -> None:
+        super().__init__(input, other, output, clamp)
+        self.activation, self.keep_other = activation, keep_other
+        self.weight_spec, self.weight_sqnr = layer.weight_spec, layer.weight_sqnr
+        self.rounding = layer.rounding
+        bias: Any = layer.bias
+        self.register_buffer("weight_integers", layer.weight_integers)
+        self.register_buffer("weight_scale", layer.weight_scale.reshape(-1))
+        self.register_buffer("bias", None if bias is None else bias.detach().to(torch.float32))
+
+    @property
+    def weight(self) -> Tensor:
+        """What the weight's integers stand for: code around a region may ask for it."""
+        scale = self.weight_scale.reshape(-1, *[1] * (self.weight_integers.dim() - 1))
+        return self.weight_integers * scale
+
+    def _result(self) -> tuple[Any, ...]:
+        """Return the kernels' arguments of the result: scale, zero-point, least, greatest."""
+        if self.output is None:
+            return None, 0, *self.ends
+        return self.output.scale, self.output.zero_point, *self.ends
+
+    def extra_repr(self) -> str:
+        """Return what is computed."""
+        parts = [str(self.weight_spec), *([self.activation] if self.activation != "none" else [])]
+        if self.clamp is not None:
+            parts.append("relu" if math.isinf(self.clamp[1]) else f"relu{self.clamp[1]:g}")
+        return f"{' + '.join([*parts, *(['add'] if self.other else [])])} {super().extra_repr()}"
+
+
+class Int8Linear(Int8Layer):
+    """A linear layer on integers; input (…, in)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the layer's result, uint8 or float32."""
+        return operators.call(
+            onednn.linear, x, self.input.scale, self.input.zero_point, self.weight_integers,
+            self.weight_scale, self.bias, self.activation, *self._result(),
+        )  # fmt: skip
+
+
+class Int8Conv(Int8Layer):
+    """A convolution over 1 to 3 dimensions on integers; input (N, in, *positions)."""
+
+    def __init__(self, layer: QuantizedLayer, *rest: Any, **options: Any) -> None:
+        super().__init__(layer, *rest, **options)
+        conv: Any = layer
+        self.stride, self.dilation, self.groups = conv.stride, conv.dilation, conv.groups
+        self.padding = tuple(even_padding(layer) or ())
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        """Return the convolution, plus `other`; uint8 or float32."""
+        if x.dim() < self.weight_integers.dim():  # no batch
+            return self.forward(x[None], None if other is None else other[None])[0]
+        arguments = (
+            x, self.input.scale, self.input.zero_point, self.weight_integers, self.weight_scale,
+            self.bias, self.stride, self.padding, self.dilation, self.groups,
+        )  # fmt: skip
+        if other is None:
+            return operators.call(onednn.conv, *arguments, self.activation, *self._result())
+        assert self.other is not None
+        assert self.output is not None
+        if other.shape != self._shape(x):
+            y = operators.call(onednn.conv, *arguments, "none", None, 0, -math.inf, math.inf)
+            y = y + kernels.dequantize(other, self.other.scale, self.other.zero_point)
+            return kernels.narrow(y, 1 / self.output.scale, self.output.zero_point, *self.ends)
+        accumulator = other.clone() if self.keep_other else other
+        operand = (accumulator, self.other.scale, self.other.zero_point)
+        return operators.call(onednn.conv_add, *arguments, *operand, *self._result())
+
+    def _shape(self, x: Tensor) -> tuple[int, ...]:
+        """Return the shape of the result."""
+        kernel = self.weight_integers.shape[2:]
+        geometry = zip(x.shape[2:], kernel, self.stride, self.padding, self.dilation, strict=True)
+        sizes = [
+            (size + 2 * padding - dilation * (width - 1) - 1) // stride + 1
+            for size, width, stride, padding, dilation in geometry
+        ]
+        return (x.shape[0], self.weight_integers.shape[0], *sizes)
+
+
+class Int8Add(Int8Module):
+    """The sum of two uint8 tensors as uint8, held within the bounds of the ReLU behind it."""
+
+    def __init__(self, input: Affine, other: Affine, output: Affine, clamp: Clamp = None) -> None:
+        super().__init__(input, other, output, clamp)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return a + b; shapes broadcast."""
+        assert self.other is not None
+        assert self.output is not None
+        maps = (self.other.scale, self.other.zero_point)
+        return operators.call(
+            kernels.add, a, self.input.scale, self.input.zero_point, b, *maps,
+            self.output.scale, self.output.zero_point, *self.ends,
+        )  # fmt: skip
+
+
+def why_not_int8(layer: QuantizedLayer) -> str | None:
+    """Return why the kernels cannot compute `layer`, or None if they can."""
+    known: Any = layer
+    if is_transposed(known):
+        return "there is no int8 kernel for transposed convolutions"
+    if not layer.weight_spec.symmetric:
+        return "its weight has zero-points (symmetric=False), and the kernels take none"
+    if getattr(known, "padding_mode", "zeros") != "zeros":
+        return f"there is no int8 kernel for padding_mode={known.padding_mode!r}"
+    if hasattr(known, "padding") and even_padding(layer) is None:
+        return "its padding 'same' differs on the two sides"
+    if known.dtype_probe.dtype is not torch.float32:
+        return f"its results are {known.dtype_probe.dtype}, those of the kernels float32"
+    return None
+
+
+def even_padding(layer: QuantizedLayer) -> Sequence[int] | None:
+    """Return the zeros on either side, one a dimension; None where the sides differ."""
+    conv: Any = layer
+    if not isinstance(conv.padding, str):
+        return tuple(conv.padding)
+    if conv.padding == "valid":
+        return (0,) * len(conv.kernel_size)
+    sizes = zip(conv.dilation, conv.kernel_size, strict=True)
+    total = [dilation * (width - 1) for dilation, width in sizes]
+    return None if any(each % 2 for each in total) else [each // 2 for each in total]

@@ -1,0 +1,170 @@
+"""Try recipes, cheapest first, until one loses little enough."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tabulate import tabulate
+from torch import nn
+
+from fxquant.api import quantize
+from fxquant.calibration.arguments import arguments_of
+from fxquant.errors import CalibrationError, RecipeError
+from fxquant.recipe.budget import Budget
+from fxquant.recipe.recipe import Recipe
+from fxquant.reporting.agreement import Agreement
+
+_logger = logging.getLogger("fxquant")
+_JUDGED = 4  # of so many batches one judges, where there is no `evaluate`
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One recipe of the ladder, and what it is called in the table."""
+
+    name: str
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What one rung gave."""
+
+    rung: Rung
+    score: float
+    """In the metric's own unit, higher is better."""
+    drop: float
+    """The float model's score minus this one."""
+    seconds: float
+    """For quantizing; judging is not counted."""
+
+
+@dataclass(frozen=True, eq=False)
+class Search:
+    """What `search` found: `str()` of it is the table of all rungs tried."""
+
+    model: nn.Module
+    """The quantized model of the first rung that met the target, else of the best."""
+    recipe: Recipe
+    met: bool
+    """Whether it met the target."""
+    max_drop: float
+    float_score: float
+    attempts: tuple[Attempt, ...]
+
+    def __str__(self) -> str:
+        rows = [["float", f"{self.float_score:.2f}", "", "", ""]]
+        for attempt in self.attempts:
+            chosen = attempt.rung.recipe is self.recipe
+            rows.append(
+                [
+                    attempt.rung.name,
+                    f"{attempt.score:.2f}",
+                    f"{attempt.drop:.2f}",
+                    f"{attempt.seconds:.1f}",
+                    ("taken" if self.met else "the best, target not met") if chosen else "",
+                ]
+            )
+        columns = ["rung", "score", f"drop (≤ {self.max_drop:g})", "s", ""]
+        return tabulate(rows, columns, disable_numparse=True)
+
+
+def ladder(weight_bits: int = 8, activation_bits: int | None = 8) -> tuple[Rung, ...]:
+    """Return the rungs that `search` tries, cheapest first.
+
+    All but the last give every layer the same bits; the last gives the weights `weight_bits` on
+    average (`Recipe.mixed`).
+    """
+    bits: dict[str, Any] = {"weight_bits": weight_bits, "activation_bits": activation_bits}
+    budget = Budget(average_bits=weight_bits)
+    return (
+        Rung("nearest, min-max", Recipe.minmax(**bits)),
+        Rung("ACIQ", Recipe.aciq(**bits, bias_correction=False)),
+        Rung("ACIQ, equalized", Recipe.aciq(**bits, bias_correction=False, equalization=True)),
+        Rung("ACIQ, biases corrected", Recipe.aciq(**bits)),
+        Rung("Gram matrix", Recipe.adaround(**bits, method="gram")),
+        Rung("AdaRound", Recipe.adaround(**bits)),
+        Rung("AdaRound, batch norms tuned", Recipe.adaround(**bits, batchnorm_tuning=True)),
+        Rung("blocks, QDrop", Recipe.adaround(**bits, blocks=True)),
+        Rung("AdaRound, mixed bits", Recipe.adaround(**bits, budget=budget)),
+    )
+
+
+def search(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    max_drop: float = 0.5,
+    evaluate: Callable[[nn.Module], float] | None = None,
+    rungs: Sequence[Rung] | None = None,
+    weight_bits: int = 8,
+    activation_bits: int | None = 8,
+    progress: bool | None = None,
+    **options: Any,
+) -> Search:
+    """Quantize `model` by one recipe after the other until it loses at most `max_drop`.
+
+    Args:
+        model: left as it is.
+        batches: calibration data, as in `fxquant.calibrate`; kept in memory.
+        max_drop: how much lower than the float model's a score may be.
+        evaluate: returns the score of a model, higher is better (top-1 in percent, mAP, …). None:
+            every fourth batch is set aside, and the score is the percentage of its samples, or
+            positions, for which the model's largest output is the float model's.
+        rungs: what to try, in this order; None: `ladder(weight_bits, activation_bits)`.
+        weight_bits: of the ladder.
+        activation_bits: of the ladder; None leaves activations in float.
+        progress: show bars; None means where there is a terminal.
+        options: to `fxquant.quantize`: `example_inputs`, `leaf_modules`, `regions`, `forward`.
+
+    Raises:
+        RecipeError: `max_drop` is negative or NaN, or there is no rung.
+        CalibrationError: fewer than two batches and no `evaluate`; a score that is not finite; a
+            model whose outputs have no largest one.
+    """
+    if not max_drop >= 0:
+        raise RecipeError(f"search: max_drop={max_drop!r}: give 0 or a positive number")
+    rungs = ladder(weight_bits, activation_bits) if rungs is None else tuple(rungs)
+    if not rungs:
+        raise RecipeError("search: `rungs` is empty: give at least one")
+    kept = list(batches)
+    if evaluate is None:
+        if len(kept) < 2:
+            raise CalibrationError(
+                f"search: {len(kept)} batches: give at least two, one to judge by, or `evaluate`"
+            )
+        judged = range(_JUDGED - 1, len(kept), _JUDGED) or range(len(kept) - 1, len(kept))
+        inputs = [arguments_of(model, kept[number], f"batch {number}") for number in judged]
+        kept = [batch for number, batch in enumerate(kept) if number not in judged]
+        evaluate = Agreement(model, inputs, "search")
+    float_score = _score(evaluate, model, "the float model")
+    attempts: list[Attempt] = []
+    best: tuple[nn.Module, Attempt] | None = None
+    for rung in rungs:
+        start = time.perf_counter()
+        quantized = quantize(model, kept, rung.recipe, progress=progress, **options)
+        seconds = time.perf_counter() - start
+        score = _score(evaluate, quantized, rung.name)
+        attempts.append(Attempt(rung, score, float_score - score, seconds))
+        _logger.info("%s: %.2f, %.2f below float", rung.name, score, float_score - score)
+        if best is None or score > best[1].score:
+            best = quantized, attempts[-1]
+        if attempts[-1].drop <= max_drop:
+            best = quantized, attempts[-1]
+            break
+    assert best is not None
+    found, attempt = best
+    met = attempt.drop <= max_drop
+    return Search(found, attempt.rung.recipe, met, max_drop, float_score, tuple(attempts))
+
+
+def _score(evaluate: Callable[[nn.Module], float], model: nn.Module, name: str) -> float:
+    score = float(evaluate(model))
+    if not math.isfinite(score):
+        raise CalibrationError(f"search: the score of {name} is {score}: `evaluate` must be finite")
+    return score

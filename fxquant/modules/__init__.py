@@ -1,0 +1,72 @@
+"""The modules that stand in graphs, and facts about PyTorch's own layers."""
+
+from fxquant.modules.batchnorm import (
+    BatchNorm,
+    FunctionalBatchNorm,
+    fold_after,
+    fold_before,
+    is_batchnorm_module,
+    output_moments,
+    scale_and_shift,
+    why_not_affine,
+    why_shift_inexact,
+)
+from fxquant.modules.channel_observers import ChannelMean, ChannelObserver
+from fxquant.modules.dynamic_quantize import DynamicQuantize
+from fxquant.modules.fake_quantize import FakeQuantize
+from fxquant.modules.layers import (
+    LAYERS,
+    Layer,
+    channel_axis,
+    input_rows,
+    is_functional_layer,
+    is_transposed,
+    layer_type,
+    num_groups,
+    num_inputs,
+    num_outputs,
+    output_rows,
+    per_input,
+    per_output,
+)
+from fxquant.modules.observers import LogitObserver, Observer
+from fxquant.modules.own import OwnModule, Stage
+from fxquant.modules.packed_weights import PackedWeights
+from fxquant.modules.quantized_layer import LearnedRounding, QuantizedLayer, quantize_layer
+
+__all__ = [
+    "LAYERS",
+    "BatchNorm",
+    "ChannelMean",
+    "ChannelObserver",
+    "DynamicQuantize",
+    "FakeQuantize",
+    "FunctionalBatchNorm",
+    "Layer",
+    "LearnedRounding",
+    "LogitObserver",
+    "Observer",
+    "OwnModule",
+    "PackedWeights",
+    "QuantizedLayer",
+    "Stage",
+    "channel_axis",
+    "fold_after",
+    "fold_before",
+    "input_rows",
+    "is_batchnorm_module",
+    "is_functional_layer",
+    "is_transposed",
+    "layer_type",
+    "num_groups",
+    "num_inputs",
+    "num_outputs",
+    "output_moments",
+    "output_rows",
+    "per_input",
+    "per_output",
+    "quantize_layer",
+    "scale_and_shift",
+    "why_not_affine",
+    "why_shift_inexact",
+]

@@ -1,0 +1,136 @@
+"""Modules that watch tensors go by while the prepared model is calibrated.
+
+All state is in buffers of fixed size: it survives saving, moves with `.to(device)`, and takes the
+same memory for 100 images as for 100,000. Nothing here waits for the host on a GPU.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxquant.modules.own import FixedDtypeModule
+from fxquant.numerics.activation_ranges import Statistics
+from fxquant.numerics.histogram import NUM_BINS, Histogram, count_values
+from fxquant.recipe.spec import TensorSpec
+
+_MAX_ROWS, _ROWS_PER_BATCH = 2048, 256  # of logits
+
+
+class Observer(FixedDtypeModule):
+    """Hand on a tensor unchanged and keep its statistics.
+
+    A batch that holds NaN or infinity is counted in `nonfinite` and otherwise ignored. Anything but
+    a floating-point tensor passes unseen.
+
+    Args:
+        spec: what the range will be chosen by.
+        clamp: bounds of the fused ReLU behind the tensor, if it is watched before its ReLU.
+        known: the range, () or one per channel each, if it needs no data; then nothing is watched.
+        axis: of the channels, from the end, where each has its own range.
+    """
+
+    stage = "prepared"
+
+    low: Tensor
+    high: Tensor
+    ema_low: Tensor
+    ema_high: Tensor
+    num_batches: Tensor
+    nonfinite: Tensor
+    counts: Tensor
+
+    def __init__(
+        self,
+        spec: TensorSpec,
+        clamp: tuple[float, float] | None = None,
+        known: tuple[Tensor, Tensor] | None = None,
+        axis: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.clamp = clamp
+        self.known = known
+        self.axis = axis
+        self.ranks: set[int] = set()
+        """How many axes the tensors had: more than one number where tensors share the observer."""
+        self.register_buffer("low", torch.tensor(torch.inf))
+        self.register_buffer("high", torch.tensor(-torch.inf))
+        self.register_buffer("ema_low", torch.tensor(0.0))
+        self.register_buffer("ema_high", torch.tensor(0.0))
+        self.register_buffer("num_batches", torch.tensor(0))
+        self.register_buffer("nonfinite", torch.tensor(0))
+        self.register_buffer("counts", torch.zeros(NUM_BINS, dtype=torch.int64))
+
+    def forward(self, x: Any) -> Any:
+        """Return `x` itself."""
+        if isinstance(x, Tensor) and x.is_floating_point() and x.numel() > 0:
+            self.ranks.add(x.dim())
+            if self.needs_data:
+                self._watch(x.detach())
+        return x
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether the range will come from what calibration sees."""
+        return self.known is None and not self.spec.dynamic
+
+    def _watch(self, x: Tensor) -> None:
+        low, high = (bound.to(torch.float32) for bound in torch.aminmax(x))
+        finite = torch.isfinite(low) & torch.isfinite(high)
+        momentum = torch.where(self.num_batches == 0, 0.0, self.spec.momentum)
+        for buffer, value in (
+            (self.low, torch.minimum(self.low, low)),
+            (self.high, torch.maximum(self.high, high)),
+            (self.ema_low, torch.lerp(low, self.ema_low, momentum)),
+            (self.ema_high, torch.lerp(high, self.ema_high, momentum)),
+        ):
+            buffer.copy_(torch.where(finite, value, buffer))
+        self.counts += count_values(x) * finite
+        self.num_batches += finite
+        self.nonfinite += ~finite
+
+    def statistics(self) -> Statistics:
+        """Return what was seen; `num_batches` must not be 0."""
+        low, high = self.low.item(), self.high.item()
+        return Statistics(
+            low=low,
+            high=high,
+            ema_low=self.ema_low.item(),
+            ema_high=self.ema_high.item(),
+            histogram=Histogram.of_counts(self.counts.cpu(), low, high),
+            clamp=self.clamp,
+        )
+
+    def facts(self) -> str:
+        """Return the spec."""
+        return str(self.spec)
+
+    def extra_repr(self) -> str:
+        """Return the spec, and the bounds of the ReLU that the tensor is watched before."""
+        return f"{self.spec}" + (f", before clamp{self.clamp}" if self.clamp else "")
+
+
+class LogitObserver(Observer):
+    """An `Observer` of a model's outputs that keeps some of them whole, evenly from all batches.
+
+    The classes are on axis 1: of logits (samples, classes), or of maps of them.
+    """
+
+    sized_by_data = ("rows",)
+    rows: Tensor
+
+    def __init__(self, spec: TensorSpec) -> None:
+        super().__init__(spec)
+        self.register_buffer("rows", torch.zeros(0))
+
+    def _watch(self, x: Tensor) -> None:
+        super()._watch(x)
+        if x.dim() < 2 or not torch.isfinite(x).all():
+            return
+        rows = x.movedim(1, -1).flatten(0, -2).to(torch.float32)
+        rows = rows[:: max(1, len(rows) // _ROWS_PER_BATCH)][:_ROWS_PER_BATCH]
+        kept = torch.cat([self.rows, rows]) if self.rows.numel() else rows.clone()
+        self.rows = kept[::2] if len(kept) > _MAX_ROWS else kept

@@ -1,0 +1,195 @@
+"""Modules of the converted model: integers inside, floating point at the border.
+
+`FakeQuantize` rounds an activation to its grid; a `QuantizedLayer` keeps its weight as integers and
+hands the float kernels what those integers stand for. Integer weights, scales and zero-points are
+buffers.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxquant.modules.layers import Layer, layer_type, num_outputs, output_rows, per_output
+from fxquant.modules.own import FixedDtypeModule
+from fxquant.modules.packed_weights import PackedWeights
+from fxquant.numerics.affine import Grid, affine_parameters, dequantize, quantize
+from fxquant.numerics.decibels import sqnr
+from fxquant.numerics.weight_ranges import weight_range
+from fxquant.recipe.spec import TensorSpec
+
+
+@dataclass(frozen=True)
+class LearnedRounding:
+    """What learning a layer's rounding gave, on samples that it did not learn from.
+
+    Errors are Σ (ŷ - y)² / Σ y² of the outputs behind the activation, y the float network's.
+
+    >>> print(LearnedRounding(steps=500, seconds=1.2, error_nearest=0.1, error_learned=0.01))
+    10.0 → 20.0 dB, kept
+    """
+
+    steps: int
+    """Of gradient descent."""
+    seconds: float
+    error_nearest: float
+    error_learned: float
+    method: str = "adaround"
+    """`Reconstruction.method`, or "blocks"."""
+
+    @property
+    def kept(self) -> bool:
+        """Whether the learned rounding is in use: it is no worse than rounding to nearest."""
+        return self.error_learned <= self.error_nearest
+
+    def __str__(self) -> str:
+        before, after = (
+            -10 * math.log10(max(error, 1e-30)) if math.isfinite(error) else -math.inf
+            for error in (self.error_nearest, self.error_learned)
+        )
+        return f"{before:.1f} → {after:.1f} dB, {'kept' if self.kept else 'nearest kept'}"
+
+
+class QuantizedLayer(PackedWeights, FixedDtypeModule):
+    """A layer of `torch.nn` whose weight is kept as int8 integers on a grid of 2 to 8 bits.
+
+    `weight_scale` and `weight_zero_point` are (out,) per channel or () per tensor. `weight` is what
+    the integers stand for, in the layer's dtype, made anew at each call. Below 8 bits, state dicts
+    and pickles hold the integers packed.
+    """
+
+    stage = "converted"
+    follows_dtype = ("dtype_probe",)
+
+    weight_integers: Tensor
+    weight_scale: Tensor
+    weight_zero_point: Tensor
+    dtype_probe: Tensor
+    weight_spec: TensorSpec
+    weight_sqnr: float
+    weight_gain: Tensor | None
+    weight_shift: Tensor | None
+    rounding: LearnedRounding | None = None
+    """None where the weight is rounded to nearest."""
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight that the integers stand for, shaped and typed as the float layer's.
+
+        Where `weight_gain` and `weight_shift` are set (`fxquant.passes.CorrectWeights`), times the
+        one plus the other.
+        """
+        layer: Any = self
+        scale = per_output(layer, self.weight_scale, self.weight_integers)
+        weight = self.weight_integers.to(torch.float32)
+        if not self.weight_spec.symmetric:
+            weight.sub_(per_output(layer, self.weight_zero_point, self.weight_integers))
+        weight.mul_(scale)
+        if self.weight_gain is not None and self.weight_shift is not None:
+            weight.mul_(per_output(layer, self.weight_gain, weight))
+            weight.add_(per_output(layer, self.weight_shift, weight))
+        return weight.to(self.dtype_probe.dtype)
+
+    def bias_values(self) -> Tensor:
+        """Return the bias in float32, (out,): zeros where there is none."""
+        layer: Any = self
+        if layer.bias is None:
+            return self.weight_scale.new_zeros(num_outputs(layer))
+        bias: Tensor = layer.bias.detach().to(torch.float32)
+        return bias
+
+    def set_bias(self, bias: Tensor) -> None:
+        """Compute with `bias`, (out,), from now on, as a new parameter in the layer's dtype."""
+        parameter = nn.Parameter(bias.to(self.dtype_probe.dtype), requires_grad=False)
+        self.register_parameter("bias", parameter)
+
+    def facts(self) -> str:
+        """Return the weight's spec, and what changed its integers or what they stand for."""
+        learned = self.rounding is not None and self.rounding.kept
+        notes = f" {self.rounding.method}" if self.rounding is not None and learned else ""
+        notes += " moments corrected" * (self.weight_gain is not None)
+        return f"{self.weight_spec}{notes}"
+
+    def extra_repr(self) -> str:
+        """Return the float layer's arguments and the weight's spec."""
+        layout = "per channel" if self.weight_spec.per_channel else "per tensor"
+        return f"{super().extra_repr()}, weight: {self.weight_spec} {layout}"
+
+
+class QuantizedConv1d(QuantizedLayer, nn.Conv1d):  # type: ignore[override]
+    """`nn.Conv1d` with an integer weight."""
+
+
+class QuantizedConv2d(QuantizedLayer, nn.Conv2d):  # type: ignore[override]
+    """`nn.Conv2d` with an integer weight."""
+
+
+class QuantizedConv3d(QuantizedLayer, nn.Conv3d):  # type: ignore[override]
+    """`nn.Conv3d` with an integer weight."""
+
+
+class QuantizedConvTranspose1d(QuantizedLayer, nn.ConvTranspose1d):  # type: ignore[override]
+    """`nn.ConvTranspose1d` with an integer weight."""
+
+
+class QuantizedConvTranspose2d(QuantizedLayer, nn.ConvTranspose2d):  # type: ignore[override]
+    """`nn.ConvTranspose2d` with an integer weight."""
+
+
+class QuantizedConvTranspose3d(QuantizedLayer, nn.ConvTranspose3d):  # type: ignore[override]
+    """`nn.ConvTranspose3d` with an integer weight."""
+
+
+class QuantizedLinear(QuantizedLayer, nn.Linear):  # type: ignore[override]
+    """`nn.Linear` with an integer weight."""
+
+
+_QUANTIZED: dict[type[nn.Module], type[QuantizedLayer]] = {
+    nn.Conv1d: QuantizedConv1d,
+    nn.Conv2d: QuantizedConv2d,
+    nn.Conv3d: QuantizedConv3d,
+    nn.ConvTranspose1d: QuantizedConvTranspose1d,
+    nn.ConvTranspose2d: QuantizedConvTranspose2d,
+    nn.ConvTranspose3d: QuantizedConvTranspose3d,
+    nn.Linear: QuantizedLinear,
+}
+
+
+def quantize_layer(layer: Layer, spec: TensorSpec) -> QuantizedLayer:
+    """Return `layer` with its weight rounded to nearest; `layer` itself is left as it is.
+
+    The bias stays in floating point, and is the same `Parameter` object.
+    """
+    weight = layer.weight.detach()
+    exact = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    rows = output_rows(layer, exact) if spec.per_channel else exact.reshape(1, -1)
+    low, high = weight_range(rows, spec)
+    grid = Grid.of(spec.bits, signed=True)
+    scale, zero_point = affine_parameters(low, high, grid, symmetric=spec.symmetric)
+    if not spec.per_channel:
+        scale, zero_point = scale[0], zero_point[0]
+    wide = (per_output(layer, scale, weight), per_output(layer, zero_point, weight))
+    integers = quantize(exact, *wide, grid)
+
+    kind = layer_type(layer)
+    assert kind is not None
+    # Not through __init__, which would draw a weight: stride, padding and the like are attributes.
+    quantized: Any = _QUANTIZED[kind].__new__(_QUANTIZED[kind])
+    nn.Module.__init__(quantized)
+    options = {name: value for name, value in vars(layer).items() if name not in vars(quantized)}
+    vars(quantized).update(options, training=layer.training)
+    quantized.register_parameter("bias", layer.bias)
+    quantized.weight_spec = spec
+    quantized.weight_sqnr = sqnr(exact, dequantize(integers, *wide))
+    quantized.register_buffer("weight_integers", integers.to(torch.int8))
+    quantized.register_buffer("weight_scale", scale)
+    quantized.register_buffer("weight_zero_point", zero_point)
+    quantized.register_buffer("weight_gain", None)
+    quantized.register_buffer("weight_shift", None)
+    probe = torch.empty(0, dtype=weight.dtype, device=weight.device)
+    quantized.register_buffer("dtype_probe", probe, persistent=False)
+    return quantized  # type: ignore[no-any-return]

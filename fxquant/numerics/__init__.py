@@ -1,0 +1,49 @@
+"""Tensors in, tensors out: scales and zero-points, histograms, clips, ranges, packed bits."""
+
+from fxquant.numerics.activation_ranges import Statistics, activation_range
+from fxquant.numerics.affine import (
+    Affine,
+    Grid,
+    activation_grid,
+    affine_parameters,
+    dequantize,
+    quantize,
+)
+from fxquant.numerics.channel_bits import channel_bits, uneven_parameters
+from fxquant.numerics.channel_ranges import (
+    ChannelStatistics,
+    batch_range,
+    channel_moments,
+    channel_range,
+)
+from fxquant.numerics.cross_entropy import cross_entropy_range
+from fxquant.numerics.decibels import sqnr
+from fxquant.numerics.histogram import NUM_BINS, Histogram, count_values
+from fxquant.numerics.packing import pack_bits, packed_size, unpack_bits
+from fxquant.numerics.weight_ranges import weight_range
+
+__all__ = [
+    "NUM_BINS",
+    "Affine",
+    "ChannelStatistics",
+    "Grid",
+    "Histogram",
+    "Statistics",
+    "activation_grid",
+    "activation_range",
+    "affine_parameters",
+    "batch_range",
+    "channel_bits",
+    "channel_moments",
+    "channel_range",
+    "count_values",
+    "cross_entropy_range",
+    "dequantize",
+    "pack_bits",
+    "packed_size",
+    "quantize",
+    "sqnr",
+    "uneven_parameters",
+    "unpack_bits",
+    "weight_range",
+]

@@ -1,0 +1,16 @@
+"""What to quantize, and how: pure data, checked when it is made."""
+
+from fxquant.recipe.budget import Budget
+from fxquant.recipe.recipe import Recipe
+from fxquant.recipe.reconstruction import Reconstruction
+from fxquant.recipe.rule import Rule
+from fxquant.recipe.spec import CallSpec, TensorSpec
+
+__all__ = [
+    "Budget",
+    "CallSpec",
+    "Recipe",
+    "Reconstruction",
+    "Rule",
+    "TensorSpec",
+]

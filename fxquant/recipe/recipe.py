@@ -1,0 +1,247 @@
+"""What to quantize, and how: pure data, checked when it is made.
+
+A `Recipe` holds one `TensorSpec` for weights, one for activations, and a list of `Rule`s that
+override them call by call. Nothing here touches a tensor or a graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+from torch import nn
+
+from fxquant.errors import RecipeError
+from fxquant.recipe.budget import Budget
+from fxquant.recipe.reconstruction import OPTIONS, Reconstruction
+from fxquant.recipe.rule import Rule, apply_rule
+from fxquant.recipe.spec import CallSpec, TensorSpec, check_logits, check_sides
+
+BiasCorrection = bool | Literal["weights"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What to quantize how. Start from `Recipe.aciq()`, `Recipe.adaround()` or `Recipe.minmax()`.
+
+    >>> Recipe.aciq(weight_bits=4, skip=["fc"]).weights.bits
+    4
+    """
+
+    weights: TensorSpec = TensorSpec(symmetric=True, per_channel=True)
+    activations: TensorSpec | None = TensorSpec()
+    equalization: bool = False
+    """Give the channels between two layers the same range in both (`fxquant.passes.EqualizeLayers`,
+    `AbsorbBiases`), before anything else: for weights and activations of one scale."""
+    bias_correction: BiasCorrection = False
+    """True: correct each layer's output mean through its bias (`fxquant.passes.CorrectBias`).
+    "weights": give each channel of the weight its mean and norm back, as in the report's I.F
+    (`fxquant.passes.CorrectWeights`); that leaves the integers' grid, and is for simulation."""
+    reconstruction: Reconstruction | None = None
+    """How roundings are learned (`fxquant.passes.ReconstructRounding`); None: to nearest."""
+    batchnorm_tuning: bool = False
+    """Give each quantized channel the float network's mean and deviation, on the calibration data
+    (`fxquant.passes.TuneBatchNorm`)."""
+    budget: Budget | None = None
+    """What all layers together may cost: `convert` allocates bits within it, by what rounding each
+    layer costs on the calibration data (`fxquant.mixed_precision.allocation`). None: as the specs
+    say."""
+    rules: tuple[Rule, ...] = ()
+    logits: TensorSpec | None = None
+    """How the model's outputs are quantized; None: not at all, for clipping them costs points.
+    `range="cross_entropy"` is made for them."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rules", tuple(self.rules))
+        for rule in self.rules:
+            if not isinstance(rule, Rule):
+                raise RecipeError(f"rules: {rule!r} is a {type(rule).__name__}, not a Rule")
+        if not isinstance(self.weights, TensorSpec):
+            raise RecipeError(f"weights={self.weights!r}: give a TensorSpec, or use Recipe.aciq(…)")
+        if not isinstance(self.activations, TensorSpec | None):
+            raise RecipeError(f"activations={self.activations!r}: give a TensorSpec or None")
+        if not isinstance(self.reconstruction, Reconstruction | None):
+            raise RecipeError(f"reconstruction={self.reconstruction!r}: give a Reconstruction")
+        if self.bias_correction not in (True, False, "weights"):
+            raise RecipeError(
+                f"bias_correction={self.bias_correction!r}: choose True, False or 'weights'"
+            )
+        if not isinstance(self.budget, Budget | None):
+            raise RecipeError(f"budget={self.budget!r}: give a Budget")
+        for name in ("equalization", "batchnorm_tuning"):
+            if type(getattr(self, name)) is not bool:
+                raise RecipeError(f"{name}={getattr(self, name)!r}: choose True or False")
+        if self.bias_correction == "weights" and self.reconstruction is not None:
+            raise RecipeError(
+                "bias_correction='weights' changes what a reconstruction learned: choose one"
+            )
+        own = CallSpec(self.weights, self.activations)
+        for spec in (own, *[apply_rule(rule, own, own) for rule in self.rules]):
+            check_sides(spec)
+        check_logits(self.logits)
+
+    @classmethod
+    def minmax(
+        cls,
+        *,
+        weight_bits: int = 8,
+        activation_bits: int | None = 8,
+        skip: str | type[nn.Module] | Iterable[str | type[nn.Module]] = (),
+        rules: Iterable[Rule] = (),
+        **options: Any,
+    ) -> Recipe:
+        """Return a recipe that clips nothing: the range of every tensor is all that was seen."""
+        return _recipe(
+            TensorSpec(bits=weight_bits, symmetric=True, per_channel=True),
+            activation_bits and TensorSpec(bits=activation_bits),
+            skip,
+            rules,
+            options,
+        )
+
+    @classmethod
+    def aciq(
+        cls,
+        *,
+        weight_bits: int = 8,
+        activation_bits: int | None = 8,
+        skip: str | type[nn.Module] | Iterable[str | type[nn.Module]] = (),
+        rules: Iterable[Rule] = (),
+        **options: Any,
+    ) -> Recipe:
+        """Return the report's first system: ACIQ on activations, min-max weights, corrected biases.
+
+        `options` are fields of `Recipe` (`bias_correction=False`) or of the activations'
+        `TensorSpec` (`clip="report"`).
+        """
+        options.setdefault("bias_correction", True)
+        return _recipe(
+            TensorSpec(bits=weight_bits, symmetric=True, per_channel=True),
+            activation_bits and TensorSpec(bits=activation_bits, range="aciq"),
+            skip,
+            rules,
+            options,
+        )
+
+    @classmethod
+    def adaround(
+        cls,
+        *,
+        weight_bits: int = 4,
+        activation_bits: int | None = 8,
+        skip: str | type[nn.Module] | Iterable[str | type[nn.Module]] = (),
+        rules: Iterable[Rule] = (),
+        **options: Any,
+    ) -> Recipe:
+        """Return the report's second system: weights rounded by AdaRound, ranges of least error.
+
+        `options` are fields of `Recipe`, of the activations' `TensorSpec` (`range="aciq"`), or of
+        `Reconstruction` (`steps=2000`).
+        """
+        chosen = {key: options.pop(key) for key in OPTIONS & options.keys()}
+        if chosen or "reconstruction" not in options:
+            options["reconstruction"] = Reconstruction(**chosen)
+        return _recipe(
+            # Learning makes up for errors of rounding, not for those of clipping, so these count
+            # double (benchmarks/rounding/adaround_options.py).
+            TensorSpec(
+                bits=weight_bits, symmetric=True, per_channel=True, range="mse", clip_weight=2.0
+            ),
+            activation_bits and TensorSpec(bits=activation_bits, range="mse"),
+            skip,
+            rules,
+            options,
+        )
+
+    @classmethod
+    def mixed(
+        cls,
+        *,
+        activation_bits: int | None = 8,
+        skip: str | type[nn.Module] | Iterable[str | type[nn.Module]] = (),
+        rules: Iterable[Rule] = (),
+        **options: Any,
+    ) -> Recipe:
+        """Return `adaround`'s recipe with bits allocated within a budget, layer by layer.
+
+        `options` are fields of `fxquant.Budget` (`max_bytes=200_000`, `average_bits=3`,
+        `max_drop=0.5`), and those of `adaround`.
+
+        >>> Recipe.mixed(average_bits=3).budget.average_bits
+        3
+        """
+        limits = {field.name: options.pop(field.name) for field in fields(Budget)
+                  if field.name in options}  # fmt: skip
+        return cls.adaround(
+            activation_bits=activation_bits,
+            skip=skip,
+            rules=rules,
+            budget=Budget(**limits),
+            **options,
+        )
+
+    @classmethod
+    def named(cls, name: str) -> Recipe:
+        """Return a recipe by name: "aciq" or "minmax" at 8/8 bits, "adaround" at 4/8."""
+        makers = {"aciq": cls.aciq, "minmax": cls.minmax, "adaround": cls.adaround}
+        if not isinstance(name, str) or name not in makers:
+            shown = repr(name) if isinstance(name, str) else f"of type {type(name).__name__}"
+            raise RecipeError(f"recipe {shown}: choose one of {', '.join(makers)}, or a Recipe")
+        return makers[name]()
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether `convert` works on calibration samples, which are kept for it."""
+        return self.reconstruction is not None or self.batchnorm_tuning or self.budget is not None
+
+    @property
+    def data(self) -> Reconstruction:
+        """How many samples are kept, and how they are run: of the reconstruction, if any."""
+        return self.reconstruction or Reconstruction()
+
+    def for_call(self, name: str, module: nn.Module | None) -> CallSpec:
+        """Return what is asked of the call `name` after all rules."""
+        own = spec = CallSpec(self.weights, self.activations)
+        for rule in self.rules:
+            if rule.matches(name, module):
+                spec = apply_rule(rule, spec, own)
+        return spec
+
+
+_OPTIONS = {
+    "bias_correction",
+    "reconstruction",
+    "logits",
+    "equalization",
+    "batchnorm_tuning",
+    "budget",
+}
+
+
+def _recipe(
+    weights: TensorSpec,
+    activations: TensorSpec | Literal[0] | None,
+    skip: str | type[nn.Module] | Iterable[str | type[nn.Module]],
+    rules: Iterable[Rule],
+    options: dict[str, Any],
+) -> Recipe:
+    if activations == 0:
+        raise RecipeError("activation_bits=0: choose 2 to 8 or 16, or None for weights only")
+    if isinstance(skip, (str, type)):
+        skip = (skip,)
+    for_activations = {f.name for f in fields(TensorSpec)} - {"bits"}
+    spec_options = {key: options.pop(key) for key in for_activations & options.keys()}
+    unknown = options.keys() - _OPTIONS
+    if unknown:
+        raise RecipeError(f"unknown options: {', '.join(sorted(unknown))}")
+    if activations is None and spec_options:
+        raise RecipeError(
+            f"{', '.join(sorted(spec_options))}: activations stay in float (activation_bits=None)"
+        )
+    if activations is not None:
+        activations = replace(activations, **spec_options)
+    skips = tuple(Rule(match, skip=True) for match in skip)
+    return Recipe(
+        weights=weights, activations=activations, rules=(*tuple(rules), *skips), **options
+    )

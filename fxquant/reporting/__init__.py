@@ -1,0 +1,12 @@
+"""What quantization lost: tables, and models compared node by node."""
+
+from fxquant.reporting.agreement import Agreement
+from fxquant.reporting.node_by_node import compare
+from fxquant.reporting.table import Report, report
+
+__all__ = [
+    "Agreement",
+    "Report",
+    "compare",
+    "report",
+]

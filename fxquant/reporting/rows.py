@@ -1,0 +1,153 @@
+"""The rows of a report: one for each quantized call, one for each region."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import fx, nn
+
+from fxquant.capture.naming import path_of
+from fxquant.capture.region import Region
+from fxquant.graph.kept_values import keeps_values
+from fxquant.graph.operations import concat_inputs, data_input, is_add, is_batchnorm, module_of
+from fxquant.graph.records import Record, record
+from fxquant.graph.selection import call_name
+from fxquant.int8.modules import Int8Add, Int8Layer, Int8Module
+from fxquant.modules.dynamic_quantize import DynamicQuantize
+from fxquant.modules.fake_quantize import FakeQuantize
+from fxquant.modules.layers import layer_type
+from fxquant.modules.quantized_layer import LearnedRounding, QuantizedLayer
+
+
+@dataclass(frozen=True)
+class Row:
+    """One call: how it is quantized, and what that loses."""
+
+    name: str
+    kind: str
+    weights: str
+    """Bits and range of the weight; empty if it is in float or there is none."""
+    weight_scale: float
+    """Mean over channels; NaN without a quantized weight."""
+    weight_sqnr: float
+    """Signal over quantization noise of the weight, in dB."""
+    inputs: str
+    """Bits and range of the quantizers on its inputs."""
+    input_scale: float
+    input_sqnr: float
+    """Least of its inputs' on the calibration data, in dB."""
+    output_sqnr: float
+    """Of the call's output against the float model's, in dB; NaN unless it was measured."""
+    rounding: LearnedRounding | None
+    """What learning its rounding gave: steps, seconds, and the errors of both roundings."""
+    notes: str
+    """What was folded or fused into it, what was refused and why."""
+
+
+@dataclass(frozen=True)
+class RegionRow:
+    """One graph of a model that is not one graph."""
+
+    path: str
+    kind: str
+    num_nodes: int
+    num_layers: int
+    """Calls of convolution and linear layers."""
+    num_quantized: int
+    """Those whose weight is quantized."""
+
+
+def row_of_region(gm: Region) -> RegionRow:
+    """Return the row of a region."""
+    modules = [module_of(gm, node) for node in gm.graph.nodes]
+    return RegionRow(
+        gm.path,
+        gm.original_type.__name__,
+        len(modules),
+        sum(_is_layer(module) for module in modules),
+        sum(isinstance(module, (QuantizedLayer, Int8Layer)) for module in modules),
+    )
+
+
+def _module_name(gm: fx.GraphModule, node: fx.Node) -> str:
+    """Return the name of the module that `node` calls, as the converted model holds it."""
+    return ".".join(part for part in (path_of(gm), str(node.target)) if part)
+
+
+def _is_layer(module: nn.Module | None) -> bool:
+    return layer_type(module) is not None or isinstance(module, Int8Layer)
+
+
+def is_listed(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Say whether the report has a row for the call: a layer, or something that was refused."""
+    module = module_of(gm, node)
+    if _is_layer(module) or isinstance(module, Int8Add) or is_batchnorm(gm, node):
+        return True
+    return bool(record(node).refused) or (is_add(gm, node) and bool(_quantizers(gm, node)))
+
+
+def row_of_call(gm: fx.GraphModule, node: fx.Node, measured: dict[str, float]) -> Row:
+    """Return the row of a call.
+
+    Args:
+        gm: the graph.
+        node: the call.
+        measured: the SQNR of outputs in dB, by name.
+    """
+    module = module_of(gm, node)
+    quantizers = _quantizers(gm, node)
+    weight = module if isinstance(module, (QuantizedLayer, Int8Layer)) else None
+    specs = list(dict.fromkeys(str(quantizer.spec) for quantizer in quantizers))
+    fixed = [quantizer for quantizer in quantizers if isinstance(quantizer, FakeQuantize)]
+    scales = [quantizer.scale.mean().item() for quantizer in fixed]
+    if isinstance(module, Int8Module):
+        maps = [each for each in (module.input, module.other) if each is not None]
+        specs = list(dict.fromkeys(f"0 to {each.grid.quant_max}" for each in maps))
+        scales = [each.scale for each in maps]
+    return Row(
+        name=call_name(gm, node),
+        kind=_kind(node, module),
+        weights=str(weight.weight_spec) if weight is not None else "",
+        weight_scale=weight.weight_scale.mean().item() if weight is not None else math.nan,
+        weight_sqnr=weight.weight_sqnr if weight is not None else math.nan,
+        inputs=", ".join(specs),
+        input_scale=sum(scales) / len(scales) if scales else math.nan,
+        input_sqnr=min((quantizer.sqnr for quantizer in fixed), default=math.nan),
+        output_sqnr=measured.get(_module_name(gm, node), math.nan),
+        rounding=weight.rounding if weight is not None else None,
+        notes="; ".join(_notes(record(node))),
+    )
+
+
+def _kind(node: fx.Node, module: nn.Module | None) -> str:
+    if module is not None:
+        return type(module).__name__.removeprefix("Quantized")
+    return str(getattr(node.target, "__name__", node.target))
+
+
+def _notes(known: Record) -> list[str]:
+    notes = [f"folded {name}" for name in known.folded]
+    if known.relu:
+        notes.append(f"fused {known.relu}")
+    if known.skipped:
+        notes.append("left in float by the recipe")
+    return notes + list(known.refused)
+
+
+def _quantizers(gm: fx.GraphModule, node: fx.Node) -> list[FakeQuantize | DynamicQuantize]:
+    """Return the quantizers of the tensors that `node` works on, past calls that keep values."""
+    sources = list(node.args) if is_add(gm, node) else [data_input(node)]
+    found: list[FakeQuantize | DynamicQuantize] = []
+    for source in sources:
+        while isinstance(source, fx.Node):
+            module = module_of(gm, source)
+            if isinstance(module, (FakeQuantize, DynamicQuantize)):
+                found.append(module)
+                break
+            concatenated = concat_inputs(source)
+            is_behind = record(source).fused_into is not None  # a dynamic one is before its ReLU
+            if not concatenated and not is_behind and not keeps_values(gm, source):
+                break
+            source = concatenated[0] if concatenated else data_input(source)
+    return found

@@ -1,0 +1,115 @@
+"""What quantization did to a model, call by call, as a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from tabulate import tabulate
+from torch import nn
+
+from fxquant.capture.naming import Untraced, find_regions
+from fxquant.capture.region import Region
+from fxquant.errors import PassError
+from fxquant.graph.journal import read_recipe, read_untraced
+from fxquant.modules.quantized_layer import LearnedRounding
+from fxquant.reporting.output_sqnr import measure_outputs
+from fxquant.reporting.rows import RegionRow, Row, is_listed, row_of_call, row_of_region
+
+
+@dataclass(frozen=True)
+class Report:
+    """One row per quantized call, and per call that stayed in float for a reason."""
+
+    rows: tuple[Row, ...]
+    regions: tuple[RegionRow, ...] = ()
+    """The graphs of a model that is not one graph, in the order of its submodules."""
+    untraced: tuple[Untraced, ...] = ()
+    """What of such a model stayed in Python, and so in float, and why."""
+
+    @property
+    def num_quantized(self) -> int:
+        """The number of layers whose weight is quantized."""
+        return sum(bool(row.weights) for row in self.rows)
+
+    def __str__(self) -> str:
+        measured = any(not math.isnan(row.output_sqnr) for row in self.rows)
+        columns = ["call", "kind", "weights", "scale", "dB", "inputs", "scale", "dB"]
+        learned = any(row.rounding is not None for row in self.rows)
+        columns += (
+            ["output dB"] * measured + ["learned", "method", "steps", "s"] * learned + ["notes"]
+        )
+        cells = [
+            [
+                row.name,
+                row.kind,
+                row.weights,
+                _number(row.weight_scale, "{:.3g}"),
+                _number(row.weight_sqnr, "{:.1f}"),
+                row.inputs,
+                _number(row.input_scale, "{:.3g}"),
+                _number(row.input_sqnr, "{:.1f}"),
+                *[_number(row.output_sqnr, "{:.1f}")] * measured,
+                *_learned(row.rounding) * learned,
+                row.notes,
+            ]
+            for row in self.rows
+        ]
+        tables = [tabulate(cells, columns, disable_numparse=True)]
+        if self.regions:
+            graphs = [list(vars(region).values()) for region in self.regions]
+            tables.append(tabulate(graphs, ["region", "kind", "nodes", "layers", "quantized"]))
+        if self.untraced:
+            left = [[each.path or "(the model)", each.kind, each.reason] for each in self.untraced]
+            tables.append(tabulate(left, ["in Python, in float", "kind", "because of"]))
+        return "\n\n".join(tables)
+
+
+def _number(value: float, form: str) -> str:
+    return "" if math.isnan(value) else form.format(value)
+
+
+def _learned(rounding: LearnedRounding | None) -> list[str]:
+    """Return the cells of "learned", "method", "steps" and "s"."""
+    if rounding is None:
+        return [""] * 4
+    return [str(rounding), rounding.method, str(rounding.steps), f"{rounding.seconds:.1f}"]
+
+
+def report(
+    model: nn.Module,
+    *,
+    reference: nn.Module | None = None,
+    batches: Iterable[Any] | None = None,
+) -> Report:
+    """Return what quantization did to `model`, which `prepare`, `convert` or `lower` made.
+
+    Args:
+        model: a prepared, a converted or a lowered model.
+        reference: the prepared model that `model` was converted from. With `batches`, both are run
+            and each call's output is compared: what everything up to there has lost.
+        batches: inputs for that, as in `calibrate`.
+
+    >>> from fxquant.api import quantize
+    >>> _ = torch.manual_seed(0)
+    >>> quantized = quantize(nn.Sequential(nn.Linear(8, 4), nn.ReLU()), [torch.randn(16, 8)])
+    >>> [(row.name, row.kind, row.weights, row.notes) for row in report(quantized).rows]
+    [('0', 'Linear', '8 bits minmax', 'fused _1')]
+    """
+    graphs = find_regions(model)
+    if not graphs:
+        raise PassError(f"report: got a {type(model).__name__}: give what prepare or convert made")
+    read_recipe(model)
+    measured: dict[str, float] = {}
+    if reference is not None and batches is not None:
+        measured = measure_outputs(reference, model, batches)
+    rows = [
+        row_of_call(gm, node, measured)
+        for gm in graphs.values()
+        for node in gm.graph.nodes
+        if is_listed(gm, node)
+    ]
+    regions = [row_of_region(gm) for gm in graphs.values() if isinstance(gm, Region)]
+    return Report(tuple(rows), tuple(regions), read_untraced(model))

@@ -1,0 +1,1 @@
+"""Learned roundings of residual blocks, and the scales of their activations."""

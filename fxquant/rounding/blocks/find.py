@@ -1,0 +1,230 @@
+"""The units of block reconstruction: residual blocks, and single layers outside of them.
+
+    x ─┬─ conv1 ─ relu1 ─ conv2 ─┐
+       └─────────────────────────add ─ relu2
+
+Where two ways meet, in an addition, a concatenation, a product, the block is all that lies between
+the join and the node where the ways parted: the nearest one through which everything passes that
+reaches the join, its immediate dominator. A ReLU behind the join belongs to it. Nothing inside may
+be read from outside. Of blocks inside of each other the largest counts (Li et al., "BRECQ", 2021:
+residual blocks are where layers depend on each other most).
+
+Nothing goes by names: blocks are found from the data flow, which sizes and parameters are no part
+of. A quantizer that the block alone reads belongs to it, so that its scale is learned there.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import fx
+
+from fxquant.graph.operations import is_split, module_of, relu_bounds
+from fxquant.graph.records import refuse
+from fxquant.modules.dynamic_quantize import DynamicQuantize
+from fxquant.modules.fake_quantize import FakeQuantize
+from fxquant.rounding.blocks.flow import Flow
+from fxquant.rounding.subgraphs import Subgraph, find_subgraphs
+
+
+@dataclass(frozen=True, eq=False)
+class Path:
+    """One way through a block: what `nodes` make of the entry's value."""
+
+    entry: fx.Node
+    exit: fx.Node
+    nodes: tuple[fx.Node, ...]
+    """In execution order, parameters and sizes that they read included, the entry not."""
+    is_ahead: bool = False
+    """The entry is not final when the block's turn comes: its float value stands in."""
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Layers that are reconstructed together."""
+
+    name: str
+    paths: tuple[Path, ...]
+    """One; of a single layer that is called several times, one for each call."""
+    subgraphs: tuple[Subgraph, ...]
+    """Its quantized layers."""
+    quantizers: tuple[FakeQuantize, ...]
+    """Those that are called nowhere else, so that their scales can be learned with the block."""
+
+
+def find_blocks(gm: fx.GraphModule, max_layers: int = 8) -> list[Block]:
+    """Return the blocks of a quantized graph, each behind all those that its entry depends on.
+
+    What cannot be learned as a block is recorded, with the reason, on the join or the layer.
+
+    Args:
+        gm: a graph with `QuantizedLayer`s.
+        max_layers: the most quantized layers in a block; DenseNets and U-Nets part for long.
+    """
+    flow = Flow(gm)
+    subgraphs = find_subgraphs(gm)
+    regions = _choose(flow, subgraphs, max_layers)
+    blocks: dict[int, Block] = {}  # by the place of the first layer: that one waits for the entry
+    covered: set[Subgraph] = set()
+    for region in regions:
+        inside = [each for each in subgraphs if each.calls[0].node in region.nodes]
+        covered.update(inside)
+        name = _common_name([each.name for each in inside])
+        blocks[subgraphs.index(inside[0])] = _block(flow, name, [region.path()], inside)
+    for number, subgraph in enumerate(subgraphs):
+        if subgraph in covered:
+            continue
+        paths = list(_paths(flow, subgraph))
+        if paths:
+            blocks[number] = _block(flow, subgraph.name, paths, [subgraph])
+    return [blocks[number] for number in sorted(blocks)]
+
+
+def is_quantizer(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Say whether the node rounds an activation."""
+    return isinstance(module_of(gm, node), (FakeQuantize, DynamicQuantize))
+
+
+class _Region:
+    """What lies between an entry and an exit: a block to be, unless something speaks against it."""
+
+    def __init__(self, flow: Flow, entry: fx.Node, exit: fx.Node, nodes: set[fx.Node]) -> None:
+        self._flow, self.entry, self.exit, self.nodes = flow, entry, exit, nodes
+        while self._is_own(self.entry):
+            self.nodes.add(self.entry)
+            self.entry = flow.inputs[self.entry][0]
+
+    def _is_own(self, entry: fx.Node) -> bool:
+        """Say whether the entry is a quantizer, or a tuple's split, that the region alone reads."""
+        is_movable = is_quantizer(self._flow.gm, entry) or is_split(entry)
+        return is_movable and all(user in self.nodes for user in self._flow.users[entry])
+
+    def why_not(self, max_layers: int, layers: Sequence[Subgraph]) -> str | None:
+        """Return why it cannot be learned as one block, or None if it can."""
+        for node in self._flow.sorted(self.nodes - {self.exit}):
+            outside = [user.name for user in self._flow.users[node] if user not in self.nodes]
+            if outside:
+                return f"{node.name} inside of it also feeds {outside[0]}"
+        for layer in layers:
+            if any(call.node not in self.nodes for call in layer.calls):
+                return f"{layer.name} is called outside of it too"
+        if len(layers) > max_layers:
+            return f"it has {len(layers)} quantized layers, more than {max_layers}"
+        foreign = self.foreign()
+        return f"it needs the size of {foreign.name}" if foreign is not None else None
+
+    def foreign(self) -> fx.Node | None:
+        """Return a node outside whose size the region is computed with, if there is one."""
+        known = {*self.nodes, self.entry}
+        needed = self._flow.sorted(self._needed())
+        read = (each for node in needed for each in self._flow.others[node])
+        return next(
+            (each for each in read if each in self._flow.inputs and each not in known), None
+        )
+
+    def _needed(self) -> set[fx.Node]:
+        """Return the parameters and sizes that the region's nodes are computed with."""
+        found: set[fx.Node] = set()
+        waiting = [each for node in self.nodes for each in self._flow.others[node]]
+        while waiting:
+            node = waiting.pop()
+            if node not in found and node not in self._flow.inputs:
+                found.add(node)
+                waiting += self._flow.others[node]
+        return found
+
+    def path(self, is_ahead: bool = False) -> Path:
+        """Return the region as a path."""
+        nodes = self._flow.sorted({*self.nodes, *self._needed()})
+        return Path(self.entry, self.exit, tuple(nodes), is_ahead)
+
+
+def _choose(flow: Flow, subgraphs: Sequence[Subgraph], max_layers: int) -> list[_Region]:
+    """Return the largest regions that can be learned as blocks; record why others cannot."""
+    chosen: list[_Region] = []
+    refused: list[_Region] = []
+    taken: set[fx.Node] = set()
+    for region in sorted(_regions(flow), key=lambda each: -len(each.nodes)):
+        layers = [each for each in subgraphs if any(c.node in region.nodes for c in each.calls)]
+        if not layers or region.nodes & taken:
+            continue
+        reason = region.why_not(max_layers, layers)
+        if reason is None:
+            chosen.append(region)
+            taken |= region.nodes
+        elif not any(region.exit in other.nodes for other in refused):
+            refuse(region.exit, f"not learned as one block: {reason}")
+            refused.append(region)
+    return chosen
+
+
+def _regions(flow: Flow) -> Iterator[_Region]:
+    """Yield, for each join, what lies between it and the node where its ways parted."""
+    for join, sources in flow.inputs.items():
+        entry = flow.dominator[join]
+        if len(sources) < 2 or entry is None or join.op == "output":
+            continue
+        nodes, waiting = {join}, [join]
+        while waiting:
+            new = [
+                each
+                for each in flow.inputs[waiting.pop()]
+                if each is not entry and each not in nodes
+            ]
+            nodes.update(new)
+            waiting += new
+        exit = _relu_behind(flow, join)
+        yield _Region(flow, entry, exit, {*nodes, exit})
+
+
+def _relu_behind(flow: Flow, join: fx.Node) -> fx.Node:
+    """Return the ReLU that alone reads the join, or the join itself."""
+    users = flow.users[join]
+    if len(users) == 1 and flow.inputs[users[0]] == [join] and relu_bounds(flow.gm, users[0]):
+        return users[0]
+    return join
+
+
+def _paths(flow: Flow, subgraph: Subgraph) -> Iterator[Path]:
+    """Yield a path for each call of a layer that is a block by itself; none if one cannot be."""
+    regions = []
+    for call in subgraph.calls:
+        if call.node not in flow.inputs:
+            refuse(call.node, "rounded to nearest: its input does not depend on the model's")
+            return
+        entry = flow.inputs[call.node][0]
+        region = _Region(flow, entry, call.output, {call.node, call.output})
+        foreign = region.foreign()
+        if foreign is not None:
+            refuse(call.node, f"rounded to nearest: it needs the size of {foreign.name}")
+            return
+        regions.append((region, call.node in subgraph.ahead))
+    yield from (region.path(is_ahead) for region, is_ahead in regions)
+
+
+def _block(flow: Flow, name: str, paths: Sequence[Path], layers: Sequence[Subgraph]) -> Block:
+    inside = {node for path in paths for node in path.nodes}
+    modules = dict.fromkeys(module_of(flow.gm, node) for path in paths for node in path.nodes)
+    quantizers = [
+        module
+        for module in modules
+        if isinstance(module, FakeQuantize) and inside.issuperset(flow.callers[module])
+    ]
+    return Block(name, tuple(paths), tuple(layers), tuple(quantizers))
+
+
+def _common_name(names: Sequence[str]) -> str:
+    """Return what qualified names start with, part by part; without that, the first and last.
+
+    >>> _common_name(["layer1.0.conv1", "layer1.0.conv2"])
+    'layer1.0'
+    >>> _common_name(["conv1", "conv2"])
+    'conv1 to conv2'
+    """
+    if len(names) == 1:
+        return names[0]
+    parts = [name.split(".") for name in names]
+    same = itertools.takewhile(lambda each: len(set(each)) == 1, zip(*parts, strict=False))
+    return ".".join(each[0] for each in same) or f"{names[0]} to {names[-1]}"

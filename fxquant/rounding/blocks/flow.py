@@ -1,0 +1,69 @@
+"""Which values of a graph are computed from which, and which nodes all of it passes through.
+
+Node d dominates node n if every way from the inputs to n goes through d; the nearest such d is n's
+immediate dominator. In a graph without cycles one pass finds it: of a node that reads one value it
+is that value's node, of one that reads several, the nearest node that dominates all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import fx
+
+from fxquant.graph.mutations import read_instead
+from fxquant.graph.operations import reads_shape
+from fxquant.graph.rewriting import users_by_module
+
+
+class Flow:
+    """Which values a graph computes from which: tensors that depend on its inputs."""
+
+    def __init__(self, gm: fx.GraphModule) -> None:
+        self.gm = gm
+        self.callers = users_by_module(gm)
+        self._position = {node: number for number, node in enumerate(gm.graph.nodes)}
+        self.inputs: dict[fx.Node, list[fx.Node]] = {}
+        """Of each node with data, in execution order, the nodes whose data it reads."""
+        self.others: dict[fx.Node, list[fx.Node]] = {}
+        """And of every node, the parameters and sizes that it reads."""
+        self.users: dict[fx.Node, list[fx.Node]] = {}
+        self.dominator: dict[fx.Node, fx.Node | None] = {}
+        self._depth: dict[fx.Node | None, int] = {None: 0}
+        instead = read_instead(gm)
+        for node in gm.graph.nodes:
+            replaced = instead.get(node, {})
+            sources = list(dict.fromkeys(replaced.get(each, each) for each in node.all_input_nodes))
+            data = [each for each in sources if each in self.inputs]
+            if reads_shape(node) or (
+                node.target is getattr and node.args[1] in ("device", "dtype")
+            ):
+                data = []
+            self.others[node] = [each for each in sources if each not in data]
+            for each in data:
+                self.users[each].append(node)
+            if data or node.op == "placeholder":
+                self._add(node, data)
+
+    def _add(self, node: fx.Node, data: list[fx.Node]) -> None:
+        self.inputs[node], self.users[node] = data, []
+        dominator: fx.Node | None = data[0] if data else None
+        for each in data[1:]:
+            dominator = self._meet(dominator, each)
+        self.dominator[node] = dominator
+        self._depth[node] = self._depth[dominator] + 1
+
+    def _meet(self, one: fx.Node | None, other: fx.Node | None) -> fx.Node | None:
+        """Return the nearest node that dominates both, itself included."""
+        while one is not other:
+            if self._depth[one] >= self._depth[other]:
+                assert one is not None
+                one = self.dominator[one]
+            else:
+                assert other is not None
+                other = self.dominator[other]
+        return one
+
+    def sorted(self, nodes: Iterable[fx.Node]) -> list[fx.Node]:
+        """Return the nodes in execution order."""
+        return sorted(nodes, key=self._position.__getitem__)

@@ -1,0 +1,54 @@
+"""One layer's weight as reconstruction sees it: grouped, and without the zero-point."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from fxquant.modules.layers import Layer
+from fxquant.modules.quantized_layer import QuantizedLayer
+from fxquant.numerics.affine import Grid, quantize
+from fxquant.rounding.rows import grouped_weight, ungrouped_weight
+
+
+class Rounding:
+    """What integers a layer's weight may take.
+
+    `weight` is the float one, (groups, out, in), float32; `scale`, and the bounds `low` and `high`
+    of the integers minus the zero-point, are (groups, out, 1); `per_channel` says whether each
+    output has a scale of its own.
+
+    Args:
+        layer: the quantized layer.
+        reference: the float one.
+    """
+
+    def __init__(self, layer: QuantizedLayer, reference: Layer) -> None:
+        self._layer = cast(Layer, layer)
+        self._grid = Grid.of(layer.weight_spec.bits, signed=True)
+        weight = reference.weight.detach().to(torch.float32)
+        self.weight = grouped_weight(reference, weight).contiguous()
+        self.per_channel = layer.weight_scale.dim() > 0
+        self.scale = self._grouped(layer.weight_scale)
+        self._zero_point = self._grouped(layer.weight_zero_point).to(torch.float32)
+        self.low = self._grid.quant_min - self._zero_point
+        self.high = self._grid.quant_max - self._zero_point
+
+    def _grouped(self, values: Tensor) -> Tensor:
+        """Return a value per output channel, or one for all, as (groups, out, 1)."""
+        groups, outputs = self.weight.shape[:2]
+        return values.expand(groups * outputs).reshape(groups, outputs, 1)
+
+    def nearest(self) -> Tensor:
+        """Return the integers of rounding to nearest, minus the zero-point."""
+        return quantize(self.weight, self.scale, self._zero_point, self._grid) - self._zero_point
+
+    def difference(self, integers: Tensor) -> Tensor:
+        """Return W̃ - W for integers minus the zero-point."""
+        return integers * self.scale - self.weight
+
+    def layer_integers(self, integers: Tensor) -> Tensor:
+        """Return what the layer keeps for integers minus the zero-point: int8, in its shape."""
+        return ungrouped_weight(self._layer, integers + self._zero_point).to(torch.int8)

@@ -1,0 +1,151 @@
+"""The units of reconstruction: a quantized layer, all its calls, and the activation behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import reduce
+from operator import or_
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from fxquant.graph.operations import data_input, module_of, relu_bounds
+from fxquant.modules.quantized_layer import QuantizedLayer
+from fxquant.rounding.activations import Activation, Clamp, Differentiated, Identity
+
+_MODULES = (
+    nn.CELU, nn.ELU, nn.GELU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh,
+    nn.LeakyReLU, nn.LogSigmoid, nn.Mish, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softsign,
+    nn.Tanh,
+)  # fmt: skip
+_FUNCTIONS = (
+    F.celu, F.elu, F.gelu, F.hardshrink, F.hardsigmoid, F.hardswish, F.hardtanh, F.leaky_relu,
+    F.logsigmoid, F.mish, F.selu, F.sigmoid, F.silu, F.softplus, F.softsign, F.tanh,
+    torch.sigmoid, torch.tanh,
+)  # fmt: skip
+_METHODS = ("sigmoid", "tanh", "sigmoid_", "tanh_")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the layer: the node, and the node whose float value is the target."""
+
+    node: fx.Node
+    output: fx.Node
+
+
+@dataclass(frozen=True, eq=False)
+class Subgraph:
+    """A quantized layer with everything that its reconstruction looks at."""
+
+    name: str
+    layer: QuantizedLayer
+    calls: tuple[Call, ...]
+    activation: Activation
+    ahead: frozenset[fx.Node]
+    """Those calls whose input is not final when the layer's turn comes: float inputs stand in."""
+
+
+def find_subgraphs(gm: fx.GraphModule) -> list[Subgraph]:
+    """Return the quantized layers of `gm`, each behind all those that its inputs depend on.
+
+    A layer that is called several times waits until the inputs of all its calls are final. Where
+    they depend on one another, as in a recurrence, the first call counts, and the others are
+    `ahead`.
+    """
+    calls: dict[QuantizedLayer, list[fx.Node]] = {}
+    for node in gm.graph.nodes:
+        module = module_of(gm, node)
+        if isinstance(module, QuantizedLayer):
+            calls.setdefault(module, []).append(node)
+    return [_subgraph(gm, layer, calls[layer], ahead) for layer, ahead in _in_order(gm, calls)]
+
+
+def _in_order(
+    gm: fx.GraphModule, calls: dict[QuantizedLayer, list[fx.Node]]
+) -> Iterator[tuple[QuantizedLayer, frozenset[fx.Node]]]:
+    bits = {layer: 1 << number for number, layer in enumerate(calls)}
+    behind: dict[fx.Node, int] = {}  # the layers that a node's value depends on, a bit each
+    for node in gm.graph.nodes:
+        behind[node] = 0
+        for source in node.all_input_nodes:
+            module = module_of(gm, source)
+            own = bits[module] if isinstance(module, QuantizedLayer) else 0
+            behind[node] |= behind[source] | own
+    needs = _closure({layer: [behind[node] for node in calls[layer]] for layer in calls}, bits)
+    pending = (1 << len(calls)) - 1
+    waiting = list(calls)
+    while waiting:
+        layer = next(
+            layer
+            for layer in waiting
+            if all(  # whatever it still needs needs it too, as in a recurrence
+                needs[other] & bits[layer] for other in waiting if needs[layer] & bits[other]
+            )
+        )
+        waiting.remove(layer)
+        ahead = frozenset(node for node in calls[layer] if behind[node] & pending)
+        pending &= ~bits[layer]
+        yield layer, ahead
+
+
+def _closure(
+    needed: dict[QuantizedLayer, list[int]], bits: dict[QuantizedLayer, int]
+) -> dict[QuantizedLayer, int]:
+    """Return all that each layer needs for its calls, and what that needs, a bit each."""
+    needs = {layer: reduce(or_, masks, 0) for layer, masks in needed.items()}
+    for through, bit in bits.items():
+        for layer in needs:
+            if needs[layer] & bit:
+                needs[layer] |= needs[through]
+    return needs
+
+
+def _subgraph(
+    gm: fx.GraphModule, layer: QuantizedLayer, nodes: list[fx.Node], ahead: frozenset[fx.Node]
+) -> Subgraph:
+    found = [_activation_behind(gm, node) for node in nodes]
+    same = all(activation == found[0][0] for activation, _ in found)
+    calls = tuple(
+        Call(node, output if same else node) for node, (_, output) in zip(nodes, found, strict=True)
+    )
+    activation = found[0][0] if same else Identity()
+    return Subgraph(str(nodes[0].target), layer, calls, activation, ahead)
+
+
+def _activation_behind(gm: fx.GraphModule, node: fx.Node) -> tuple[Activation, fx.Node]:
+    """Return the activation function behind a call, and the node that computes it."""
+    if len(node.users) != 1:
+        return Identity(), node
+    user = next(iter(node.users))
+    if user.all_input_nodes != [node] or data_input(user) is not node:
+        return Identity(), node
+    bounds = relu_bounds(gm, user)
+    if bounds is not None:
+        return Clamp(*bounds), user
+    module = module_of(gm, user)
+    if type(module) in _MODULES:
+        return Differentiated(module), user  # type: ignore[arg-type]
+    if user.op == "call_function" and user.target in _FUNCTIONS:
+        return Differentiated(_Function(user.target, user.args[1:], dict(user.kwargs))), user
+    if user.op == "call_method" and user.target in _METHODS:
+        return Differentiated(getattr(torch, str(user.target))), user
+    return Identity(), node
+
+
+@dataclass(frozen=True)
+class _Function:
+    """A function with all but its first argument given."""
+
+    function: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def __call__(self, y: Tensor) -> Tensor:
+        options = {name: value for name, value in self.kwargs.items() if name != "input"}
+        result = self.function(y, *self.args, **options)
+        assert isinstance(result, Tensor)
+        return result

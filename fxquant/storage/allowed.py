@@ -1,0 +1,190 @@
+"""Which classes and functions a saved model may name.
+
+A file is data: loading it builds objects of classes, and graphs that call functions, by their
+names. So that a file made by hand reaches no file, process or network, it may name only
+
+* classes of torch.nn, torchvision.models, .ops and .transforms, and fxquant, except for its passes
+  and what writes files; as mere values also `Tensor` and builtin types;
+* functions: those of `fxquant.storage.known_functions`, of torchvision.ops and of
+  `fxquant.int8.kernels`;
+* operators of `torch.ops` that `fxquant.storage.known_functions` knows;
+* public methods of tensors and containers that take no function and hand out no memory;
+* what the caller of `load` gives as `custom`.
+
+A name is "module:qualified name", and must be where the thing is defined. Modules are imported only
+inside of the packages above.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterable
+from types import FunctionType, NoneType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxquant.errors import StorageError
+from fxquant.storage.known_functions import known_functions, known_operator
+
+_CLASS_PACKAGES = (
+    "torch.nn", "torchvision.models", "torchvision.ops", "torchvision.transforms", "fxquant",
+)  # fmt: skip
+_REFUSED_PACKAGES = ("fxquant.streaming", "fxquant.passes")
+_FUNCTION_PACKAGES = ("torchvision.ops", "fxquant.int8.kernels")
+_TYPES = (
+    bool, complex, dict, enumerate, float, frozenset, int, list, NoneType, object, range, reversed,
+    set, slice, str, tuple, type, zip, Tensor, collections.OrderedDict,
+)  # fmt: skip
+_REFUSED_METHODS = (
+    "apply_", "const_data_ptr", "data_ptr", "map2_", "map_", "module_load", "register_hook",
+    "register_post_accumulate_grad_hook", "set_", "storage", "untyped_storage",
+)  # fmt: skip
+_OPERATOR = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
+_OPERATORS = "torch.ops"
+
+
+class Allowed:
+    """What may be named, `custom` included.
+
+    Args:
+        custom: the caller's own classes and functions. The qualified name is enough: a module may
+            have moved since, or have been `__main__`.
+
+    Raises:
+        StorageError: by the methods, for a name that is not allowed or that nothing has.
+    """
+
+    def __init__(self, custom: Iterable[type | Callable[..., Any]] = ()) -> None:
+        own = list(custom)
+        for each in own:
+            if not hasattr(each, "__qualname__"):
+                raise StorageError(f"custom: {each!r} is neither a class nor a function")
+        self._custom: dict[str, Any] = {each.__qualname__: each for each in own}
+        self._custom |= {name_of(each): each for each in own}
+
+    def type_named(self, name: str) -> type:
+        """Return a class."""
+        found = self._find(name, _types(), _CLASS_PACKAGES)
+        if not isinstance(found, type):
+            raise _refusal("class", name)
+        return found
+
+    def function_named(self, name: str) -> Callable[..., Any]:
+        """Return a function, an operator, or a class of `custom`, which a graph may call."""
+        found = self._find(name, known_functions(), _FUNCTION_PACKAGES)
+        is_own = any(found is each for each in self._custom.values())
+        is_function = isinstance(found, (FunctionType, *_OPERATOR)) or name in known_functions()
+        if not (is_own or is_function):
+            raise _refusal("function", name)
+        return found  # type: ignore[no-any-return]
+
+    def is_method(self, name: str) -> bool:
+        """Say whether a graph may call the method `name` of what it computes."""
+        if name.startswith("_") or name in _REFUSED_METHODS:
+            return False
+        own = [each for each in self._custom.values() if isinstance(each, type)]
+        return any(hasattr(each, name) for each in (Tensor, torch.Size, list, dict, *own))
+
+    def is_attribute(self, name: str) -> bool:
+        """Say whether a graph may read the attribute `name` of what it computes."""
+        return not name.startswith("_") and not callable(getattr(Tensor, name, None))
+
+    def _find(self, name: str, known: dict[str, Any], packages: tuple[str, ...]) -> Any:
+        module, _, qualified_name = name.partition(":")
+        found = self._custom.get(name, known.get(name))
+        if found is None and module == _OPERATORS:
+            return known_operator(qualified_name)
+        if found is None and _is_inside(module, packages):
+            found = _import(module, qualified_name)
+        return self._custom.get(qualified_name) if found is None else found
+
+
+def needs_custom(value: type | Callable[..., Any]) -> bool:
+    """Say whether only `custom` allows a file to name `value`."""
+    allowed = Allowed()
+    find = allowed.type_named if isinstance(value, type) else allowed.function_named
+    try:
+        return find(name_of(value)) is not value
+    except StorageError:
+        return True
+
+
+def name_of(value: Any) -> str:
+    """Return the name of a class, a function or an operator.
+
+    >>> name_of(torch.nn.Linear), name_of(torch.relu), name_of(torch.ops.aten.relu.default)
+    ('torch.nn.modules.linear:Linear', 'torch:relu', 'torch.ops:aten.relu.default')
+    """
+    if isinstance(value, _OPERATOR):
+        return f"{_OPERATORS}:{value}"
+    return _names().get(id(value)) or f"{value.__module__}:{value.__qualname__}"
+
+
+def has_name(value: type | Callable[..., Any]) -> bool:
+    """Say whether one gets from the name of `value` back to it, or could if given it.
+
+    >>> has_name(torch.nn.Linear), has_name(lambda x: x)
+    (True, False)
+    """
+    name = name_of(value)
+    if "<lambda>" in name:
+        return False
+    known = isinstance(value, _OPERATOR) or id(value) in _names() or "<locals>" in name
+    return known or _loaded(name) is value
+
+
+@functools.cache
+def _names() -> dict[int, str]:
+    named = {**known_functions(), **_types()}
+    return {id(value): name for name, value in reversed(named.items())}  # the first name stays
+
+
+@functools.cache
+def _types() -> dict[str, type]:
+    return {f"{each.__module__}:{each.__name__}": each for each in _TYPES}
+
+
+def _import(module: str, qualified_name: str) -> Any:
+    """Return what `module` itself defines under that name; else None, so of what it imports."""
+    if _is_inside(module, _REFUSED_PACKAGES):
+        return None
+    try:
+        importlib.import_module(module)
+    except ImportError:
+        return None
+    found = _loaded(f"{module}:{qualified_name}")
+    defined = getattr(found, "__module__", None), getattr(found, "__qualname__", None)
+    return found if defined == (module, qualified_name) else None
+
+
+def _loaded(name: str) -> Any:
+    """Return what has that name in the modules that are loaded, or None."""
+    module, _, qualified_name = name.partition(":")
+    found: Any = sys.modules.get(module)
+    for part in qualified_name.split("."):
+        found = inspect.getattr_static(found, part, None)
+    return found
+
+
+def _is_inside(module: str, packages: tuple[str, ...]) -> bool:
+    return any(module == each or module.startswith(f"{each}.") for each in packages)
+
+
+def _refusal(kind: str, name: str) -> StorageError:
+    module, _, qualified_name = name.partition(":")
+    own = name.replace(":", ".") if module == _OPERATORS else qualified_name.rpartition(".")[2]
+    is_inside = module != _OPERATORS and _is_inside(module, ("torch", "torchvision", "fxquant"))
+    is_missing = is_inside and _loaded(name) is None
+    reason, remedy = "files may not use", "if you know it and trust the file,"
+    if is_missing:
+        reason, remedy = "is not there in the versions installed here", "install others, or"
+    return StorageError(
+        f"it names the {kind} {name.replace(':', '.')!r}, which {reason}: {remedy} "
+        f"load(path, custom=[{own}])"
+    )

@@ -1,0 +1,238 @@
+"""A model as a tree of JSON and a list of tensors: what of it `fxquant.storage.files` writes.
+
+    Linear(2, 1, bias=False)  →  ["module", "torch.nn.modules.linear:Linear",
+                                  {"_parameters": ["dict", {"weight": ["tensor", 0], "bias": null}],
+                                   "in_features": 2, "out_features": 1}], [weight]
+
+Values without parts are as in `fxquant.storage.plain_values`. All else is a list that starts with
+its kind. Objects that can change are counted as they begin; one that is reached again is ["again",
+n]. Attributes of modules that are as in an empty `nn.Module` are left out, and so is what fx can
+make anew. `fxquant.storage.decoding` reads it all.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
+from types import BuiltinFunctionType, FunctionType, MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.immutable_collections import immutable_dict, immutable_list
+
+from fxquant.capture.region import Region
+from fxquant.errors import StorageError
+from fxquant.graph.journal import Journal
+from fxquant.storage.allowed import has_name, name_of, needs_custom
+from fxquant.storage.graph_encoding import encode_graph
+from fxquant.storage.plain_values import Json, encode_plain, is_plain
+
+_REGISTRIES = {"_parameters", "_buffers", "_modules"}
+_BLANK = vars(nn.Module())
+MADE_ANEW = vars(fx.GraphModule(nn.Module(), fx.Graph())).keys() - _BLANK.keys()
+_FUNCTIONS = (FunctionType, BuiltinFunctionType, torch._ops.OpOverload, torch._ops.OpOverloadPacket)
+_FIXED = (tuple, frozenset, slice, enum.Enum, functools.partial, MethodType, weakref.ref)
+
+
+class Encoder:
+    """What turns one model into a tree; `tensors` and `custom` are complete when it has.
+
+    Raises:
+        StorageError: by `encode`, for what cannot be stored, with its place.
+    """
+
+    def __init__(self) -> None:
+        self.tensors: list[Tensor] = []
+        self.custom: dict[str, Any] = {}
+        """Classes and functions that loading needs, by name."""
+        self._numbers: dict[int, tuple[int, object]] = {}  # with the object: no other gets its id
+        self._places: dict[int, int] = {}  # in `tensors`
+
+    def encode(self, value: Any, path: str) -> Json:
+        """Return the tree of `value`, which is at `path` in the model."""
+        if is_plain(value):
+            return encode_plain(value)
+        if isinstance(value, Tensor):
+            return ["tensor", self._place(value, path)]
+        if isinstance(value, (type, *_FUNCTIONS)):
+            return ["type" if isinstance(value, type) else "function", self.name(value, path)]
+        if isinstance(value, _FIXED):
+            return self._encode_fixed(value, path)
+        if id(value) in self._numbers:
+            return ["again", self._numbers[id(value)][0]]
+        self._numbers[id(value)] = len(self._numbers), value
+        if isinstance(value, nn.Module):
+            return self._encode_module(value, path)
+        if isinstance(value, (list, dict, set)):
+            return self._encode_container(value, path)
+        return self._encode_object(value, path)
+
+    def name(self, value: Any, path: str) -> str:
+        """Return the name of a class or function, and note it if it is the user's own."""
+        name = name_of(value)
+        if not has_name(value):
+            raise StorageError(
+                f"{path} is {value!r}, which is not in its module under its name: define it there "
+                "with `def` or `class`"
+            )
+        if self.custom.get(name, value) is not value:
+            raise StorageError(f"{path} is one of two different {name}: rename one of them")
+        if needs_custom(value):
+            self.custom[name] = value
+        return name
+
+    def _place(self, tensor: Tensor, path: str) -> int:
+        if id(tensor) not in self._places:
+            reason = _why_not_storable(tensor)
+            if reason is not None:
+                raise StorageError(f"{path} is a tensor {reason}")
+            self._places[id(tensor)] = len(self.tensors)
+            self.tensors.append(tensor)
+        return self._places[id(tensor)]
+
+    def _encode_fixed(self, value: Any, path: str) -> Json:
+        if type(value) in (tuple, frozenset):
+            return [type(value).__name__, *self._parts(value, path)]
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return ["namedtuple", self.name(type(value), path), *self._parts(value, path)]
+        if isinstance(value, slice):
+            return ["slice", *self._parts((value.start, value.stop, value.step), path)]
+        if type(value) is functools.partial:
+            return ["partial", *self._parts((value.func, value.args, value.keywords), path)]
+        if isinstance(value, enum.Enum) and value.name in type(value).__members__:
+            return ["enum", self.name(type(value), path), value.name]
+        if isinstance(value, MethodType) and not isinstance(value.__self__, type):
+            return ["method", self.encode(value.__self__, path), value.__func__.__name__]
+        if isinstance(value, weakref.ref) and value() is not None:
+            return ["weakref", self.encode(value(), path)]
+        raise _unstorable(value, path)
+
+    def _encode_container(self, value: Any, path: str) -> Json:
+        if type(value) in (list, immutable_list):
+            return ["list", *self._parts(value, path)]
+        if type(value) is set:  # in an order that does not change from run to run
+            return ["set", *self._parts(sorted(value, key=repr), path)]
+        if type(value) in (dict, immutable_dict) and all(type(key) is str for key in value):
+            return ["dict", {key: self.encode(value[key], f"{path}.{key}") for key in value}]
+        kinds = {dict: "items", immutable_dict: "items", OrderedDict: "ordered"}
+        if type(value) not in kinds:
+            raise _unstorable(value, path)
+        items = [
+            [self.encode(each, f"{path}[{key!r}]") for each in (key, value[key])] for key in value
+        ]
+        return [kinds[type(value)], *items]
+
+    def _parts(self, values: Any, path: str) -> list[Json]:
+        return [self.encode(value, f"{path}[{index}]") for index, value in enumerate(values)]
+
+    def _encode_module(self, module: nn.Module, path: str) -> Json:
+        _require_own_hooks(module, path)
+        state = {
+            name: value for name, value in _state(module).items() if not _is_blank(name, value)
+        }
+        for name in _REGISTRIES & state.keys():
+            state[name] = dict(state[name])  # an OrderedDict up to PyTorch 2.4
+        if isinstance(module, Journal):
+            state["lines"] = []  # these are facts about nodes: the graph has them
+        if not isinstance(module, fx.GraphModule):
+            return ["module", self.name(type(module), path), self._attributes(state, path)]
+        for name in MADE_ANEW:
+            state.pop(name, None)
+        if isinstance(module, Region):
+            head = ["region", self.name(state.pop("original_type"), path)]
+        elif type(module).__mro__[1] is fx.GraphModule:
+            head = ["graph", type(module).__name__]
+        else:
+            raise _unstorable(module, path)
+        attributes = self._attributes(state, path)
+        return [*head, attributes, encode_graph(module.graph, self.name, self.encode, path)]
+
+    def _attributes(self, state: dict[str, Any], path: str) -> Json:
+        return {
+            name: self.encode(value, path if name in _REGISTRIES else f"{path}.{name}")
+            for name, value in state.items()
+        }
+
+    def _encode_object(self, value: Any, path: str) -> Json:
+        kind = type(value)
+        if not _has_plain_state(kind):
+            raise _unstorable(value, path)
+        state = {name: getattr(value, name) for name in slot_names(kind) if hasattr(value, name)}
+        state.update(getattr(value, "__dict__", {}))
+        return ["object", self.name(kind, path), self._attributes(state, path)]
+
+
+def slot_names(kind: type) -> list[str]:
+    """Return the names of the slots of a class and its bases."""
+    listed = [vars(base).get("__slots__", ()) for base in kind.__mro__]
+    names = [name for each in listed for name in ([each] if isinstance(each, str) else each)]
+    return [name for name in names if name not in ("__dict__", "__weakref__")]
+
+
+def own_method(kind: type, name: str) -> Callable[..., Any] | None:
+    """Return `__getstate__` or `__setstate__` of a class, if it is fxquant that defines it."""
+    method = getattr(kind, name, None)
+    return method if str(getattr(method, "__module__", "")).startswith("fxquant.") else None
+
+
+def _state(module: nn.Module) -> dict[str, Any]:
+    get_state = own_method(type(module), "__getstate__")
+    state: dict[str, Any] = vars(module) if get_state is None else get_state(module)
+    return state
+
+
+def _is_blank(name: str, value: object) -> bool:
+    """Say whether an attribute is as in a new module: no hooks, training, and so on."""
+    if name not in _BLANK or type(value) is not type(_BLANK[name]):
+        return False
+    return value is _BLANK[name] or (isinstance(value, (dict, set)) and not value)
+
+
+def _has_plain_state(kind: type) -> bool:
+    """Say whether an object of `kind`, made in Python, is no more than its attributes."""
+    methods = ("__reduce_ex__", "__reduce__")
+    if any(getattr(kind, name) is not getattr(object, name) for name in methods):
+        return False
+    try:
+        object.__new__(kind)
+    except TypeError:
+        return False
+    return bool(kind.__flags__ & 1 << 9)  # Py_TPFLAGS_HEAPTYPE: the class is no static one of C
+
+
+def _require_own_hooks(module: nn.Module, path: str) -> None:
+    for kind, hooks in vars(module).items():
+        if not kind.endswith("_hooks") or not isinstance(hooks, dict):
+            continue
+        for hook in hooks.values():
+            owner = type(getattr(hook, "__self__", hook))
+            if not owner.__module__.startswith("fxquant."):
+                name = getattr(hook, "__qualname__", owner.__qualname__)
+                raise StorageError(
+                    f"{path} ({type(module).__name__}) has the hook {name!r} in {kind}, which a "
+                    "file cannot hold: remove it and register it again behind"
+                )
+
+
+def _why_not_storable(tensor: Tensor) -> str | None:
+    if type(tensor) not in (Tensor, nn.Parameter):
+        return f"of type {_type_name(tensor)}: only Tensor and Parameter can be stored"
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type == "meta":
+        return f"of {tensor.layout}, {tensor.dtype}, on {tensor.device}: only plain ones with data"
+    if not tensor.is_leaf:
+        return "computed with gradients: detach() it"
+    return None
+
+
+def _unstorable(value: object, path: str) -> StorageError:
+    return StorageError(
+        f"{path} is a {_type_name(value)}, which a file cannot hold: delete it before saving"
+    )
+
+
+def _type_name(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"

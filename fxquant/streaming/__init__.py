@@ -1,0 +1,38 @@
+"""Graphs over whole data sets: piece by piece, on disk, on many ranks, resumable."""
+
+from fxquant.streaming.checkpoint import Checkpoint
+from fxquant.streaming.distributed import (
+    copy_from_first_rank,
+    gather_objects,
+    greatest_over_ranks,
+    least_over_ranks,
+    num_ranks,
+    object_from_first_rank,
+    rank,
+    sum_over_ranks,
+)
+from fxquant.streaming.identity import identity_of
+from fxquant.streaming.leaves import map_leaves
+from fxquant.streaming.running import Arguments, device_of, interpreted, run
+from fxquant.streaming.stream import Stream
+from fxquant.streaming.value_store import ValueStore
+
+__all__ = [
+    "Arguments",
+    "Checkpoint",
+    "Stream",
+    "ValueStore",
+    "copy_from_first_rank",
+    "device_of",
+    "gather_objects",
+    "greatest_over_ranks",
+    "identity_of",
+    "interpreted",
+    "least_over_ranks",
+    "map_leaves",
+    "num_ranks",
+    "object_from_first_rank",
+    "rank",
+    "run",
+    "sum_over_ranks",
+]

@@ -1,0 +1,123 @@
+"""Finished layers of a long run in a folder, so that the run can be killed and go on.
+
+A folder belongs to one model, recipe and data set: `identity.json` holds a digest of each. A
+layer's file appears whole or not at all: it is written under another name, flushed to the disk, and
+renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fxquant.errors import StorageError
+from fxquant.streaming.identity import digest
+
+_VERSION = 1
+_REMEDIES = {
+    "version": "it was written by another version of fxquant",
+    "model": "the model is another",
+    "recipe": "the recipe is another",
+    "data": "the calibration data is another",
+    "ranks": "the number of ranks is another",
+}
+
+
+class Checkpoint:
+    """A folder of finished layers.
+
+    Args:
+        directory: made if it is not there.
+        identity: digests of "model", "recipe", "data" and "ranks".
+        writes: whether this process writes; the others only read.
+
+    Raises:
+        StorageError: the folder belongs to something else, or cannot be used.
+    """
+
+    def __init__(
+        self, directory: str | os.PathLike[str], identity: dict[str, str], *, writes: bool = True
+    ) -> None:
+        self.directory = Path(directory)
+        self._writes = writes
+        identity = {"version": str(_VERSION), **identity}
+        path = self.directory / "identity.json"
+        try:
+            if writes:
+                self.directory.mkdir(parents=True, exist_ok=True)
+            found = json.loads(path.read_text()) if path.exists() else None
+        except (OSError, ValueError) as error:
+            raise StorageError(f"checkpoint {self.directory}: cannot be used: {error}") from error
+        if found is None:
+            if writes:
+                self._write(path, json.dumps(identity, indent=1).encode())
+            return
+        for part, known in identity.items():
+            if not isinstance(found, dict) or found.get(part) != known:
+                raise StorageError(
+                    f"checkpoint {self.directory}: {_REMEDIES[part]} than the one it was written "
+                    "for: name another folder, or delete this one to start anew"
+                )
+
+    def load(self, number: int, name: str) -> dict[str, Any] | None:
+        """Return what was saved of layer `number`, None if it is not finished."""
+        path = self._path(number, name)
+        if not path.exists():
+            return None
+        reason = "it is not what was written"
+        try:
+            saved = torch.load(path, weights_only=True, map_location="cpu")
+        except Exception as error:  # a damaged file may fail in any way
+            saved, reason = None, str(error)
+        if isinstance(saved, dict) and saved.get("digest") == digest([saved.get("state")]):
+            state = saved["state"]
+            assert isinstance(state, dict)
+            return state
+        raise StorageError(
+            f"checkpoint {path}: cannot be read: {reason}. Delete it to do this layer again"
+        )
+
+    def save(self, number: int, name: str, state: dict[str, Any]) -> None:
+        """Write layer `number`; when this returns, it is on the disk."""
+        if not self._writes:
+            return
+        path = self._path(number, name)
+        temporary = path.with_suffix(".tmp")
+        try:
+            with temporary.open("wb") as file:
+                torch.save({"state": state, "digest": digest([state])}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            _flush_folder(self.directory)
+        except (OSError, RuntimeError) as error:  # RuntimeError: how torch.save says "disk full"
+            temporary.unlink(missing_ok=True)
+            raise StorageError(
+                f"checkpoint {path}: cannot be written: {error}. The layers before it are kept: "
+                "free some space and start again with the same folder"
+            ) from error
+
+    def _path(self, number: int, name: str) -> Path:
+        return self.directory / f"{number:04d}_{name[:100].replace('/', '_')}.pt"
+
+    def _write(self, path: Path, content: bytes) -> None:
+        temporary = path.with_suffix(".tmp")
+        try:
+            temporary.write_bytes(content)
+            temporary.replace(path)
+            _flush_folder(self.directory)
+        except OSError as error:
+            raise StorageError(f"checkpoint {path}: cannot be written: {error}") from error
+
+
+def _flush_folder(folder: Path) -> None:
+    """Put the names of the folder's files on the disk too."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

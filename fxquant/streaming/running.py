@@ -1,0 +1,53 @@
+"""Running a model on what it is called with: batch by batch, or node by node."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxquant.streaming.leaves import map_leaves
+
+
+@contextlib.contextmanager
+def interpreted(gm: fx.GraphModule, interpreter: fx.Interpreter) -> Iterator[None]:
+    """Let calls of `gm` go through `interpreter`, which may look at each node's result."""
+    gm.forward = lambda *args, **kwargs: interpreter.run(*_positional(gm, args, kwargs))
+    try:
+        yield
+    finally:
+        del gm.forward
+
+
+def _positional(gm: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """Return what a call gives to the placeholders, defaults filled in."""
+    rest = gm.graph.find_nodes(op="placeholder")[len(args) :]
+    named = [kwargs.get(str(node.target), *node.args[:1]) for node in rest]
+    return [*args, *named]
+
+
+def run(model: nn.Module, batches: Iterable[Arguments]) -> Iterator[Any]:
+    """Yield what `model` returns for each batch, on its own device, without gradients."""
+    device = device_of(model)
+    for batch in batches:
+        with torch.no_grad():
+            yield model(
+                *map_leaves(
+                    batch,
+                    # a copy: a model may write to its inputs
+                    lambda each: each.to(device, copy=True) if isinstance(each, Tensor) else each,
+                )
+            )
+
+
+Arguments = tuple[Any, ...]
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return where the model's first parameter or buffer is, the CPU if it has none."""
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))

@@ -1,0 +1,1 @@
+"""After calibration: ranges, integers, learned roundings."""

@@ -1,0 +1,125 @@
+"""Give each quantized layer's output channels the mean and deviation that the float layer's have.
+
+Before:  conv = QuantizedConv2d(x)     # outputs drifted, as its inputs and weight were rounded
+After:   conv = QuantizedConv2d(x)     # s_w' = s_w · ρ, b' = (b - μ̂) · ρ + μ, ρ = σ/σ̂
+
+Batch-norm tuning (Hubara et al., "Improving post training neural quantization: layer-wise
+calibration and integer programming", 2020, 3.4; report, V.B): the batch norm that was folded is
+rebuilt with the float network's own statistics, μ and σ, as its shift and scale; it re-collects its
+statistics μ̂ and σ̂ on the quantized network; and it is absorbed again. The scale goes into the
+weight's scales, so the integers stay. Layer by layer, each behind those tuned before it. Where a
+weight has one scale for all channels, and where a channel is constant, only means are tuned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx
+from tqdm import tqdm
+
+from fxquant.capture.naming import target_name
+from fxquant.errors import CalibrationError
+from fxquant.graph.rewriting import require_same_nodes
+from fxquant.modules.layers import Layer, channel_axis, num_outputs
+from fxquant.modules.quantized_layer import QuantizedLayer
+from fxquant.numerics.decibels import sqnr
+from fxquant.passes.pipeline import Pass
+from fxquant.rounding.side_by_side import SideBySide
+from fxquant.rounding.subgraphs import Call, Subgraph, find_subgraphs
+from fxquant.streaming.distributed import sum_over_ranks
+from fxquant.streaming.value_store import ValueStore
+
+_FURTHEST = 2.0
+"""ρ is held within [1/2, 2]: of a channel that quantization all but erased, σ̂ says nothing."""
+
+
+@dataclass(frozen=True, eq=False)
+class TuneBatchNorm(Pass):
+    """Give each quantized layer's output channels the float layer's mean and deviation."""
+
+    reference: fx.GraphModule
+    """The float model: the same graph before quantization, without observers."""
+    batches: Sequence[tuple[Any, ...]]
+    """The arguments of each call, on any device."""
+    max_bytes: int | None = 4 << 30
+    """Of the intermediate values in memory; what exceeds it lies in memory-mapped files."""
+    progress: bool | None = None
+    """Show a bar; None means where there is a terminal."""
+    reference_batches: Sequence[tuple[Any, ...]] | None = None
+    """What the reference is called with, where `batches` come from quantized parts; None: the
+    same."""
+
+    def requires(self, graph_module: fx.GraphModule) -> None:
+        """Raise where there is no data, or the reference is not of the same graph."""
+        if len(self.batches) == 0:
+            raise CalibrationError("TuneBatchNorm: `batches` is empty: give at least one")
+        calls = [call.node for each in find_subgraphs(graph_module) for call in each.calls]
+        require_same_nodes("TuneBatchNorm", self.reference, calls)
+
+    @torch.no_grad()
+    def run(self, gm: fx.GraphModule) -> bool:
+        """Tune the layers in turn; modified if there is one."""
+        subgraphs = [_before_activation(subgraph) for subgraph in find_subgraphs(gm)]
+        disable = None if self.progress is None else not self.progress
+        floats = self.batches if self.reference_batches is None else self.reference_batches
+        with ValueStore(self.max_bytes) as store:
+            sides = SideBySide(gm, self.reference, self.batches, floats, subgraphs, store)
+            for subgraph in tqdm(subgraphs, "tuning", disable=disable, delay=1, unit="layer"):
+                layer = subgraph.layer
+                _tune(layer, sides.rows(subgraph), target_name(gm, subgraph.name))
+                weight = cast(Layer, self.reference.get_submodule(subgraph.name)).weight.detach()
+                layer.weight_sqnr = sqnr(weight.float(), layer.weight.float())
+        return bool(subgraphs)
+
+
+def _before_activation(subgraph: Subgraph) -> Subgraph:
+    """Return the layer with its own result as the target."""
+    return replace(subgraph, calls=tuple(Call(call.node, call.node) for call in subgraph.calls))
+
+
+def _tune(layer: QuantizedLayer, rows: Iterator[tuple[Tensor, Tensor]], name: str) -> None:
+    channels = num_outputs(cast(Layer, layer))
+    device = layer.weight_integers.device
+    ours, floats = _Moments(channels, device), _Moments(channels, device)
+    axis = channel_axis(cast(Layer, layer))
+    for inputs, target in rows:
+        ours.add(layer(inputs), axis)
+        floats.add(target, axis)
+    (our_mean, our_deviation), (mean, deviation) = ours.result(), floats.result()
+    if not torch.isfinite(our_mean + our_deviation + mean + deviation).all():
+        raise CalibrationError(
+            f"{name}: NaN or infinity in its output on the calibration data: look at the calls "
+            "before it, or leave it in float with a Rule(…, skip=True)"
+        )
+    ratio = torch.ones_like(deviation)
+    if layer.weight_scale.dim():
+        usable = (deviation > 0) & (our_deviation > 0)
+        ratio = torch.where(usable, deviation / our_deviation, ratio)
+        ratio = ratio.clamp(1 / _FURTHEST, _FURTHEST)
+        layer.weight_scale.mul_(ratio.to(layer.weight_scale.dtype))
+    layer.set_bias((layer.bias_values() - our_mean) * ratio + mean)
+
+
+class _Moments:
+    """Mean and standard deviation of each channel over batches."""
+
+    def __init__(self, channels: int, device: torch.device) -> None:
+        self._sums = torch.zeros(2, channels, dtype=torch.float64, device=device)
+        self._count = torch.zeros((), dtype=torch.float64, device=device)
+
+    def add(self, y: Tensor, axis: int) -> None:
+        """Count a batch, (N, …) with its channels along `axis`, from the end."""
+        values = y.to(torch.float64).movedim(axis, 0).flatten(1)
+        self._sums += torch.stack([values.sum(dim=1), values.square().sum(dim=1)])
+        self._count += values.shape[1]
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """Return mean and deviation, float64 (channels,), over all ranks."""
+        sum_over_ranks(self._sums)
+        sum_over_ranks(self._count)
+        mean, square = self._sums / self._count
+        return mean, (square - mean.square()).clamp_min(0).sqrt()

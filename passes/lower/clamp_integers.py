@@ -1,0 +1,81 @@
+"""Clamp integers where their grid, or an activation function, ends before their type does.
+
+Before:  relu = ReLU(conv); quantize = quantize_per_tensor(relu, 0.02, 3, 0, 15, uint8)
+After:   quantize = quantize_per_tensor(conv, 0.02, 3, 0, 15, uint8)
+         clamp = torch.clamp(quantize, 3, 15)
+
+PyTorch's operators clamp to the grid by themselves, those of ONNX only to the type. Rounding keeps
+the order of values, and so a ReLU may come behind it, at the integers its bounds are rounded to:
+
+    q(max(x, 0)) = max(q(x), q(0)) = max(q(x), z)
+
+Moved are those that the type does not compute: a ReLU where z is not the type's least value, and
+all with an upper bound. Of convolutions with such a ReLU onnxruntime has no integer form.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxquant.graph.operations import data_input, relu_bounds
+from fxquant.graph.rewriting import delete_unused
+from fxquant.passes.pipeline import Pass
+
+
+@dataclass(frozen=True, eq=False)
+class ClampIntegers(Pass):
+    """Clamp integers where their grid, or an activation function, ends before their type does."""
+
+    def run(self, gm: fx.GraphModule) -> bool:
+        """Work on the graph that `ToQdq` leaves."""
+        operators = torch.ops.quantized_decomposed
+        relus: list[fx.Node] = []
+        is_clamped = False
+        for node in list(gm.graph.nodes):
+            if node.target is operators.quantize_per_tensor.default:
+                low, high, relu = _ends_behind_relu(gm, node)
+                relus += [relu] if relu is not None else []
+            elif node.target is operators.quantize_per_channel.default:
+                low, high = node.args[4:6]
+            else:
+                continue
+            is_clamped |= _clamp(node, low, high)
+        delete_unused(gm, {str(relu.target) for relu in relus if relu.op == "call_module"})
+        return is_clamped or bool(relus)
+
+
+def _ends_behind_relu(gm: fx.GraphModule, quantize: fx.Node) -> tuple[int, int, fx.Node | None]:
+    """Return the least and the greatest integer; take the ReLU out that they stand for."""
+    known: Any = quantize.args
+    relu, scale, zero_point, low, high, dtype = known
+    bounds = relu_bounds(gm, relu)
+    if bounds is None or len(relu.users) > 1:
+        return low, high, None
+    if bounds[1] == math.inf and zero_point == torch.iinfo(dtype).min:
+        return low, high, None
+    low = max(low, zero_point)
+    if bounds[1] < math.inf:
+        high = min(high, zero_point + round(bounds[1] / scale))
+    source = data_input(relu)
+    assert source is not None
+    relu.replace_all_uses_with(source)
+    gm.graph.erase_node(relu)
+    return low, high, relu
+
+
+def _clamp(quantize: fx.Node, low: int, high: int) -> bool:
+    dtype: Any = quantize.args[-1]
+    ends = torch.iinfo(dtype)
+    is_clamped = any(user.target is torch.clamp for user in quantize.users)
+    if is_clamped or (low, high) == (ends.min, ends.max):
+        return False
+    with quantize.graph.inserting_after(quantize):
+        clamp = quantize.graph.call_function(torch.clamp)
+    quantize.replace_all_uses_with(clamp)
+    clamp.args = (quantize, low, high)
+    return True

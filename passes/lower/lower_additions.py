@@ -1,0 +1,58 @@
+"""Let additions whose operands and result are quantized work on integers.
+
+Before:  add = dequantize + dequantize_1; relu = ReLU(add); quantize = kernels.quantize(relu, …)
+After:   add = Int8Add(quantize_1, quantize_2)                       # uint8
+
+A ReLU between the addition and the quantization goes along. An addition behind a layer is the
+layer's own business (`LowerLayers`), and is what is left to it here only if the layer could not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from fxquant.graph.operations import is_add, relu_bounds
+from fxquant.graph.rewriting import free_name
+from fxquant.int8.integers import (
+    affine_of,
+    drop_unused_dequantize,
+    integers_behind,
+    is_quantize,
+    only_user,
+    replace_chain,
+)
+from fxquant.int8.modules import Int8Add
+from fxquant.passes.pipeline import Pass
+
+
+@dataclass(frozen=True, eq=False)
+class LowerAdditions(Pass):
+    """Let additions whose operands and result are quantized work on integers."""
+
+    def run(self, gm: fx.GraphModule) -> bool:
+        """Replace each of them by a call of an `Int8Add`."""
+        additions = [node for node in gm.graph.nodes if is_add(gm, node)]
+        container = free_name(gm, "additions")
+        modified = [_lower(gm, node, container) for node in additions]
+        return any(modified) | drop_unused_dequantize(gm)
+
+
+def _lower(gm: fx.GraphModule, add: fx.Node, container: str) -> bool:
+    operands = [each for operand in add.args if (each := integers_behind(operand)) is not None]
+    chain, after = [add], only_user(add)
+    clamp = None if after is None else relu_bounds(gm, after)
+    if after is not None and clamp is not None:
+        chain.append(after)
+        after = only_user(after)
+    if len(operands) < 2 or after is None or not is_quantize(after):
+        return False
+    chain.append(after)
+    target = f"{container}.{add.name}"
+    first, second = (affine_of(each) for each in operands)
+    gm.add_submodule(target, Int8Add(first, second, affine_of(after), clamp))
+    with gm.graph.inserting_before(after):
+        lowered = gm.graph.call_module(target, tuple(operands))
+    replace_chain(chain, lowered, add.name)
+    return True

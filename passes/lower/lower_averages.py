@@ -1,0 +1,63 @@
+"""Let averages whose input and result are quantized work on integers.
+
+Before:  pool = AdaptiveAvgPool2d(dequantize); quantize = kernels.quantize(pool, 0.01, 0, 255)
+After:   pool = kernels.average(quantize_1, …)                       # uint8
+
+Means over whole dimensions are exact sums in int32, rescaled once. Averages over windows work on
+the integers in float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from fxquant.graph.operations import data_input, is_average
+from fxquant.graph.records import annotate
+from fxquant.int8 import kernels
+from fxquant.int8.integers import (
+    affine_of,
+    drop_unused_dequantize,
+    integers_behind,
+    is_quantize,
+    only_user,
+    replace_chain,
+)
+from fxquant.int8.kernel_arguments import average_arguments
+from fxquant.passes.pipeline import Pass
+
+
+@dataclass(frozen=True, eq=False)
+class LowerAverages(Pass):
+    """Let averages whose input and result are quantized work on integers."""
+
+    def run(self, gm: fx.GraphModule) -> bool:
+        """Replace each of them."""
+        modified = [_lower(gm, node) for node in list(gm.graph.nodes) if is_average(gm, node)]
+        return any(modified) | drop_unused_dequantize(gm)
+
+
+def _lower(gm: fx.GraphModule, node: fx.Node) -> bool:
+    source, after = data_input(node), only_user(node)
+    x = integers_behind(source)
+    if source is None or x is None or after is None or not is_quantize(after):
+        return False
+    mine, theirs = affine_of(after), affine_of(x)
+    ratio, greatest = theirs.scale / mine.scale, mine.grid.quant_max
+    mean = average_arguments(gm, node)
+    if mean is None:
+        with gm.graph.inserting_before(node):
+            wide = gm.graph.call_function(kernels.widen, (x, theirs.zero_point))
+        node.replace_input_with(source, wide)
+        annotate(node, value_of="")  # it averages the integers
+        with gm.graph.inserting_before(after):
+            ends = (ratio, mine.zero_point, 0, greatest)
+            lowered = gm.graph.call_function(kernels.narrow, (node, *ends))
+        replace_chain([after], lowered, after.name)
+        return True
+    with gm.graph.inserting_before(node):
+        rest = (theirs.zero_point, *mean, ratio, mine.zero_point, greatest)
+        lowered = gm.graph.call_function(kernels.average, (x, *rest))
+    replace_chain([node, after], lowered, node.name)
+    return True

@@ -1,0 +1,144 @@
+"""Let layers work on integers, with the addition and the activation function behind them.
+
+Before:  conv = QuantizedConv2d(dequantize); add = conv + dequantize_1; relu = ReLU(add)
+         quantize = kernels.quantize(relu, 0.02, 0, 255)
+After:   conv = Int8Conv(quantize_1, quantize_2)                     # uint8
+
+What a layer takes along: an addition of integers whose result is quantized, then a ReLU, ReLU6,
+SiLU, hardswish, tanh or GELU, then the quantization; each only if nobody else sees what is before
+it. A result that nobody quantizes is float32. A layer that the kernels cannot compute stays as it
+is, and the reason is recorded.
+
+The kernels' results are channels-last in memory, so that `view` may fail on them: it becomes
+`reshape`. What is changed in place through a view is made contiguous first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+
+from fxquant.graph.mutations import changed_while_read, may_be_view
+from fxquant.graph.operations import argument, data_input, is_add, module_of, relu_bounds
+from fxquant.graph.records import refuse
+from fxquant.graph.rewriting import free_name, users_by_module
+from fxquant.int8.integers import (
+    affine_of,
+    drop_unused_dequantize,
+    integers_behind,
+    is_quantize,
+    only_user,
+    replace_chain,
+)
+from fxquant.int8.kernel_arguments import kernel_activation
+from fxquant.int8.modules import Clamp, Int8Conv, Int8Linear, why_not_int8
+from fxquant.modules.quantized_layer import QuantizedLayer
+from fxquant.numerics.affine import Affine
+from fxquant.passes.pipeline import Pass
+
+
+@dataclass(frozen=True, eq=False)
+class LowerLayers(Pass):
+    """Let layers work on integers, with what is behind them."""
+
+    def run(self, gm: fx.GraphModule) -> bool:
+        """Replace each `QuantizedLayer` whose input is integers."""
+        users = users_by_module(gm)
+        modified = False
+        for node in list(gm.graph.nodes):
+            layer = module_of(gm, node)
+            if not isinstance(layer, QuantizedLayer):
+                continue
+            x = integers_behind(data_input(node))
+            reason = why_not_int8(layer) if x is not None else "its input is in float"
+            if x is None or reason is not None:
+                refuse(node, f"not lowered: {reason}")
+                continue
+            is_shared = len(users[layer]) > 1
+            users[layer].remove(node)
+            target = free_name(gm, str(node.target)) if is_shared else str(node.target)
+            _lower(gm, target, layer, x, _chain_behind(gm, node, layer))
+            modified = True
+        if modified:
+            _keep_views(gm)
+        return modified | drop_unused_dequantize(gm)
+
+
+@dataclass
+class _Chain:
+    """A layer's node and those behind it that its kernel computes too."""
+
+    nodes: list[fx.Node]
+    other: fx.Node | None = None
+    """The integers that are added."""
+    activation: str = "none"
+    clamp: Clamp = None
+    output: Affine | None = None
+    """What the result is quantized to."""
+
+    @property
+    def next(self) -> fx.Node | None:
+        """The node that alone uses the result."""
+        return only_user(self.nodes[-1])
+
+
+def _chain_behind(gm: fx.GraphModule, node: fx.Node, layer: nn.Module) -> _Chain:
+    add = only_user(node)
+    if add is not None and is_add(gm, add) and isinstance(layer, nn.Conv2d):
+        # Of y + y both operands are the layer's result.
+        other = next((integers_behind(each) for each in add.args if each is not node), None)
+        chain = _Chain([node, add], other)
+        _extend(gm, chain, layer)
+        if other is not None and chain.output is not None and chain.activation == "none":
+            return chain
+    chain = _Chain([node])
+    _extend(gm, chain, layer)
+    return chain
+
+
+def _extend(gm: fx.GraphModule, chain: _Chain, layer: nn.Module) -> None:
+    """Take the activation function and the quantization along."""
+    after = chain.next
+    if after is not None:
+        chain.clamp = relu_bounds(gm, after)
+        chain.activation = kernel_activation(gm, after, layer) or "none"
+        if chain.clamp is not None or chain.activation != "none":
+            chain.nodes.append(after)
+    after = chain.next
+    if after is not None and is_quantize(after):
+        chain.output = affine_of(after)
+        chain.nodes.append(after)
+
+
+def _lower(
+    gm: fx.GraphModule, target: str, layer: QuantizedLayer, x: fx.Node, chain: _Chain
+) -> None:
+    """Put one call of an `Int8Conv` or `Int8Linear`, named `target`, in the place of the chain."""
+    kind = Int8Linear if isinstance(layer, nn.Linear) else Int8Conv
+    other = None if chain.other is None else affine_of(chain.other)
+    module = kind(layer, affine_of(x), chain.output, chain.activation, chain.clamp, other)
+    gm.add_submodule(target, module)
+    operands = (x,) if chain.other is None else (x, chain.other)
+    with gm.graph.inserting_before(chain.nodes[-1]):
+        lowered = gm.graph.call_module(target, operands)
+    replace_chain(chain.nodes, lowered, chain.nodes[0].name)
+
+
+def _keep_views(gm: fx.GraphModule) -> None:
+    """Let `view` work on what is channels-last now, and show what is changed in place."""
+    changed = changed_while_read(gm)
+    for view, reshape in (("view", "reshape"), ("view_as", "reshape_as")):
+        for node in gm.graph.find_nodes(op="call_method", target=view):
+            if node not in changed and not isinstance(argument(node, 1, "dtype"), torch.dtype):
+                node.target = reshape
+    for node in changed:
+        users = list(node.users)
+        has_views = any(user in changed for user in users)
+        if not has_views or may_be_view(gm, node) or node.op in ("placeholder", "get_attr"):
+            continue
+        with gm.graph.inserting_after(node):
+            contiguous = gm.graph.call_method("contiguous", (node,))
+        for user in users:
+            user.replace_input_with(node, contiguous)

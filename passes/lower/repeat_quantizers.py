@@ -1,0 +1,69 @@
+"""Quantize again what calls that keep values make of quantized tensors.
+
+Before:  cat = cat([quantizers_cat, quantizers_cat_1]); conv = QuantizedConv2d(cat)
+After:   cat = cat([quantizers_cat, quantizers_cat_1]); quantizers_cat_2 = FakeQuantize(cat)
+         conv = QuantizedConv2d(quantizers_cat_2)
+
+Every value of `cat` is on the grid already, and so nothing changes. But runtimes that look for
+integers only between two neighbours, as onnxruntime does, find them on both sides of each call.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+
+from torch import fx
+
+from fxquant.graph.kept_values import keeps_values
+from fxquant.graph.operations import concat_inputs, data_input, is_split, module_of
+from fxquant.modules.fake_quantize import FakeQuantize
+from fxquant.passes.pipeline import Pass
+
+
+@dataclass(frozen=True, eq=False)
+class RepeatQuantizers(Pass):
+    """Quantize again what calls that keep values make of quantized tensors."""
+
+    def run(self, gm: fx.GraphModule) -> bool:
+        """Insert calls of the `FakeQuantize`s that are there."""
+        grids: dict[fx.Node, str] = {}  # whose values are on the grid of which quantizer
+        modified = False
+        for node in list(gm.graph.nodes):
+            quantizer = module_of(gm, node)
+            if isinstance(quantizer, FakeQuantize) and quantizer.axis is None:
+                grids[node] = str(node.target)
+                continue
+            targets = {grids.get(source) for source in _sources(gm, node)}
+            target = targets.pop() if len(targets) == 1 else None
+            if target is None:
+                continue
+            grids[node] = target
+            if _is_tuple(node) or all(user.target == target for user in node.users):
+                continue
+            with gm.graph.inserting_after(node):
+                repeated = gm.graph.call_module(target)
+            node.replace_all_uses_with(repeated)
+            repeated.args = (node,)
+            grids[repeated] = target
+            modified = True
+        return modified
+
+
+def _sources(gm: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
+    """Return the nodes of which `node` takes all its values; none if it computes new ones."""
+    concatenated = concat_inputs(node)
+    if concatenated is not None:
+        return concatenated
+    source = data_input(node)
+    return [source] if source is not None and keeps_values(gm, node) else []
+
+
+def _is_tuple(node: fx.Node) -> bool:
+    """Say whether the result is, or may be, several tensors."""
+    source = data_input(node)
+    if source is not None and is_split(source) and not isinstance(node.args[1], int):
+        return True
+    return is_split(node) or any(
+        user.target is operator.getitem and isinstance(user.args[1], int) for user in node.users
+    )

@@ -1,0 +1,55 @@
+"""Let kernels overwrite an operand that nobody reads later.
+
+Before:  conv = Int8Conv(x, identity)     # keep_other=True: adds into a copy
+After:   conv = Int8Conv(x, identity)     # adds into `identity` itself
+
+The operand's tensor must be its own, not a view of another, and no view of it may be read later.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx, nn
+
+from fxquant.graph.operations import concat_inputs, module_of, reads_shape
+from fxquant.int8 import kernels
+from fxquant.int8.modules import Int8Conv, Int8Module
+from fxquant.passes.pipeline import Pass
+
+_NEW_TENSOR = (
+    kernels.quantize, kernels.dequantize, kernels.narrow, kernels.widen, kernels.average,
+    kernels.max_pool2d,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class ReuseOperands(Pass):
+    """Let kernels overwrite an operand that nobody reads later."""
+
+    def run(self, gm: fx.GraphModule) -> bool:
+        """Set `keep_other` of each `Int8Conv` that adds an operand."""
+        position = {node: number for number, node in enumerate(gm.graph.nodes)}
+        modified = False
+        for node in gm.graph.nodes:
+            module = module_of(gm, node)
+            if not isinstance(module, Int8Conv) or len(node.args) < 2 or not module.keep_other:
+                continue
+            x, other = node.args
+            assert isinstance(other, fx.Node)
+            if x is other:
+                continue
+            readers = [user for user in other.users if not reads_shape(user)]
+            earlier = all(position[reader] <= position[node] for reader in readers)
+            if earlier and all(_is_new(gm, each) for each in (other, *readers)):
+                module.keep_other = False
+                modified = True
+        return modified
+
+
+def _is_new(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Say whether the node's result is a tensor of its own."""
+    module: nn.Module | None = module_of(gm, node)
+    if isinstance(module, Int8Module) or concat_inputs(node):
+        return True
+    return node.op == "call_function" and node.target in _NEW_TENSOR

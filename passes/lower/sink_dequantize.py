@@ -1,0 +1,131 @@
+"""Let calls that keep values work on integers: move `dequantize` from before them to behind them.
+
+Before:  dequantize = kernels.dequantize(quantize, 0.02, 0); pool = MaxPool2d(dequantize)
+After:   pool = kernels.max_pool2d(quantize, …)                      # uint8
+         dequantize = kernels.dequantize(pool, 0.02, 0)
+
+Reshapes, slices, and concatenations of integers with the same parameters are the calls that they
+were, and so are questions for a shape; padding with zero pads with the zero-point. What has no
+kernel for uint8 works on the integers in float32, which holds them exactly: `widen`, the call,
+`narrow`. A call whose result is changed in place and read again stays in float.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+from torch.nn import functional as F
+
+from fxquant.graph.kept_values import keeps_values, moves_values
+from fxquant.graph.mutations import changed_while_read
+from fxquant.graph.operations import concat_inputs, data_input, is_split, reads_shape
+from fxquant.graph.records import annotate
+from fxquant.graph.rewriting import insert_after
+from fxquant.int8 import kernels
+from fxquant.int8.integers import (
+    affine_of,
+    drop_unused_dequantize,
+    integers_behind,
+    mark_integers,
+    replace_chain,
+    value_of,
+)
+from fxquant.int8.kernel_arguments import max_pool2d_arguments, zero_padding
+from fxquant.numerics.affine import Affine
+from fxquant.passes.pipeline import Pass
+
+
+@dataclass(frozen=True, eq=False)
+class SinkDequantize(Pass):
+    """Let calls that keep values work on integers."""
+
+    def run(self, gm: fx.GraphModule) -> bool:
+        """Move each `dequantize` as far down as it goes."""
+        changed = changed_while_read(gm)
+        nodes = [node for node in gm.graph.nodes if node not in changed]
+        modified = [_sink(gm, node) for node in nodes]
+        return any(modified) | drop_unused_dequantize(gm)
+
+
+def _sink(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Let `node` work on integers, if all that it works on are, with the same parameters."""
+    sources = concat_inputs(node) or []
+    source = data_input(node)
+    if not sources and source is not None and (keeps_values(gm, node) or reads_shape(node)):
+        sources = [source]
+    integers = {each: behind for each in sources if (behind := integers_behind(each)) is not None}
+    known = {affine_of(each) for each in integers.values()}
+    if len(integers) < len(set(sources)) or len(known) != 1:
+        return False
+    (affine,) = known
+    if reads_shape(node):
+        _read(node, integers)
+        return True
+    if is_split(node):
+        return _split_integers(gm, node, integers, affine)
+    if concat_inputs(node) or moves_values(gm, node):
+        _read(node, integers)
+        mark_integers(node, affine, value_of(node))
+    else:
+        _select_integers(gm, node, integers, affine)
+    return True
+
+
+def _read(node: fx.Node, integers: dict[fx.Node, fx.Node]) -> None:
+    """Let `node` read the integers instead of what they stand for."""
+    for source, each in integers.items():
+        node.replace_input_with(source, each)
+
+
+def _split_integers(
+    gm: fx.GraphModule, node: fx.Node, integers: dict[fx.Node, fx.Node], affine: Affine
+) -> bool:
+    if not all(user.target is operator.getitem and keeps_values(gm, user) for user in node.users):
+        return False
+    _read(node, integers)
+    annotate(node, integers=affine)
+    for part in list(node.users):
+        mark_integers(part, affine, value_of(part))
+    return True
+
+
+def _select_integers(
+    gm: fx.GraphModule,
+    node: fx.Node,
+    integers: dict[fx.Node, fx.Node],
+    affine: Affine,
+) -> None:
+    """Let a pool or a padding work on integers."""
+    (x,) = integers.values()
+    pool, padding = max_pool2d_arguments(gm, node), zero_padding(gm, node)
+    if pool is None and padding is None:
+        _widen(node, integers, affine)
+        return
+    with gm.graph.inserting_before(node):
+        if pool is not None:
+            result = gm.graph.call_function(kernels.max_pool2d, (x, *pool))
+        else:
+            options: Any = {"mode": "constant", "value": affine.zero_point}  # as fx traces it
+            result = gm.graph.call_function(F.pad, (x, padding), options)
+    name = node.name
+    replace_chain([node], result, name)
+    mark_integers(result, affine, value_of(result))
+
+
+def _widen(node: fx.Node, integers: dict[fx.Node, fx.Node], affine: Affine) -> None:
+    """Let `node` work on the integers in float32."""
+    (x,) = integers.values()
+    name, users = value_of(node), list(node.users)
+    with node.graph.inserting_before(node):
+        wide = node.graph.call_function(kernels.widen, (x, affine.zero_point))
+    _read(node, {source: wide for source in integers})
+    with insert_after(node):
+        ends = (1.0, affine.zero_point, 0, affine.grid.quant_max)
+        result = node.graph.call_function(kernels.narrow, (node, *ends))
+    for user in users:
+        user.replace_input_with(node, result)
+    annotate(node, value_of="")
+    mark_integers(result, affine, name)

@@ -1,0 +1,88 @@
+"""Passes, and lists of passes that are passes themselves."""
+
+from __future__ import annotations
+
+import logging
+import os
+from abc import abstractmethod
+from pathlib import Path
+
+from torch import fx
+from torch.fx.passes.infra.pass_base import PassBase, PassResult
+
+from fxquant.errors import PassError
+from fxquant.graph.printing import text
+
+_logger = logging.getLogger("fxquant")
+
+
+class Pass(PassBase):
+    """A transformation of a `GraphModule`, in place, that says whether it changed anything.
+
+    A pass implements `run`, and where needed `requires` (raise if something must run first) and
+    `ensures` (cheap invariants; raise where one is broken). Its options are the fields of a frozen
+    dataclass declared with `eq=False`: PyTorch's PassManager compares passes by value, and would
+    take two equal ones for a cycle.
+
+    With the environment variable `FXQUANT_DUMP=DIR` every pass writes its graph to a file there.
+    """
+
+    @abstractmethod
+    def run(self, gm: fx.GraphModule) -> bool:
+        """Transform `gm` in place; return whether anything changed."""
+
+    def __call__(self, graph_module: fx.GraphModule) -> PassResult:
+        """Run `requires`, the pass, and `ensures`."""
+        if not isinstance(graph_module, fx.GraphModule):
+            raise PassError(
+                f"{type(self).__name__} works on a GraphModule, got {type(graph_module).__name__}: "
+                "make one with fxquant.trace(model)"
+            )
+        result = super().__call__(graph_module)
+        assert result is not None
+        return result
+
+    def call(self, graph_module: fx.GraphModule) -> PassResult:
+        """Run the pass, and regenerate the code if it changed the graph."""
+        modified = self.run(graph_module)
+        if modified:
+            graph_module.recompile()
+        _logger.info("%s: %s", type(self).__name__, "changed" if modified else "unchanged")
+        _dump(graph_module, type(self).__name__)
+        return PassResult(graph_module, modified)
+
+    def __str__(self) -> str:
+        return type(self).__name__
+
+
+class Pipeline(PassBase):
+    """Passes in a row, as one pass.
+
+    >>> from fxquant.passes import DropIdentities, FoldBatchNorm
+    >>> print(Pipeline(DropIdentities(), FoldBatchNorm()))
+    DropIdentities → FoldBatchNorm
+    """
+
+    def __init__(self, *passes: PassBase) -> None:
+        self.passes = passes
+
+    def call(self, graph_module: fx.GraphModule) -> PassResult:
+        """Run the passes in order; modified if any of them changed something."""
+        modified = False
+        for each in self.passes:
+            result = each(graph_module)
+            assert result is not None, f"{each} returned no PassResult"
+            graph_module, modified = result.graph_module, modified or result.modified
+        return PassResult(graph_module, modified)
+
+    def __str__(self) -> str:
+        return " → ".join(str(each) for each in self.passes)
+
+
+def _dump(gm: fx.GraphModule, name: str) -> None:
+    folder = os.environ.get("FXQUANT_DUMP")
+    if folder:
+        directory = Path(folder)
+        directory.mkdir(parents=True, exist_ok=True)
+        number = len(list(directory.glob("*.txt")))
+        (directory / f"{number:03d}_{name}.txt").write_text(text(gm))

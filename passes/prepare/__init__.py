@@ -1,0 +1,1 @@
+"""Before calibration: graphs made ready, and observers put into them."""

@@ -1,0 +1,110 @@
+"""Fold an eval-mode batch norm into the layers behind it.
+
+Before:  bn = BatchNorm2d(x); conv = Conv2d(bn); return conv
+After:   conv = Conv2d(x)  # folded: bn; return conv
+
+W' = W · scale along the input's channels,  b' = b + Σ W · shift
+
+Exact where every user of the batch norm is a layer that pads nothing with zeros, or where the shift
+is zero: zeros enter behind the batch norm, and would have to be -shift/scale before it. Run it
+after `FoldBatchNorm`, which needs no such condition.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxquant.capture.naming import target_name
+from fxquant.graph.axes import known_ranks
+from fxquant.graph.operations import data_input, is_batchnorm, is_layer, module_of
+from fxquant.graph.records import annotate, record, refuse
+from fxquant.graph.rewriting import (
+    delete_unused,
+    separate_calls,
+    users_by_module,
+    why_not_changeable,
+)
+from fxquant.modules.batchnorm import (
+    BatchNorm,
+    fold_before,
+    scale_and_shift,
+    why_not_affine,
+    why_shift_inexact,
+)
+from fxquant.modules.layers import Layer, num_inputs
+from fxquant.passes.pipeline import Pass
+
+
+@dataclass(frozen=True, eq=False)
+class AbsorbBatchNorm(Pass):
+    """Fold an eval-mode batch norm into the layers behind it."""
+
+    def run(self, gm: fx.GraphModule) -> bool:
+        """Fold where exact; record the reason on the batch norm elsewhere."""
+        absorbed = set()
+        ranks = known_ranks(gm)
+        users = users_by_module(gm)
+        for batchnorm in reversed(gm.graph.nodes):  # of two in a row the last comes first
+            if not is_batchnorm(gm, batchnorm) or not any(
+                is_layer(gm, user) for user in batchnorm.users
+            ):
+                continue
+            reason = _why_not(gm, batchnorm, ranks.get(batchnorm))
+            if reason is not None:
+                refuse(batchnorm, f"not folded forward: {reason}")
+                continue
+            _absorb(gm, batchnorm, users)
+            absorbed.add(str(batchnorm.target))
+        delete_unused(gm, absorbed)
+        return bool(absorbed)
+
+
+def _absorb(gm: fx.GraphModule, batchnorm: fx.Node, users: dict[nn.Module, list[fx.Node]]) -> None:
+    scale, shift = scale_and_shift(cast(BatchNorm, module_of(gm, batchnorm)))
+    behind: dict[nn.Module | None, list[fx.Node]] = {}
+    for user in batchnorm.users:
+        behind.setdefault(module_of(gm, user), []).append(user)
+    for layers in behind.values():
+        separate_calls(gm, layers, users)
+        fold_before(cast(Layer, module_of(gm, layers[0])), scale, shift)
+        for layer in layers:
+            annotate(layer, folded=(*record(layer).folded, target_name(gm, str(batchnorm.target))))
+    source = data_input(batchnorm)
+    assert source is not None
+    batchnorm.replace_all_uses_with(source)
+    gm.graph.erase_node(batchnorm)
+
+
+def _why_not(gm: fx.GraphModule, batchnorm: fx.Node, rank: int | None) -> str | None:
+    others = [user.name for user in batchnorm.users if not is_layer(gm, user)]
+    if others:
+        return f"it also feeds {', '.join(others)}"
+    module = cast(BatchNorm, module_of(gm, batchnorm))
+    reason = why_not_affine(module) or why_not_changeable(module)
+    if reason is not None:
+        return reason
+    _, shift = scale_and_shift(module)
+    for user in batchnorm.users:
+        layer = cast(Layer, module_of(gm, user))
+        reason = why_not_changeable(layer) or _why_inexact(layer, shift, rank)
+        if reason is not None:
+            return f"{user.name}: {reason}"
+    return None
+
+
+def _why_inexact(layer: Layer, shift: Tensor, rank: int | None) -> str | None:
+    if len(shift) != num_inputs(layer):
+        return f"{num_inputs(layer)} input channels, but a batch norm over {len(shift)}"
+    if isinstance(layer, nn.Linear):
+        seen = "of unknown rank (prepare with example_inputs)" if rank is None else f"{rank}-D"
+        reason = f"batch norm works on axis 1, a linear layer on the last; its input is {seen}"
+        return None if rank == 2 else reason
+    if isinstance(layer, nn.Conv1d) and rank == 2:
+        return "its input is 2-D, without a batch: batch norm took positions for channels"
+    if not torch.any(shift != 0):
+        return None
+    return why_shift_inexact(layer)

@@ -1,0 +1,117 @@
+"""Fold an eval-mode batch norm into the layer before it.
+
+Before:  conv = Conv2d(x); bn = BatchNorm2d(conv); return bn
+After:   conv = Conv2d(x)  # folded: bn; return conv
+
+W' = W · γ/√(σ² + ε),  b' = (b - μ) · γ/√(σ² + ε) + β          (report, I.C; ε is the module's own)
+
+A layer called several times is folded once for all calls behind which the same batch norm stands,
+and gets a copy for every other batch norm, or none, behind its other calls. A layer whose output is
+also used elsewhere is refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+from torch import fx, nn
+
+from fxquant.capture.naming import target_name
+from fxquant.graph.axes import known_ranks
+from fxquant.graph.operations import is_batchnorm, is_layer, module_of
+from fxquant.graph.records import annotate, record, refuse
+from fxquant.graph.rewriting import (
+    delete_unused,
+    find_chains,
+    separate_calls,
+    users_by_module,
+    why_not_changeable,
+    why_not_fusable,
+)
+from fxquant.modules.batchnorm import (
+    BatchNorm,
+    fold_after,
+    output_moments,
+    scale_and_shift,
+    why_not_affine,
+)
+from fxquant.modules.layers import Layer, num_outputs
+from fxquant.passes.pipeline import Pass
+
+
+@dataclass(frozen=True, eq=False)
+class FoldBatchNorm(Pass):
+    """Fold an eval-mode batch norm into the layer before it."""
+
+    def run(self, gm: fx.GraphModule) -> bool:
+        """Fold where exact; record the reason on the batch norm elsewhere."""
+        modified = False
+        while _fold_all(gm):  # a second batch norm behind the first comes into reach
+            modified = True
+        return modified
+
+
+def _fold_all(gm: fx.GraphModule) -> bool:
+    ranks = known_ranks(gm)
+    groups: dict[tuple[nn.Module | None, ...], list[tuple[fx.Node, fx.Node]]] = {}
+    folded = set()
+    for layer, batchnorm in find_chains(gm, is_layer, is_batchnorm):
+        reason = _why_not(gm, layer, batchnorm, ranks.get(layer))
+        if reason is not None:
+            refuse(batchnorm, f"not folded: {reason}")
+            continue
+        folded.add(str(batchnorm.target))
+        key = (module_of(gm, layer), module_of(gm, batchnorm))
+        groups.setdefault(key, []).append((layer, batchnorm))
+    users = users_by_module(gm)
+    for chains in groups.values():
+        separate_calls(gm, [layer for layer, _ in chains], users)
+        _fold(gm, chains)
+    delete_unused(gm, folded)
+    return bool(groups)
+
+
+def _fold(gm: fx.GraphModule, chains: list[tuple[fx.Node, fx.Node]]) -> None:
+    """Fold one batch-norm module into one layer module, for all calls of the pair."""
+    first, norm = chains[0]
+    norm_module = cast(BatchNorm, module_of(gm, norm))
+    fold_after(cast(Layer, module_of(gm, first)), *scale_and_shift(norm_module))
+    for layer, batchnorm in chains:
+        folded = (*record(layer).folded, target_name(gm, str(batchnorm.target)))
+        annotate(layer, folded=folded, moments=output_moments(norm_module))
+        batchnorm.replace_all_uses_with(layer)
+        gm.graph.erase_node(batchnorm)
+
+
+def _why_not(
+    gm: fx.GraphModule, layer: fx.Node, batchnorm: fx.Node, rank: int | None
+) -> str | None:
+    layer_module, norm_module = module_of(gm, layer), module_of(gm, batchnorm)
+    assert layer_module is not None
+    assert norm_module is not None
+    return (
+        why_not_fusable(layer, batchnorm)
+        or why_not_affine(cast(BatchNorm, norm_module))
+        or why_not_changeable(layer_module)
+        or why_not_changeable(norm_module)
+        or _why_axes_differ(layer_module, rank)
+        or _why_sizes_differ(cast(Layer, layer_module), cast(BatchNorm, norm_module))
+    )
+
+
+def _why_axes_differ(module: nn.Module, rank: int | None) -> str | None:
+    """Return why the layer's output channels are not on axis 1, which batch norm works on."""
+    if isinstance(module, nn.Linear) and rank != 2:
+        seen = "of unknown rank (prepare with example_inputs)" if rank is None else f"{rank}-D"
+        return f"batch norm works on axis 1, a linear layer on the last; its output is {seen}"
+    if isinstance(module, nn.Conv1d) and rank == 2:
+        return "its output is 2-D, without a batch: batch norm would take positions for channels"
+    return None
+
+
+def _why_sizes_differ(layer: Layer, batchnorm: BatchNorm) -> str | None:
+    scale, _ = scale_and_shift(batchnorm)
+    if scale.shape[0] != num_outputs(layer):
+        return f"{num_outputs(layer)} output channels, but a batch norm over {scale.shape[0]}"
+    return None

@@ -1,0 +1,144 @@
+"""Put an observer on each tensor that will be quantized.
+
+Before:  conv1 = Conv2d(x); relu = ReLU(conv1); pool = MaxPool2d(relu); fc = Linear(pool)
+After:   observers_x = Observer(x); conv1 = Conv2d(observers_x)
+         observers_relu = Observer(conv1); relu = ReLU(observers_relu)
+         pool = MaxPool2d(relu); fc = Linear(pool)
+
+Quantized is each tensor that feeds a layer: its input `x`, and the output of the ReLU, whose values
+max-pool hands on. The network's output is not. A tensor behind a fused ReLU is watched before it,
+where its distribution is whole.
+
+* Calls that keep values (max-pool, reshape, slice, zero padding) hand their input's parameters on.
+* The inputs of a concatenation share one set.
+* An addition or an average whose result reaches a layer that way works on integers too, and so its
+  operands are quantized; but not the result of a layer that feeds the addition alone: kernels add
+  into the layer's accumulator.
+
+Tensors that only float operations see (layer norm, softmax, SiLU) stay in float.
+
+Channels get ranges of their own, if the recipe says so, where convolutions alone read the tensor,
+directly, through pooling, or through additions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import dataclass, field
+from typing import cast
+
+from torch import fx, nn
+
+from fxquant.capture.region import Region
+from fxquant.graph.channel_moments import Moments, channel_moments_of, range_of
+from fxquant.graph.operations import data_input, module_of
+from fxquant.graph.placement import QuantizedTensors
+from fxquant.graph.records import record
+from fxquant.graph.rewriting import free_name, insert_after
+from fxquant.graph.selection import record_calls_with_weights_inside, select_calls
+from fxquant.modules.channel_observers import ChannelMean, ChannelObserver
+from fxquant.modules.layers import Layer, channel_axis, num_inputs
+from fxquant.modules.observers import LogitObserver, Observer
+from fxquant.passes.pipeline import Pass
+from fxquant.recipe.recipe import Recipe
+from fxquant.recipe.spec import CallSpec, TensorSpec
+
+
+@dataclass(frozen=True, eq=False)
+class InsertObservers(Pass):
+    """Put an observer on each tensor that will be quantized."""
+
+    recipe: Recipe = field(default_factory=Recipe)
+
+    def run(self, gm: fx.GraphModule) -> bool:
+        """Insert `Observer`s, and `ChannelMean`s if the recipe corrects biases."""
+        if any(isinstance(module, (Observer, ChannelMean)) for module in gm.modules()):
+            return False
+        calls = select_calls(gm, self.recipe)
+        record_calls_with_weights_inside(gm)
+        tensors = QuantizedTensors(gm, calls)
+        _insert(gm, tensors)
+        logits = _insert_at_outputs(gm, self.recipe.logits, set(tensors.places))
+        has_means = self.recipe.bias_correction is True and _insert_means(gm, calls)
+        return bool(tensors.places) or logits or has_means
+
+
+def _insert(gm: fx.GraphModule, tensors: QuantizedTensors) -> None:
+    container = free_name(gm, "observers")
+    bounds: dict[str, set[tuple[float, float] | None]] = {}
+    for node in tensors.places:
+        bounds.setdefault(tensors.label(node), set()).add(_fused_bounds(node))
+    moments = channel_moments_of(gm)
+    observers: dict[str, Observer] = {}
+    for node in tensors.places:
+        label = tensors.label(node)
+        # Tensors that share parameters are watched before their ReLUs if all bounds are the same.
+        clamp = _fused_bounds(node) if len(bounds[label]) == 1 else None
+        watched = data_input(node) if clamp else node
+        assert watched is not None
+        if label not in observers:
+            alone = sum(tensors.label(each) == label for each in tensors.places) == 1
+            known = moments.get(watched) if alone else None
+            observers[label] = _observer(tensors.spec(node), clamp, tensors.axis(node), known)
+            gm.add_submodule(f"{container}.{label}", observers[label])
+        users = [node] if clamp else list(watched.users)
+        with insert_after(watched):
+            observer = gm.graph.call_module(f"{container}.{label}", (watched,))
+        for user in users:
+            user.replace_input_with(watched, observer)
+
+
+def _observer(
+    spec: TensorSpec,
+    clamp: tuple[float, float] | None,
+    axis: int | None,
+    moments: Moments | None,
+) -> Observer:
+    """Return the observer that `spec` needs; of what batch norms tell, one that sees nothing."""
+    if spec.range == "bn" and moments is not None:
+        known = range_of(moments, clamp, per_channel=axis is not None)
+        return Observer(spec, clamp, known, axis)
+    if axis is None or spec.dynamic:
+        return Observer(spec, clamp, axis=axis)
+    return ChannelObserver(spec, clamp, axis)
+
+
+def _insert_at_outputs(
+    gm: fx.GraphModule, spec: TensorSpec | None, quantized: Set[fx.Node]
+) -> bool:
+    """Watch what the model returns, if its recipe quantizes that; of a region it is no output."""
+    if spec is None or isinstance(gm, Region):
+        return False
+    (output,) = gm.graph.find_nodes(op="output")
+    container = free_name(gm, "logit_observers")
+    for node in output.all_input_nodes:
+        if node in quantized:
+            continue
+        gm.add_submodule(f"{container}.{node.name}", LogitObserver(spec))
+        with insert_after(node):
+            observer = gm.graph.call_module(f"{container}.{node.name}", (node,))
+        output.replace_input_with(node, observer)
+    return True
+
+
+def _fused_bounds(node: fx.Node) -> tuple[float, float] | None:
+    known = record(node)
+    return known.clamp if known.fused_into else None
+
+
+def _insert_means(gm: fx.GraphModule, calls: dict[fx.Node, CallSpec]) -> bool:
+    """Watch the mean input of each layer whose weight will be rounded."""
+    container = free_name(gm, "input_means")
+    names: dict[nn.Module, str] = {}
+    for node, call in calls.items():
+        layer, source = module_of(gm, node), data_input(node)
+        if layer is None or source is None or call.weights is None:
+            continue
+        if layer not in names:
+            names[layer] = f"{container}.{str(node.target).replace('.', '_')}"
+            known = cast(Layer, layer)
+            gm.add_submodule(names[layer], ChannelMean(num_inputs(known), channel_axis(known)))
+        with gm.graph.inserting_before(node):
+            mean = gm.graph.call_module(names[layer], (source,))
+        node.replace_input_with(source, mean)
+    return bool(names)

@@ -1,0 +1,45 @@
+"""Record which ReLU belongs to which call; the graph stays as it is.
+
+Before:  conv = Conv2d(x); relu = ReLU(conv)
+After:   conv = Conv2d(x)  # fused: relu; relu = ReLU(conv)  # fused into conv
+
+Known as modules, functions and methods: ReLU, ReLU6, Hardtanh(0, ·), clamp(min=0); behind a layer,
+a batch norm or an addition. What is recorded decides where observers look (the distribution is
+whole before the ReLU), which clip ACIQ takes, and what the kernels fuse (report, II.A.2, III.A).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from fxquant.graph.operations import is_add, is_batchnorm, is_layer, relu_bounds
+from fxquant.graph.records import annotate, record, refuse
+from fxquant.graph.rewriting import find_chains, why_not_fusable
+from fxquant.passes.pipeline import Pass
+
+
+@dataclass(frozen=True, eq=False)
+class MarkFusedRelu(Pass):
+    """Record which ReLU belongs to which call."""
+
+    def run(self, gm: fx.GraphModule) -> bool:
+        """Annotate each pair; a ReLU whose input is used elsewhere too is refused."""
+        modified = False
+        for call, relu in find_chains(gm, _takes_relu, relu_bounds):
+            if record(relu).fused_into == call.name:
+                continue
+            reason = why_not_fusable(call, relu)
+            if reason is not None:
+                refuse(relu, f"not fused: {reason}")
+                continue
+            clamp = relu_bounds(gm, relu)
+            annotate(call, relu=relu.name, clamp=clamp)
+            annotate(relu, fused_into=call.name, clamp=clamp)
+            modified = True
+        return modified
+
+
+def _takes_relu(gm: fx.GraphModule, node: fx.Node) -> bool:
+    return is_layer(gm, node) or is_batchnorm(gm, node) or is_add(gm, node)

@@ -1,0 +1,195 @@
+"""How batches become the arguments of a graph, cut and regrouped."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+import fxquant
+from fxquant import CalibrationError, Recipe
+from fxquant.calibration.arguments import arguments_of, positional
+from fxquant.calibration.batching import in_batches_of, take_samples
+from fxquant.calibration.input_keeper import find_keeper, keep_inputs
+from tests.helpers import node
+
+Arguments = tuple[Any, ...]
+
+
+class Several(nn.Module):
+    """A model with several inputs and defaults."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, y: Tensor, scale: float = 2.0, text: Any = "none") -> Any:
+        return self.fc(x * scale) + self.fc(y)
+
+
+class Scaled(nn.Module):
+    """A model with one input and a default."""
+
+    def forward(self, x: Tensor, scale: float = 2.0) -> Any:
+        return x * scale
+
+
+def repr_type(value: Any) -> str:
+    return type(value).__name__
+
+
+def assert_equal(actual: Any, expected: Any) -> None:
+    if isinstance(expected, Tensor):
+        assert torch.equal(actual, expected)
+    elif isinstance(expected, (tuple, list)):
+        assert len(actual) == len(expected)
+        for one, other in zip(actual, expected, strict=True):
+            assert_equal(one, other)
+    else:
+        assert actual == expected
+
+
+def test_finds_the_keeper_under_another_name_too() -> None:
+    gm = fx.symbolic_trace(nn.Sequential(nn.Linear(4, 2)))
+    assert find_keeper(gm) is None
+    gm.add_module("kept_inputs", nn.Identity())
+    keep_inputs(gm, 3)
+    assert find_keeper(gm) is gm.get_submodule("kept_inputs_1")
+
+
+X = torch.arange(12.0).reshape(3, 4)
+Y = -X
+
+
+@pytest.mark.parametrize("batch", [X, (X, Y), [X, "label"], {"x": X}], ids=repr_type)
+def test_a_batch_is_the_first_argument_or_names_it(batch: Any) -> None:
+    gm = fx.symbolic_trace(Scaled())
+    assert_equal(arguments_of(gm, batch, "batch 0"), (X, 2.0))
+
+
+@pytest.mark.parametrize(
+    ("batch", "expected"),
+    [
+        ({"y": Y, "x": X}, (X, Y, 2.0, "none")),
+        ({"text": None, "x": X, "y": Y, "scale": 0.5}, (X, Y, 0.5, None)),
+    ],
+    ids=["defaults", "all"],
+)
+def test_keywords_come_in_the_order_of_the_inputs(batch: Any, expected: Arguments) -> None:
+    gm = fx.symbolic_trace(Several())
+    node(gm, "x").name = "renamed"  # the arguments keep their names
+    assert_equal(positional(gm, batch, "batch 0"), expected)
+    assert_equal(arguments_of(gm, batch, "batch 0"), expected)
+
+
+@pytest.mark.parametrize(
+    ("batch", "kind"), [("text", "str"), (3, "int"), ((), "tuple"), ([{"x": X}], "list")]
+)
+def test_a_batch_of_another_type_is_an_error(batch: Any, kind: str) -> None:
+    with pytest.raises(CalibrationError) as caught:
+        arguments_of(fx.symbolic_trace(Several()), batch, "batch 7")
+    assert str(caught.value) == (
+        f"batch 7: got a {kind}: give tensors, tuples or lists that start with one, or dicts of "
+        "keywords; or pass forward=lambda model, batch: … to calibrate"
+    )
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (
+            {"x": X, "y": Y, "scael": 3.0},
+            "the model has no argument scael; it has x, y, scale, text",
+        ),
+        ({"x": X}, "the model also needs y: give a dict of keywords"),
+        (X, "the model also needs y: give a dict of keywords"),
+    ],
+    ids=["unknown", "missing", "tensor"],
+)
+def test_arguments_that_do_not_fit_are_an_error(batch: Any, message: str) -> None:
+    with pytest.raises(CalibrationError) as caught:
+        arguments_of(fx.symbolic_trace(Several()), batch, "batch 7")
+    assert str(caught.value) == f"batch 7: {message}"
+
+
+def test_takes_samples_and_reads_no_further_than_it_needs() -> None:
+    x, read = torch.randn(12, 4), []
+
+    def batches() -> Iterator[Arguments]:
+        for number, batch in enumerate(torch.split(x, 4)):
+            read.append(number)
+            yield batch, "text", -batch
+
+    expected = [(x[:4], "text", -x[:4]), (x[4:6], "text", -x[4:6])]
+    assert_equal(take_samples(batches(), 6), expected)
+    assert_equal(take_samples(batches(), 8)[1], (x[4:8], "text", -x[4:8]))
+    assert read == [0, 1, 0, 1]
+    assert sum(len(batch[0]) for batch in take_samples(batches(), 99)) == 12
+    assert take_samples([], 5) == []
+
+
+def test_takes_inputs_without_a_batch_axis_whole() -> None:
+    batches = [(torch.randn(3, 8, 8),) for _ in range(4)]
+    assert_equal(take_samples(batches, 2, unbatched_rank=3), batches[:2])
+    assert_equal(in_batches_of(batches, 2, unbatched_rank=3), batches)
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 100])
+@pytest.mark.parametrize("sizes", [[12], [1] * 12, [5, 7], [2, 9, 1], [4, 4, 4]], ids=str)
+def test_regroups_batches_of_one_tensor(sizes: list[int], size: int) -> None:
+    x = torch.randn(12, 2, 3)
+    grouped = in_batches_of([("text", batch, None) for batch in torch.split(x, sizes)], size)
+    assert torch.equal(torch.cat([batch for _, batch, _ in grouped]), x)
+    assert max(len(batch) for _, batch, _ in grouped) <= size
+    assert all((text, none) == ("text", None) for text, _, none in grouped)
+
+
+def test_single_samples_fill_the_batches() -> None:
+    grouped = in_batches_of([(each[None],) for each in torch.randn(12, 3)], 5)
+    assert [len(batch) for (batch,) in grouped] == [5, 5, 2]
+
+
+@pytest.mark.parametrize(
+    "batches",
+    [
+        [],
+        [(torch.ones(2, 3), torch.ones(2, 3)), (torch.ones(1, 3), torch.ones(1, 3))],
+        [(torch.ones(2, 3),), (torch.ones(2, 4),)],
+        [(torch.ones(2, 3),), (torch.ones(2, 3, 1),)],
+        [(torch.ones(2, 3),), (torch.ones(2, 3).double(),)],
+        [(torch.ones(3),), (torch.ones(3),)],
+        [(torch.ones(2, 3), "a"), (torch.ones(2, 3), "b")],
+        [(torch.ones(2, 3), [torch.ones(2)]), (torch.ones(2, 3), [torch.ones(2)])],
+        [("a",), ("a",)],
+        [(torch.ones(2, 3), None), (None, torch.ones(2, 3))],
+    ],
+    ids=["none", "two", "ragged", "ranks", "dtypes", "1-D", "text", "lists", "tensorless", "mixed"],
+)
+def test_leaves_other_batches_alone(batches: list[Arguments]) -> None:
+    grouped = in_batches_of(batches, 4)
+    assert grouped is not batches
+    assert all(one is other for one, other in zip(grouped, batches, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [(nn.Conv2d(3, 4, 3), (3, 8, 8)), (nn.Linear(4, 2), (4,))],
+    ids=["image", "vector"],
+)
+def test_inputs_without_a_batch_axis_are_kept_whole(
+    model: nn.Module, shape: tuple[int, ...]
+) -> None:
+    recipe = Recipe.adaround(steps=1, samples=5)
+    batches = [torch.randn(shape) for _ in range(4)]
+    quantized = fxquant.quantize(nn.Sequential(model), batches, recipe, progress=False)
+    assert quantized(batches[0]).shape == model(batches[0]).shape
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["given", "kept"])
+def test_an_empty_batch_does_not_matter(given: bool) -> None:
+    prepared = fxquant.prepare(Several(), Recipe.adaround(steps=1, samples=7))
+    batches = [{"x": torch.randn(n, 4), "y": torch.randn(n, 4)} for n in (3, 0, 4)]
+    fxquant.calibrate(prepared, batches, progress=False)
+    converted = fxquant.convert(prepared, batches if given else None, progress=False)
+    assert converted(**batches[0]).shape == (3, 2)

@@ -1,0 +1,116 @@
+"""Each function takes the models it is for, and says what another one is."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxquant
+from fxquant import CaptureError, PassError, Recipe, Rule
+from fxquant.graph.states import require_converted, require_float, require_prepared
+from tests.helpers import needs_int8
+
+
+class Guarded(nn.Module):
+    """Cannot be traced, but for `body`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Any:
+        return self.body(x) if x.shape[0] > 1 else x
+
+
+def whole() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+
+
+X = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+RECIPE = Recipe.minmax(weight_bits=4)
+KINDS = pytest.mark.parametrize(
+    ("make", "prefix"), [(whole, ""), (Guarded, "body.")], ids=["one graph", "regions"]
+)
+
+
+def message(error: type[Exception], function: Any, *arguments: Any) -> str:
+    with pytest.raises(error) as caught:
+        function(*arguments)
+    return str(caught.value)
+
+
+@KINDS
+def test_a_float_model_is_float_and_not_prepared(make: Any, prefix: str) -> None:
+    model = make()
+    require_float(model)
+    assert message(PassError, require_prepared, model, "calibrate") == (
+        f"calibrate: got a {type(model).__name__}: give what fxquant.prepare(model) returned"
+    )
+
+
+@KINDS
+def test_a_prepared_model_gives_its_recipe_and_is_not_float(make: Any, prefix: str) -> None:
+    prepared = fxquant.prepare(make(), RECIPE)
+    assert require_prepared(prepared, "convert") == RECIPE
+    assert message(PassError, require_float, prepared) == (
+        f"prepare: the model is prepared already: {prefix + 'observers.input_1'!r} is a Observer; "
+        "give the float model"
+    )
+
+
+@KINDS
+def test_a_converted_model_is_neither(make: Any, prefix: str) -> None:
+    converted = fxquant.quantize(make(), [X], RECIPE)
+    assert message(PassError, require_prepared, converted, "convert") == (
+        "convert: got a converted model: give what fxquant.prepare(model) returned"
+    )
+    name = f"{prefix}traced.0" if prefix else "0"
+    assert message(PassError, require_float, converted) == (
+        f"prepare: the model is converted already: {name!r} is a QuantizedLinear; "
+        "give the float model"
+    )
+
+
+@KINDS
+def test_only_a_converted_model_is_converted(make: Any, prefix: str) -> None:
+    converted = fxquant.quantize(make(), [X], RECIPE)
+    assert require_converted(converted, "lower") == RECIPE
+    give = "give what fxquant.convert(prepared) returned"
+    for model, kind in (
+        (make(), type(make()).__name__),
+        (fxquant.prepare(make()), "prepared model"),
+    ):
+        assert message(PassError, require_converted, model, "lower") == (
+            f"lower: got a {kind}: {give}"
+        )
+
+
+@needs_int8
+@KINDS
+@pytest.mark.parametrize("part", [False, True], ids=["lowered", "lowered in part"])
+def test_a_lowered_model_is_lowered_whatever_stayed(make: Any, prefix: str, part: bool) -> None:
+    model = nn.Sequential(make(), nn.Linear(4, 2)) if part else make()
+    recipe = Recipe.minmax(rules=(Rule("1", activations=None),)) if part else RECIPE
+    lowered = fxquant.lower(fxquant.quantize(model, [X], recipe))
+    assert message(PassError, require_converted, lowered, "lower") == (
+        "lower: got a model that is lowered already: give what fxquant.convert(prepared) returned"
+    )
+    assert message(PassError, require_prepared, lowered, "convert") == (
+        "convert: got a converted model: give what fxquant.prepare(model) returned"
+    )
+    assert "prepare: the model is lowered already: " in message(PassError, require_float, lowered)
+
+
+@pytest.mark.parametrize("value", [3, None, "model"], ids=repr)
+def test_what_is_no_module_is_an_error(value: Any) -> None:
+    kind = type(value).__name__
+    assert message(CaptureError, require_float, value) == (
+        f"model is a {kind}: give a torch.nn.Module"
+    )
+    assert message(PassError, require_prepared, value, "convert") == (
+        f"convert: got a {kind}: give what fxquant.prepare(model) returned"
+    )
+    assert message(PassError, require_converted, value, "lower") == (
+        f"lower: got a {kind}: give what fxquant.convert(prepared) returned"
+    )

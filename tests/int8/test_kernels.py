@@ -1,0 +1,568 @@
+"""The kernels against slow references: sums in float64 on integers, which are exact.
+
+Kernels scale and add in float32. So a result is the nearest integer to the exact value, ties to
+even, or next to it where that value lies within 1e-4 of the middle between the two.
+"""
+
+import gc
+import math
+import platform
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx
+from torch.nn import functional as F
+
+from fxquant.int8 import kernels, onednn, prepacking
+from fxquant.numerics.affine import Grid, affine_parameters
+from fxquant.numerics.affine import quantize as quantize_exactly
+from tests.helpers import needs_int8, relative_error
+
+conv: Any = onednn.conv  # of any type: mypy cannot count the arguments in a list
+conv_add: Any = onednn.conv_add
+linear: Any = onednn.linear
+NO_BOUNDS = (-math.inf, math.inf)
+CONVOLUTIONS: dict[int, Any] = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda y: y,
+    "swish": F.silu,
+    "hardswish": F.hardswish,
+    "tanh": torch.tanh,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda y: F.gelu(y, approximate="tanh"),
+}
+
+
+def integers(*shape: int, bits: int = 8) -> Tensor:
+    return torch.randint(0, 2**bits, shape, dtype=torch.uint8)
+
+
+def weights(*shape: int, bits: int = 8) -> Tensor:
+    return torch.randint(-(2 ** (bits - 1)), 2 ** (bits - 1), shape, dtype=torch.int8)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def every_other(x: Tensor) -> Tensor:
+    """Return the values of `x` with a gap behind each in memory."""
+    return x.repeat_interleave(2, -1)[..., ::2]
+
+
+def transposed(x: Tensor) -> Tensor:
+    """Return the values of `x` with the first two axes exchanged in memory."""
+    return x.transpose(0, 1).contiguous().transpose(0, 1)
+
+
+def conv_arguments(
+    dims: int = 2,
+    *,
+    inputs: int = 8,
+    outputs: int = 16,
+    width: int = 3,
+    geometry: tuple[int, int, int] = (1, 0, 1),
+    groups: int = 1,
+    zero_point: int = 7,
+    bias: bool = True,
+    per_channel: bool = True,
+    bits: int = 8,
+    batch: int = 2,
+) -> list[Any]:
+    """Return what all kernels of convolutions take first; `geometry`: stride, padding, dilation."""
+    x = integers(batch, inputs, *range(9, 9 + dims), bits=bits)
+    weight = weights(outputs, inputs // groups, *[width] * dims, bits=bits)
+    weight_scale = torch.rand(outputs if per_channel else 1) + 0.1
+    bias_tensor = 10 * torch.randn(outputs) if bias else None
+    stride, padding, dilation = ([value] * dims for value in geometry)
+    return [
+        x, 0.02, zero_point, weight, weight_scale, bias_tensor, stride, padding, dilation, groups
+    ]  # fmt: skip
+
+
+def conv_exactly(
+    x: Tensor,
+    x_scale: float,
+    x_zero_point: int,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    *geometry: Any,
+) -> Tensor:
+    """Return the convolution in float64; zeros at the border, whatever the zero-point."""
+    sums = CONVOLUTIONS[weight.dim()](x.double() - x_zero_point, weight.double(), None, *geometry)
+    per_output = (-1, *[1] * (weight.dim() - 2))
+    y: Tensor = sums * (x_scale * weight_scale.double()).reshape(per_output)
+    return y if bias is None else y + bias.double().reshape(per_output)
+
+
+def linear_arguments(*shape: int, outputs: int = 6, bias: bool = True) -> list[Any]:
+    x, weight = integers(*shape), weights(outputs, shape[-1])
+    return [x, 0.002, 7, weight, torch.rand(outputs), torch.randn(outputs) if bias else None]
+
+
+def linear_exactly(
+    x: Tensor, x_scale: float, zero_point: int, weight: Tensor, scale: Tensor, bias: Tensor | None
+) -> Tensor:
+    y = F.linear(x.double() - zero_point, weight.double()) * (x_scale * scale.double())
+    return y if bias is None else y + bias.double()
+
+
+def spread(y: Tensor) -> tuple[float, int]:
+    """Return a scale and a zero-point that spread 8 bits over the middle nine tenths of `y`."""
+    low, high = y.flatten().kthvalue(max(y.numel() // 20, 1))[0], y.quantile(0.95)
+    scale, zero_point = affine_parameters(low, high, Grid(0, 255))
+    return scale.item(), int(zero_point.item())
+
+
+def assert_nearest(
+    actual: Tensor, exact: Tensor, scale: float, zero_point: int, low: float = 0, high: float = 255
+) -> None:
+    steps = (exact / scale + zero_point).clamp(low, high)
+    assert actual.dtype == torch.uint8
+    assert actual.shape == steps.shape
+    assert (actual.double() - steps).abs().max() <= 0.5 + 1e-4
+
+
+def assert_conv(arguments: Sequence[Any], activation: str = "none") -> None:
+    """Check a convolution with its result in uint8 and in float32."""
+    exact = ACTIVATIONS[activation](conv_exactly(*arguments))
+    result = spread(exact)
+    assert_nearest(conv(*arguments, activation, *result, 0, 255), exact, *result)
+    in_float = conv(*arguments, activation, None, 0, *NO_BOUNDS)
+    assert relative_error(in_float, exact.float()) < 1e-6
+
+
+@needs_int8
+@pytest.mark.parametrize("zero_point", [0, 7, 255])
+@pytest.mark.parametrize("geometry", [(1, 0, 1), (2, 1, 1), (1, 2, 2), (3, 1, 2)])
+@pytest.mark.parametrize("groups", [1, 2, 8])
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_conv_rounds_the_exact_sum(
+    dims: int, groups: int, geometry: tuple[int, int, int], zero_point: int
+) -> None:
+    assert_conv(
+        conv_arguments(dims, groups=groups, geometry=geometry, zero_point=zero_point, outputs=8)
+    )
+
+
+@needs_int8
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bias": False},
+        {"per_channel": False},
+        {"per_channel": False, "groups": 4},
+        {"width": 1},
+        {"inputs": 3, "outputs": 5},
+        {"outputs": 1},
+        {"bits": 4},
+        {"bits": 2},
+        {"batch": 1},
+    ],
+    ids=str,
+)
+def test_conv_of_every_shape(dims: int, options: dict[str, Any]) -> None:
+    assert_conv(conv_arguments(dims, **options))
+
+
+@needs_int8
+def test_conv_takes_strides_and_paddings_that_differ_by_axis() -> None:
+    arguments = conv_arguments()
+    arguments[6:9] = (2, 1), (0, 2), (1, 2)
+    assert_conv(arguments)
+
+
+@needs_int8
+@pytest.mark.parametrize("layout", [Tensor.contiguous, channels_last, every_other])
+@pytest.mark.parametrize("stride", [(1, 1), (2, 3)])
+@pytest.mark.parametrize("options", [{}, {"bias": False}, {"per_channel": False}, {"batch": 0}])
+def test_conv_of_one_position_is_a_product(
+    layout: Callable[[Tensor], Tensor], stride: tuple[int, int], options: dict[str, Any]
+) -> None:
+    arguments = conv_arguments(width=1, **options)
+    arguments[0], arguments[6] = layout(arguments[0]), stride
+    if options.get("batch") == 0:
+        y = conv(*arguments, "none", 1.0, 0, 0, 255)
+        assert y.shape == conv_exactly(*arguments).shape
+        return
+    assert_conv(arguments)
+    assert_conv(arguments, "swish")
+    product = conv_exactly(*arguments)
+    other = integers(*product.shape)
+    exact = product + 0.3 * (other.double() - 100)
+    y = conv_add(*arguments, layout(other), 0.3, 100, *spread(exact), 0, 255)
+    assert_nearest(y, exact, *spread(exact))
+
+
+@needs_int8
+@pytest.mark.parametrize("activation", ["swish", "hardswish"])
+def test_conv_computes_the_activation_before_it_rounds(activation: str) -> None:
+    assert_conv(conv_arguments(), activation)
+
+
+@needs_int8
+@pytest.mark.parametrize("layout", [channels_last, every_other, transposed])
+@pytest.mark.parametrize("groups", [1, 8])
+@pytest.mark.parametrize("place", [0, 3], ids=["input", "weight"])
+def test_conv_reads_any_layout(layout: Callable[[Tensor], Tensor], groups: int, place: int) -> None:
+    arguments = conv_arguments(groups=groups)
+    arguments[place] = layout(arguments[place])
+    assert_conv(arguments)
+
+
+@needs_int8
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_conv_holds_the_result_within_its_bounds(dims: int) -> None:
+    arguments = conv_arguments(dims)
+    exact = conv_exactly(*arguments)
+    scale, zero_point = spread(exact)
+    for low, high in ((zero_point, 255), (zero_point, zero_point + 9), (0, 15)):
+        y = conv(*arguments, "none", scale, zero_point, low, high)
+        assert_nearest(y, exact, scale, zero_point, low, high)
+        assert (y.min(), y.max()) == (low, high)
+    y = conv(*arguments, "none", None, 0, 0.0, 6.0)
+    assert relative_error(y, exact.clamp(0, 6).float()) < 1e-6
+
+
+@needs_int8
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("y_scale", [0.1, None])
+def test_conv_of_an_empty_batch_is_empty(dims: int, y_scale: float | None) -> None:
+    arguments = conv_arguments(dims, batch=0)
+    y = conv(*arguments, "none", y_scale, 0, 0, 255)
+    assert y.shape == conv_exactly(*arguments).shape
+    assert y.dtype == (torch.float32 if y_scale is None else torch.uint8)
+
+
+@needs_int8
+def test_sums_are_exact_and_do_not_saturate() -> None:
+    # Half-way the sum is 255 · 127 · 2048 > 2²⁵, where float32 counts in steps of 8. And the first
+    # two products overflow the int16 that kernels without VNNI add them in.
+    x = torch.full((1, 4096), 255, dtype=torch.uint8)
+    weight = torch.full((1, 4096), 127, dtype=torch.int8)
+    weight[0, 2048:] = -127
+    weight[0, -1] = -126
+    y = linear(x, 1.0, 0, weight, torch.ones(1), None, "none", None, 0, *NO_BOUNDS)
+    assert y.item() == 255
+    weight = torch.full((1, 2), 127, dtype=torch.int8)
+    y = linear(x[:, :2], 1.0, 0, weight, torch.ones(1), None, "none", None, 0, *NO_BOUNDS)
+    assert y.item() == 2 * 255 * 127
+
+
+@needs_int8
+def test_results_far_off_the_grid_saturate() -> None:
+    for arguments, kernel in ((conv_arguments(), conv), (linear_arguments(9, 64), linear)):
+        exact = kernel(*arguments, "none", None, 0, *NO_BOUNDS)
+        y = kernel(*arguments, "none", 1e-12, 9, 0, 255)
+        assert torch.equal(y, torch.where(exact > 0, 255, 0).to(torch.uint8))
+
+
+@needs_int8
+@pytest.mark.parametrize("layout", [Tensor.contiguous, channels_last, every_other, transposed])
+@pytest.mark.parametrize("groups", [1, 2, 8])
+@pytest.mark.parametrize("options", [{}, {"zero_point": 0, "bias": False}, {"outputs": 8}], ids=str)
+def test_conv_add_rounds_the_exact_sum(
+    layout: Callable[[Tensor], Tensor], groups: int, options: dict[str, Any]
+) -> None:
+    arguments = conv_arguments(groups=groups, geometry=(1, 1, 1), **options)
+    product = conv_exactly(*arguments)
+    other, other_scale = integers(*product.shape), product.std().item() / 60
+    exact = product + other_scale * (other.double() - 100)
+    scale, zero_point = spread(exact)
+    for bounds in ((0, 255), (zero_point, 255), (zero_point, zero_point + 20)):
+        operand = layout(other.clone())
+        y = conv_add(*arguments, operand, other_scale, 100, scale, zero_point, *bounds)
+        assert_nearest(y, exact, scale, zero_point, *bounds)
+
+
+@needs_int8
+@pytest.mark.parametrize("size", [(1, 8), (16, 3)], ids=["one channel", "one position"])
+def test_conv_add_of_shapes_whose_layout_is_ambiguous(size: tuple[int, int]) -> None:
+    outputs, width = size
+    x, weight = integers(2, 4, width, width), weights(outputs, 4, width, width)
+    geometry = ([1, 1], [0, 0], [1, 1], 1)
+    arguments: list[Any] = [x, 0.02, 3, weight, torch.rand(outputs), None, *geometry]
+    exact = conv_exactly(*arguments)
+    other = integers(*exact.shape)
+    exact = exact + 0.5 * (other.double() - 9)
+    y = conv_add(*arguments, other, 0.5, 9, *spread(exact), 0, 255)
+    assert_nearest(y, exact, *spread(exact))
+
+
+@needs_int8
+def test_conv_add_takes_a_broadcast_operand_and_an_empty_batch() -> None:
+    arguments = conv_arguments()
+    product = conv_exactly(*arguments)
+    other = integers(2, 16, 1, 1).expand(product.shape)
+    exact = product + other.double()
+    y = conv_add(*arguments, other, 1.0, 0, *spread(exact), 0, 255)
+    assert_nearest(y, exact, *spread(exact))
+    arguments[0], other = arguments[0][:0], other[:0]
+    y = conv_add(*arguments, other, 1.0, 0, *spread(exact), 0, 255)
+    assert y.shape == (0, *product.shape[1:])
+
+
+@needs_int8
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("shape", [(9, 32), (2, 3, 32), (2, 3, 4, 32), (32,), (5, 7), (3, 1)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_rounds_the_exact_sum(activation: str, shape: tuple[int, ...], bias: bool) -> None:
+    arguments = linear_arguments(*shape, bias=bias)
+    exact = ACTIVATIONS[activation](linear_exactly(*arguments))
+    result = spread(exact)
+    assert_nearest(linear(*arguments, activation, *result, 0, 255), exact, *result)
+    in_float = linear(*arguments, activation, None, 0, *NO_BOUNDS)
+    assert relative_error(in_float, exact.float()) < 2e-6
+
+
+@needs_int8
+@pytest.mark.parametrize("layout", [every_other, transposed, lambda x: x[:1].expand(x.shape)])
+@pytest.mark.parametrize("place", [0, 3], ids=["input", "weight"])
+def test_linear_reads_any_layout(layout: Callable[[Tensor], Tensor], place: int) -> None:
+    for shape in ((9, 32), (4, 9, 32)):
+        arguments = linear_arguments(*shape)
+        arguments[place] = layout(arguments[place])
+        exact = linear_exactly(*arguments)
+        y = linear(*arguments, "none", *spread(exact), 0, 255)
+        assert_nearest(y, exact, *spread(exact))
+
+
+@needs_int8
+def test_linear_takes_one_scale_and_bounds() -> None:
+    arguments = linear_arguments(9, 32)
+    arguments[4] = torch.tensor([0.3])
+    exact = linear_exactly(*arguments)
+    scale, zero_point = spread(exact)
+    y = linear(*arguments, "none", scale, zero_point, zero_point, 15)
+    assert_nearest(y, exact, scale, zero_point, zero_point, 15)
+
+
+@needs_int8
+@pytest.mark.parametrize("shape", [(0, 32), (0, 3, 32), (2, 0, 32)])
+@pytest.mark.parametrize("y_scale", [0.1, None])
+def test_linear_of_an_empty_batch_is_empty(shape: tuple[int, ...], y_scale: float | None) -> None:
+    y = linear(*linear_arguments(*shape), "none", y_scale, 0, 0, 255)
+    assert y.shape == (*shape[:-1], 6)
+
+
+SHAPES = [
+    ((2, 8, 7, 7), (2, 8, 7, 7)),
+    ((2, 8, 7, 7), (8, 1, 1)),
+    ((8, 1, 1), (2, 8, 7, 7)),
+    ((3, 1), (1, 4)),
+    ((40,), (40,)),
+    ((), ()),
+    ((0, 8), (0, 8)),
+    ((2, 3, 4, 5, 6), (2, 3, 4, 5, 6)),
+]
+
+
+@pytest.mark.parametrize(("a_shape", "b_shape"), SHAPES, ids=str)
+@pytest.mark.parametrize("bounds", [(0, 255), (60, 255), (60, 90), (0, 15)])
+def test_add_rounds_the_exact_sum(
+    a_shape: tuple[int, ...], b_shape: tuple[int, ...], bounds: tuple[int, int]
+) -> None:
+    a, b = integers(*a_shape), integers(*b_shape)
+    before = a.clone(), b.clone()
+    y = kernels.add(a, 0.021, 5, b, 0.037, 100, 0.03, 60, *bounds)
+    exact = 0.021 * (a.double() - 5) + 0.037 * (b.double() - 100)
+    steps = (exact / 0.03 + 60).clamp(*bounds)
+    assert y.shape == steps.shape
+    assert ((y.double() - steps).abs() <= 0.5 + 1e-4).all()
+    assert torch.equal(a, before[0])
+    assert torch.equal(b, before[1])
+
+
+@pytest.mark.parametrize("layout", [channels_last, every_other, transposed])
+def test_add_reads_any_layout(layout: Callable[[Tensor], Tensor]) -> None:
+    a, b = integers(2, 8, 5, 5), integers(2, 8, 5, 5)
+    scales = (0.05, 9, 0, 255)
+    expected = kernels.add(a, 0.02, 3, b, 0.03, 4, *scales)
+    assert torch.equal(kernels.add(layout(a), 0.02, 3, b, 0.03, 4, *scales), expected)
+    assert torch.equal(kernels.add(a, 0.02, 3, layout(b), 0.03, 4, *scales), expected)
+    doubled = kernels.add(a, 0.02, 3, a, 0.02, 3, *scales)
+    assert_nearest(doubled, 0.04 * (a.double() - 3), 0.05, 9)
+
+
+@pytest.mark.parametrize("layout", [Tensor.contiguous, channels_last, every_other, transposed])
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        ([2, 2], [2, 2], [0, 0], [1, 1], False),
+        ([3, 3], [2, 2], [1, 1], [1, 1], False),
+        ([3, 2], [2, 3], [1, 0], [1, 1], True),
+        ([3, 3], [1, 1], [1, 1], [2, 2], False),
+    ],
+    ids=str,
+)
+def test_max_pool2d_pads_with_what_never_wins(
+    layout: Callable[[Tensor], Tensor], geometry: tuple[Any, ...]
+) -> None:
+    x = layout(integers(2, 3, 9, 10))
+    expected = F.max_pool2d(x.double(), *geometry)
+    assert torch.equal(kernels.max_pool2d(x, *geometry).double(), expected)
+    assert torch.equal(kernels.max_pool2d(x[1], *geometry).double(), expected[1])  # no batch
+    assert kernels.max_pool2d(x[:0], *geometry).shape == (0, *expected.shape[1:])
+
+
+@pytest.mark.parametrize(
+    ("shape", "dims", "keepdim"),
+    [
+        ((2, 8, 7, 7), [-2, -1], True),
+        ((2, 8, 7, 7), [2, 3], False),
+        ((2, 8, 7), [1], False),
+        ((8, 7, 7), [-2, -1], True),
+        ((1, 2, 300, 300), [-2, -1], True),  # sums above 2²⁴, which float32 cannot hold
+        ((0, 8, 7, 7), [-2, -1], True),
+    ],
+)
+def test_average_rounds_the_exact_mean(
+    shape: tuple[int, ...], dims: list[int], keepdim: bool
+) -> None:
+    x = integers(*shape)
+    for zero_point, ratio, y_zero_point, y_max in (
+        (0, 1.0, 0, 255),
+        (100, 2.5, 40, 255),
+        (3, 0.1, 1, 15),
+    ):
+        y = kernels.average(x, zero_point, dims, keepdim, ratio, y_zero_point, y_max)
+        mean = (x.double() - zero_point).mean(dims, keepdim=keepdim)
+        steps = (ratio * mean + y_zero_point).clamp(0, y_max)
+        assert y.shape == steps.shape
+        assert ((y.double() - steps).abs() <= 0.5 + 1e-4).all()
+
+
+def test_average_takes_ties_to_even() -> None:
+    x = torch.tensor([[0, 1], [1, 2], [2, 3]], dtype=torch.uint8)
+    assert kernels.average(x, 0, [1], False, 1.0, 0, 255).tolist() == [0, 2, 2]
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_quantize_is_equation_1(bits: int) -> None:
+    x = 3 * torch.randn(1000)
+    grid = Grid(0, 2**bits - 1)
+    scale, zero_point = affine_parameters(torch.tensor(-2.0), torch.tensor(3.0), grid)
+    y = kernels.quantize(x, scale.item(), int(zero_point.item()), grid.quant_max)
+    assert torch.equal(y.float(), quantize_exactly(x, scale, zero_point, grid))
+    assert kernels.dequantize(y, scale.item(), int(zero_point.item())).dtype == torch.float32
+
+
+def test_quantize_takes_ties_to_even_and_everything_to_the_grid() -> None:
+    x = torch.tensor([0.5, 1.5, -0.5, -1.5, math.inf, -math.inf, 1e30])
+    assert kernels.quantize(x, 1.0, 2, 15).tolist() == [2, 4, 2, 0, 15, 0, 15]
+    assert kernels.quantize(x.double(), 1.0, 2, 15).tolist() == [2, 4, 2, 0, 15, 0, 15]
+    assert x[0] == 0.5  # not changed in place
+
+
+def test_dequantize_is_equation_4_for_every_integer() -> None:
+    q = torch.arange(256, dtype=torch.uint8)
+    expected = (torch.arange(256) - 77).float() * torch.tensor(0.031)
+    assert torch.equal(kernels.dequantize(q, torch.tensor(0.031).item(), 77), expected)
+
+
+def test_widen_and_narrow_are_inverse() -> None:
+    q = channels_last(integers(2, 3, 4, 5))
+    wide = kernels.widen(q, 77)
+    assert torch.equal(wide.double(), q.double() - 77)
+    assert torch.equal(kernels.narrow(wide, 1.0, 77, 0, 255), q)
+    assert wide.is_contiguous(memory_format=torch.channels_last)
+
+
+@needs_int8
+def test_a_weight_is_packed_once_for_each_geometry() -> None:
+    arguments = conv_arguments()
+    weight = arguments[3]
+    conv(*arguments, "none", None, 0, *NO_BOUNDS)
+    (first,) = [packed for _, packed, _ in prepacking._PACKED[weight].values()]
+    conv(arguments[0][:1], *arguments[1:], "none", None, 0, *NO_BOUNDS)
+    (again,) = [packed for _, packed, _ in prepacking._PACKED[weight].values()]
+    assert again is first
+    arguments[7] = [1, 1]
+    assert_conv(arguments)
+    assert len(prepacking._PACKED[weight]) == 2
+
+
+@needs_int8
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_weight_that_is_changed_in_place_is_packed_anew(inference: bool) -> None:
+    for arguments, kernel, exactly in (
+        (conv_arguments(), conv, conv_exactly),
+        (linear_arguments(9, 32), linear, linear_exactly),
+    ):
+        kernel(*arguments, "none", None, 0, *NO_BOUNDS)
+        with torch.inference_mode(inference):
+            arguments[3].copy_(arguments[3].flip(0))
+        y = kernel(*arguments, "none", None, 0, *NO_BOUNDS)
+        assert relative_error(y, exactly(*arguments).float()) < 1e-6
+
+
+@needs_int8
+def test_scales_may_change_without_packing() -> None:
+    for arguments, kernel in (
+        (conv_arguments(bias=False), conv),
+        (linear_arguments(9, 32, bias=False), linear),
+    ):
+        before = kernel(*arguments, "none", None, 0, *NO_BOUNDS)
+        arguments[4] = 2 * arguments[4]
+        after = kernel(*arguments, "none", None, 0, *NO_BOUNDS)
+        torch.testing.assert_close(after, 2 * before)
+
+
+@needs_int8
+def test_a_packed_weight_is_freed_with_the_weight() -> None:
+    gc.collect()
+    number = len(prepacking._PACKED)
+    arguments = linear_arguments(9, 32)
+    linear(*arguments, "none", None, 0, *NO_BOUNDS)
+    assert len(prepacking._PACKED) == number + 1
+    del arguments
+    gc.collect()
+    assert len(prepacking._PACKED) == number
+
+
+@needs_int8
+def test_weights_made_in_inference_mode_work() -> None:
+    with torch.inference_mode():
+        arguments = conv_arguments()
+        assert_conv(arguments)
+        assert_conv(arguments)
+
+
+def test_fx_traces_each_step_on_integers_as_one_node() -> None:
+    def steps(x: Any) -> Any:
+        y = kernels.quantize(x, 0.1, 0, 255)
+        y = kernels.max_pool2d(y, [2, 2], [2, 2], [0, 0], [1, 1], False)
+        y = kernels.narrow(kernels.widen(y, 0), 1.0, 0, 0, 255)
+        return kernels.dequantize(kernels.average(y, 0, [-1], True, 1.0, 0, 255), 0.1, 0)
+
+    graph = fx.symbolic_trace(steps).graph
+    names = ["quantize", "max_pool2d", "widen", "narrow", "average", "dequantize"]
+    assert [node.name for node in graph.nodes] == ["x", *names, "output"]
+
+
+def test_names_the_processor_that_is_none() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(platform, "machine", lambda: "arm64")
+        assert onednn.why_unavailable() == "the processor is arm64, not x86-64"
+
+
+def test_says_where_onednn_or_vnni_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "AMD64")
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert onednn.why_unavailable() == "this build of PyTorch has no oneDNN"
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    for name in ("_is_vnni_supported", "_is_cpu_support_vnni"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
+    assert onednn.why_unavailable() == (
+        "the processor has no VNNI instructions, and without them int8 sums saturate"
+    )
+    for name in ("_is_vnni_supported", "_is_cpu_support_vnni"):
+        monkeypatch.setattr(torch.cpu, name, lambda: True)
+    assert onednn.why_unavailable() is None
+    for name in ("_is_vnni_supported", "_is_cpu_support_vnni"):
+        monkeypatch.delattr(torch.cpu, name)  # a version of PyTorch that does not tell
+    assert "no VNNI" in str(onednn.why_unavailable())

@@ -1,0 +1,85 @@
+"""Rounded activations have LSQ's gradients, and dropped elements stay in float."""
+
+import torch
+from torch import Tensor
+
+from fxquant.modules.dynamic_quantize import DynamicQuantize
+from fxquant.modules.fake_quantize import FakeQuantize
+from fxquant.numerics.affine import Grid
+from fxquant.recipe.spec import TensorSpec
+from fxquant.rounding.blocks.learned_scale import Drops, round_activation
+from tests.helpers import quantizer
+
+FOUR_BITS = Grid(0, 15)
+
+
+def gradients(
+    each: FakeQuantize, values: list[float], dropped: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of the sum by the tensor and by the scale."""
+    x = torch.tensor(values, requires_grad=True)
+    scale = each.scale.clone().requires_grad_()
+    y = round_activation(each, x, {each: scale}, dropped)
+    by_x, by_scale = torch.autograd.grad(y.sum(), (x, scale))
+    return by_x, by_scale
+
+
+def test_values_are_the_quantizers_own() -> None:
+    x = torch.randn(64, 8) * 3
+    for each in (quantizer(0.1, 6, FOUR_BITS), DynamicQuantize(TensorSpec(bits=4))):
+        torch.testing.assert_close(round_activation(each, x, {}), each(x), rtol=0, atol=1e-6)
+
+
+def test_channels_have_their_own_scales_and_gradients() -> None:
+    scales, zeros = torch.tensor([0.1, 1.0]), torch.zeros(2, dtype=torch.int32)
+    each = FakeQuantize(scales, zeros, FOUR_BITS, TensorSpec(per_channel=True), 40.0, axis=-2)
+    x = torch.tensor([[[0.14], [0.14]]])
+    torch.testing.assert_close(round_activation(each, x, {}), each(x))
+    scale = scales.clone().requires_grad_()
+    (by_scale,) = torch.autograd.grad(round_activation(each, x, {each: scale}).sum(), scale)
+    torch.testing.assert_close(by_scale, torch.tensor([1 - 1.4, 0 - 0.14]))
+
+
+def test_gradients_are_those_of_learned_step_sizes() -> None:
+    each = quantizer(0.5, 4, FOUR_BITS)  # from -2 to 5.5
+    by_x, by_scale = gradients(each, [-9.0, 0.6, 9.0])
+    assert by_x.tolist() == [0, 1, 0]
+    torch.testing.assert_close(by_scale, torch.tensor(-4 + (1 - 1.2) + 11))
+
+
+def test_dropped_elements_are_as_they_were_and_move_no_scale() -> None:
+    each = quantizer(0.5, 4, FOUR_BITS)
+    dropped = torch.tensor([1.0, 1.0, 0.0])
+    x = torch.tensor([-9.0, 0.6, 9.0])
+    assert round_activation(each, x, {}, dropped).tolist() == torch.tensor([-9, 0.6, 5.5]).tolist()
+    by_x, by_scale = gradients(each, x.tolist(), dropped)
+    assert by_x.tolist() == [1, 1, 0]
+    assert by_scale.item() == 11
+
+
+def test_gradients_go_straight_through_a_dynamic_quantizer() -> None:
+    x = torch.tensor([-1.0, 0.3, 1.0], requires_grad=True)
+    y = round_activation(DynamicQuantize(TensorSpec(bits=2)), x, {})
+    assert torch.autograd.grad(y.sum(), x)[0].tolist() == [1, 1, 1]
+
+
+def test_half_precision_keeps_its_type_and_integers_their_values() -> None:
+    each = quantizer(0.5, 4, FOUR_BITS)
+    x = torch.tensor([0.6, 9.0], dtype=torch.bfloat16)
+    assert torch.equal(round_activation(each, x, {}), each(x))
+    tokens = torch.tensor([3, 99])
+    assert round_activation(each, tokens, {}) is tokens
+
+
+def test_bits_have_the_probability_and_the_memory_format() -> None:
+    drops = Drops(0.25, torch.Generator().manual_seed(0))
+    value = torch.empty(8, 16, 10, 10).contiguous(memory_format=torch.channels_last)
+    first, second = drops.draw(value), drops.draw(value)
+    assert first is not None
+    assert second is not None
+    assert first.shape == value.shape
+    assert first.stride() == value.stride()
+    assert 0.23 < first.mean() < 0.27
+    assert not torch.equal(first, second)
+    assert set(torch.unique(first).tolist()) == {0.0, 1.0}
+    assert Drops(0.0, torch.Generator()).draw(value) is None

@@ -1,0 +1,48 @@
+"""A file takes the bits of the weights, their scales and biases, and 3 % for all else."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxquant
+from benchmarks.ranges.cifar10 import CifarResNet
+from fxquant import Recipe
+from fxquant.modules.quantized_layer import QuantizedLayer
+from tests.helpers import randomize_batchnorms
+
+
+def expected_bytes(model: nn.Module) -> float:
+    """Return the bits of the weights, and float32 scales and biases, in bytes."""
+    layers = [each for each in model.modules() if isinstance(each, QuantizedLayer)]
+    weights = sum(each.weight_integers.numel() * each.weight_spec.bits for each in layers)
+    others = [tensor for each in layers for tensor in (each.weight_scale, each.bias)]
+    return weights / 8 + 4 * sum(each.numel() for each in others if isinstance(each, Tensor))
+
+
+@pytest.mark.parametrize("bits", [8, 4, 3, 2])
+def test_a_file_of_270_000_weights_takes_their_bits_and_3_percent(
+    bits: int, tmp_path: Path
+) -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 128, 3), nn.ReLU(),
+        nn.Conv2d(128, 128, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(128, 640),
+    )  # fmt: skip
+    model = fxquant.quantize(net, [torch.randn(1, 3, 8, 8)], Recipe.minmax(weight_bits=bits))
+    path = tmp_path / "model.fxq"
+    fxquant.save(model, path)
+    assert path.stat().st_size < 1.03 * expected_bytes(model)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_file_of_a_deep_small_network_takes_its_bits_and_3_percent(
+    bits: int, tmp_path: Path
+) -> None:
+    net = CifarResNet().eval()
+    randomize_batchnorms(net)
+    model = fxquant.quantize(net, [torch.randn(1, 3, 32, 32)], Recipe.aciq(weight_bits=bits))
+    path = tmp_path / "model.fxq"
+    fxquant.save(model, path)
+    assert path.stat().st_size < 1.03 * expected_bytes(model)

@@ -1,0 +1,77 @@
+"""Tensors come back to the bit, with what they share, and take no more room than they need."""
+
+import json
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fxquant.errors import StorageError
+from fxquant.storage.tensor_blocks import read_tensors, split_into_blocks
+
+CPU = torch.device("cpu")
+
+
+def through(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return `tensors` after they were JSON and bytes."""
+    entries, blocks = split_into_blocks(tensors)
+    content = bytearray(b"start" + b"".join(blocks))
+    return read_tensors(json.loads(json.dumps(entries)), content, len(b"start"), CPU)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.randn(2, 3), torch.randn(2, 3, dtype=torch.float64), torch.randn(3).bfloat16(),
+        torch.randn(3).half(), torch.tensor([True, False]), torch.arange(5), torch.empty(0, 3),
+        torch.tensor(-0.0), torch.tensor([torch.nan, torch.inf]), torch.randn(2) * 1j,
+        torch.randn(2, dtype=torch.cfloat).conj(), torch.randn(4, 6).t(), torch.randn(8)[::2],
+        torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last), torch.zeros(4, 5),
+        torch.full((3,), torch.nan), torch.ones(3).expand(2, 3),
+    ],
+    ids=lambda tensor: f"{tensor.dtype} {tuple(tensor.shape)} {tensor.stride()}",
+)  # fmt: skip
+def test_a_tensor_comes_back_to_the_bit(tensor: Tensor) -> None:
+    restored = through([tensor])[0]
+    assert type(restored) is Tensor
+    assert (restored.dtype, restored.shape) == (tensor.dtype, tensor.shape)
+    bits = [each.resolve_conj().contiguous().reshape(-1) for each in (restored, tensor)]
+    assert torch.equal(*(each.view(torch.uint8) for each in bits))
+
+
+def test_parameters_stay_parameters_and_keep_requires_grad() -> None:
+    values = [
+        nn.Parameter(torch.randn(2)), nn.Parameter(torch.randn(2), requires_grad=False),
+        torch.randn(2, requires_grad=True), torch.randn(2),
+    ]  # fmt: skip
+    for value, restored in zip(values, through(values), strict=True):
+        assert type(restored) is type(value)
+        assert restored.requires_grad == value.requires_grad
+        assert torch.equal(restored, value)
+
+
+def test_tensors_that_share_memory_still_do() -> None:
+    whole = torch.arange(12.0)
+    parameter = nn.Parameter(whole.reshape(3, 4))
+    restored = through([parameter, whole[2:6], whole.view(torch.int32), torch.ones(2)])
+    assert torch.equal(restored[0], parameter)
+    assert restored[1].tolist() == [2, 3, 4, 5]
+    restored[1].fill_(7)
+    assert restored[0].flatten()[2:6].tolist() == [7] * 4
+    assert torch.equal(restored[2].view(torch.float32), restored[0].detach().flatten())
+
+
+def test_memory_that_is_shared_is_stored_once_and_one_value_once() -> None:
+    whole = torch.arange(100.0)
+    _, blocks = split_into_blocks([whole, whole[:50], torch.zeros(1000), torch.zeros(1)])
+    assert [len(block) for block in blocks] == [400, 4, 4]
+
+
+def test_bytes_too_few_or_too_many_are_an_error() -> None:
+    entries, blocks = split_into_blocks([torch.arange(3.0)])
+    content = bytearray(b"".join(blocks))
+    with pytest.raises(StorageError, match="its tensors end at byte 12, and it ends at 13"):
+        read_tensors(entries, content + b"x", 0, CPU)
+    with pytest.raises(ValueError, match="offset"):
+        read_tensors(entries, content[:-1], 0, CPU)

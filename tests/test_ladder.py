@@ -1,0 +1,114 @@
+"""search tries recipes in their order and stops at the first that loses little enough."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxquant
+from fxquant import CalibrationError, Recipe, RecipeError
+from fxquant.ladder import Rung, ladder
+from fxquant.modules.quantized_layer import QuantizedLayer
+from tests.helpers import outputs
+
+RUNGS = [
+    Rung("two bits", Recipe.minmax(weight_bits=2)),
+    Rung("four bits", Recipe.minmax(weight_bits=4)),
+    Rung("eight bits", Recipe.minmax(weight_bits=8)),
+]
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
+
+
+def batches(count: int = 8) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(16, 3, 8, 8, generator=generator) for _ in range(count)]
+
+
+def scores(*values: float) -> Callable[[nn.Module], float]:
+    """Return an `evaluate` that gives the float model 90, then the rungs these scores."""
+    left = [90.0, *values]
+    return lambda model: left.pop(0)
+
+
+def test_stops_at_the_first_rung_that_meets_the_target() -> None:
+    found = fxquant.search(
+        network(), batches(), max_drop=0.5, rungs=RUNGS, evaluate=scores(80, 89.6)
+    )
+    assert found.met
+    assert found.recipe is RUNGS[1].recipe
+    assert [attempt.rung.name for attempt in found.attempts] == ["two bits", "four bits"]
+    assert [round(attempt.drop, 3) for attempt in found.attempts] == [10, 0.4]
+    again = fxquant.quantize(network(), batches(), RUNGS[1].recipe)
+    x = batches()[0]
+    assert torch.equal(outputs(found.model, x), outputs(again, x))
+
+
+def test_hands_back_the_best_where_none_meets_the_target() -> None:
+    found = fxquant.search(
+        network(), batches(), max_drop=0.5, rungs=RUNGS, evaluate=scores(80, 85, 83)
+    )
+    assert not found.met
+    assert found.recipe is RUNGS[1].recipe
+    lines = str(found).splitlines()
+    assert lines[2].split() == ["float", "90.00"]
+    assert "four bits" in lines[4]
+    assert lines[4].endswith("the best, target not met")
+    assert not lines[3].endswith("met")
+
+
+def test_a_batch_in_four_judges_where_nothing_else_does() -> None:
+    model, data = network(), batches()
+    found = fxquant.search(model, data, max_drop=100, rungs=RUNGS[:1])
+    judged = torch.cat([data[3], data[7]])
+    same = model(judged).argmax(1) == found.model(judged).argmax(1)
+    assert found.float_score == 100
+    assert found.attempts[0].score == pytest.approx(same.double().mean().item() * 100)
+    kept = [batch for number, batch in enumerate(data) if number not in (3, 7)]
+    x, again = data[0], fxquant.quantize(model, kept, RUNGS[0].recipe)
+    assert torch.equal(outputs(found.model, x), outputs(again, x))
+
+
+def test_the_ladder_runs_from_top_to_bottom() -> None:
+    given = ladder(weight_bits=3, activation_bits=4)
+    rungs = [Rung(rung.name, _short(rung.recipe)) for rung in given]
+    found = fxquant.search(
+        network(), batches(4), max_drop=0, rungs=rungs, evaluate=scores(*range(len(rungs)))
+    )
+    assert len(found.attempts) == len(rungs) == 9
+    assert found.recipe is rungs[-1].recipe
+    widths = {
+        each.weight_spec.bits for each in found.model.modules() if isinstance(each, QuantizedLayer)
+    }
+    assert widths <= {2, 3, 4, 5, 6, 8}
+
+
+def _short(recipe: Recipe) -> Recipe:
+    if recipe.reconstruction is None:
+        return recipe
+    return replace(recipe, reconstruction=replace(recipe.reconstruction, steps=3, samples=32))
+
+
+def test_the_callers_model_stays_as_it_is() -> None:
+    model = network().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    fxquant.search(model, batches(), rungs=RUNGS[:1], max_drop=100)
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_says_what_is_wrong() -> None:
+    model = network()
+    with pytest.raises(RecipeError, match="max_drop=-1: give 0 or a positive number"):
+        fxquant.search(model, batches(), max_drop=-1)
+    with pytest.raises(RecipeError, match="`rungs` is empty"):
+        fxquant.search(model, batches(), rungs=[])
+    with pytest.raises(CalibrationError, match="1 batches: give at least two"):
+        fxquant.search(model, batches(1))
+    with pytest.raises(CalibrationError, match="the score of the float model is nan"):
+        fxquant.search(model, batches(), evaluate=lambda _: float("nan"))
