@@ -12,10 +12,10 @@ from collections.abc import Iterator, Set
 from typing import Any
 
 from torch import fx, nn
-from torchvision.ops import FrozenBatchNorm2d
 
 from fxquant.errors import CaptureError
 from fxquant.modules.own import OwnModule
+from fxquant.modules.torchvision_names import FROZEN_BATCHNORM, defined_as
 
 _REMEDIES = (  # a sign in the error's message, what it means, what helps
     (
@@ -142,7 +142,7 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, OwnModule) or m in self._leaves:
             return True
-        if isinstance(m, FrozenBatchNorm2d) and type(m).forward is FrozenBatchNorm2d.forward:
+        if defined_as(type(m).forward) == f"{FROZEN_BATCHNORM}.forward":
             return True
         return super().is_leaf_module(m, module_qualified_name)
 

@@ -33,9 +33,18 @@ from fxquant.modules.observers import LogitObserver, Observer
 from fxquant.modules.own import OwnModule, Stage
 from fxquant.modules.packed_weights import PackedWeights
 from fxquant.modules.quantized_layer import LearnedRounding, QuantizedLayer, quantize_layer
+from fxquant.modules.torchvision_names import (
+    FROZEN_BATCHNORM,
+    STOCHASTIC_DEPTH,
+    STOCHASTIC_DEPTH_FUNCTION,
+    defined_as,
+)
 
 __all__ = [
+    "FROZEN_BATCHNORM",
     "LAYERS",
+    "STOCHASTIC_DEPTH",
+    "STOCHASTIC_DEPTH_FUNCTION",
     "BatchNorm",
     "ChannelMean",
     "ChannelObserver",
@@ -51,6 +60,7 @@ __all__ = [
     "QuantizedLayer",
     "Stage",
     "channel_axis",
+    "defined_as",
     "fold_after",
     "fold_before",
     "input_rows",

@@ -7,16 +7,19 @@ Folding is computed in float32 or better and rounded once to the layer's dtype.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torchvision.ops import FrozenBatchNorm2d
 
 from fxquant.modules.layers import Layer, is_transposed, output_rows, per_input, per_output
+from fxquant.modules.torchvision_names import FROZEN_BATCHNORM, defined_as
 
-BatchNorm: TypeAlias = _BatchNorm | FrozenBatchNorm2d
+if TYPE_CHECKING:
+    from torchvision.ops import FrozenBatchNorm2d
+
+BatchNorm: TypeAlias = "_BatchNorm | FrozenBatchNorm2d"
 
 
 class FunctionalBatchNorm(_BatchNorm):
@@ -33,16 +36,15 @@ def is_batchnorm_module(module: nn.Module | None) -> bool:
     """
     if module is None or "forward" in vars(module):
         return False
-    return type(module).forward in (
-        _BatchNorm.forward,
-        nn.SyncBatchNorm.forward,
-        FrozenBatchNorm2d.forward,
-    )
+    forward = type(module).forward
+    if forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
+        return True
+    return defined_as(forward) == f"{FROZEN_BATCHNORM}.forward"
 
 
 def why_not_affine(batchnorm: BatchNorm) -> str | None:
     """Return why `batchnorm` is not a fixed scale and shift, or None if it is."""
-    if isinstance(batchnorm, FrozenBatchNorm2d):
+    if not isinstance(batchnorm, _BatchNorm):  # torchvision's, frozen by its nature
         return None
     if batchnorm.running_mean is None or batchnorm.running_var is None:
         return "it has no running statistics: it normalizes by each batch's own"

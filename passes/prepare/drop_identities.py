@@ -10,15 +10,18 @@ torchvision's `stochastic_depth` with `training=False`, pooling and the like nev
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
-from torchvision.ops import StochasticDepth, stochastic_depth
 
 from fxquant.graph.operations import argument, data_input, module_of
 from fxquant.graph.rewriting import delete_unused, why_not_changeable
+from fxquant.modules.torchvision_names import (
+    STOCHASTIC_DEPTH,
+    STOCHASTIC_DEPTH_FUNCTION,
+    defined_as,
+)
 from fxquant.passes.pipeline import Pass
 
 _DROPOUT_MODULES = (
@@ -28,12 +31,11 @@ _DROPOUT_MODULES = (
     nn.Dropout3d,
     nn.AlphaDropout,
     nn.FeatureAlphaDropout,
-    StochasticDepth,
 )
 
 
 # Where the argument `training` stands, and what it is when left out.
-_TRAINING: dict[Any, tuple[int, bool]] = {
+_TRAINING: dict[object, tuple[int, bool]] = {
     F.dropout: (2, True),
     F.dropout1d: (2, True),
     F.dropout2d: (2, True),
@@ -41,7 +43,7 @@ _TRAINING: dict[Any, tuple[int, bool]] = {
     F.alpha_dropout: (2, False),
     F.feature_alpha_dropout: (2, False),
     torch.dropout: (2, True),
-    stochastic_depth: (3, True),
+    STOCHASTIC_DEPTH_FUNCTION: (3, True),
 }
 
 
@@ -72,8 +74,10 @@ def _is_identity(gm: fx.GraphModule, node: fx.Node) -> bool:
         kind = type(module)
         if kind is nn.Identity or (kind is nn.Sequential and len(module) == 0):  # type: ignore[arg-type]
             return True
-        return kind in _DROPOUT_MODULES and not module.training
-    if node.op == "call_function" and node.target in _TRAINING:
-        position, default = _TRAINING[node.target]
-        return argument(node, position, "training", default) is False
-    return False
+        is_dropout = kind in _DROPOUT_MODULES or defined_as(kind) == STOCHASTIC_DEPTH
+        return is_dropout and not module.training
+    known = _TRAINING.get(node.target) or _TRAINING.get(defined_as(node.target))
+    if node.op != "call_function" or known is None:
+        return False
+    position, default = known
+    return argument(node, position, "training", default) is False
