@@ -30,6 +30,7 @@ from fxquant.passes.lower.clamp_integers import ClampIntegers
 from fxquant.passes.lower.repeat_quantizers import RepeatQuantizers
 from fxquant.passes.lower.to_qdq import ToQdq
 from fxquant.passes.pipeline import Pipeline
+from fxquant.streaming.whole_files import write_whole
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -158,15 +159,11 @@ def _export(
 
 
 def _write(model: ModelProto, path: Path) -> None:
-    """Write a file under another name, and rename it."""
+    """Check a model and write it to a file."""
     from onnx.checker import check_model
 
     check_model(model)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(model.SerializeToString())
-        temporary.replace(path)
+        write_whole(path, lambda file: file.write(model.SerializeToString()))
     except OSError as error:
         raise StorageError(f"export_onnx: {path}: cannot be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

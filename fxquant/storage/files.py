@@ -29,6 +29,7 @@ from fxquant.storage.allowed import Allowed
 from fxquant.storage.decoding import Decoder
 from fxquant.storage.encoding import Encoder
 from fxquant.storage.tensor_blocks import read_tensors, split_into_blocks
+from fxquant.streaming.whole_files import write_whole
 
 MAGIC = b"\x93FXQUANT"
 VERSION = 1
@@ -92,7 +93,11 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
-    _write(Path(path), [_START.pack(MAGIC, VERSION, digest.digest()), *parts])
+    parts.insert(0, _START.pack(MAGIC, VERSION, digest.digest()))
+    try:
+        write_whole(Path(path), lambda file: file.writelines(parts))
+    except OSError as error:
+        raise StorageError(f"save: {path}: cannot be written: {error}") from error
     if encoder.custom:
         names = ", ".join(name.rpartition(":")[2] for name in encoder.custom)
         _logger.info("save: load(%r, custom=[%s]) will need them", os.fspath(path), names)
@@ -190,18 +195,3 @@ def _foreign_kind(content: bytearray) -> str:
         return "safetensors: try safetensors.torch.load_file"
     known = (what for sign, what in _FOREIGN.items() if content.startswith(sign))
     return next(known, f"it starts with {bytes(content[:8])!r}")
-
-
-def _write(path: Path, parts: Iterable[bytes | memoryview]) -> None:
-    """Write a file under another name, flush it to the disk, and rename it."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise StorageError(f"save: {path}: cannot be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from fxquant.streaming.leaves import map_leaves
 from fxquant.streaming.running import Arguments, device_of, interpreted, run
 from fxquant.streaming.stream import Stream
 from fxquant.streaming.value_store import ValueStore
+from fxquant.streaming.whole_files import write_whole
 
 __all__ = [
     "Arguments",
@@ -35,4 +36,5 @@ __all__ = [
     "rank",
     "run",
     "sum_over_ranks",
+    "write_whole",
 ]

@@ -1,8 +1,7 @@
 """Finished layers of a long run in a folder, so that the run can be killed and go on.
 
 A folder belongs to one model, recipe and data set: `identity.json` holds a digest of each. A
-layer's file appears whole or not at all: it is written under another name, flushed to the disk, and
-renamed.
+layer's file appears whole or not at all (`fxquant.streaming.whole_files`).
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import torch
 
 from fxquant.errors import StorageError
 from fxquant.streaming.identity import digest
+from fxquant.streaming.whole_files import write_whole
 
 _VERSION = 1
 _REMEDIES = {
@@ -49,12 +49,14 @@ class Checkpoint:
         try:
             if writes:
                 self.directory.mkdir(parents=True, exist_ok=True)
+                for unfinished in self.directory.glob("*.tmp"):  # of a process that was killed
+                    unfinished.unlink()
             found = json.loads(path.read_text()) if path.exists() else None
         except (OSError, ValueError) as error:
             raise StorageError(f"checkpoint {self.directory}: cannot be used: {error}") from error
         if found is None:
             if writes:
-                self._write(path, json.dumps(identity, indent=1).encode())
+                _write_text(path, json.dumps(identity, indent=1))
             return
         for part, known in identity.items():
             if not isinstance(found, dict) or found.get(part) != known:
@@ -86,16 +88,10 @@ class Checkpoint:
         if not self._writes:
             return
         path = self._path(number, name)
-        temporary = path.with_suffix(".tmp")
+        saved = {"state": state, "digest": digest([state])}
         try:
-            with temporary.open("wb") as file:
-                torch.save({"state": state, "digest": digest([state])}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            _flush_folder(self.directory)
+            write_whole(path, lambda file: torch.save(saved, file))
         except (OSError, RuntimeError) as error:  # RuntimeError: how torch.save says "disk full"
-            temporary.unlink(missing_ok=True)
             raise StorageError(
                 f"checkpoint {path}: cannot be written: {error}. The layers before it are kept: "
                 "free some space and start again with the same folder"
@@ -104,20 +100,9 @@ class Checkpoint:
     def _path(self, number: int, name: str) -> Path:
         return self.directory / f"{number:04d}_{name[:100].replace('/', '_')}.pt"
 
-    def _write(self, path: Path, content: bytes) -> None:
-        temporary = path.with_suffix(".tmp")
-        try:
-            temporary.write_bytes(content)
-            temporary.replace(path)
-            _flush_folder(self.directory)
-        except OSError as error:
-            raise StorageError(f"checkpoint {path}: cannot be written: {error}") from error
 
-
-def _flush_folder(folder: Path) -> None:
-    """Put the names of the folder's files on the disk too."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _write_text(path: Path, content: str) -> None:
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        write_whole(path, lambda file: file.write(content.encode()))
+    except OSError as error:
+        raise StorageError(f"checkpoint {path}: cannot be written: {error}") from error

@@ -1,6 +1,7 @@
 """The ONNX file computes what the fake-quantized model does, and onnxruntime finds int8 kernels."""
 
 import importlib.util
+import os
 from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
@@ -448,12 +449,11 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(
     path = tmp_path / "m.onnx"
     path.write_text("before")
 
-    def full(self: Path, content: bytes) -> None:
-        self.open("wb").close()
+    def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", full)
+        patch.setattr(os, "fsync", full)
         found = message(StorageError, fxquant.export_onnx, linear, path, X)
     assert found == (f"export_onnx: {path}: cannot be written: [Errno 28] No space left on device")
     assert path.read_text() == "before"

@@ -188,7 +188,7 @@ def test_a_folder_that_takes_no_identity_is_an_error(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageError, match=r"cannot be written: .*No space left on device"):
         Checkpoint(tmp_path, IDENTITY)
 
