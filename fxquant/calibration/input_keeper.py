@@ -18,10 +18,12 @@ from fxquant.modules.layers import layer_type
 from fxquant.modules.observers import Observer
 from fxquant.modules.own import OwnModule
 from fxquant.recipe.reconstruction import Reconstruction
+from fxquant.stored_names import stored_as
 from fxquant.streaming.leaves import map_leaves
 from fxquant.streaming.running import Arguments
 
 
+@stored_as("InputKeeper")
 class InputKeeper(OwnModule):
     """Keep what the model is called with, on the CPU.
 

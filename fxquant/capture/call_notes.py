@@ -7,8 +7,10 @@ from typing import Any
 from torch import nn
 
 from fxquant.errors import CaptureError
+from fxquant.stored_names import stored_as
 
 
+@stored_as("CallNotes")
 class CallNotes:
     """What of a region the code around it called: hooks write it down.
 
@@ -35,6 +37,7 @@ class CallNotes:
                 )
 
 
+@stored_as("NotePart")
 class NotePart:
     """A forward pre-hook of one part."""
 

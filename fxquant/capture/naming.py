@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from fxquant.capture.region import TRACED, Region
+from fxquant.stored_names import stored_as
 
 
+@stored_as("Untraced")
 @dataclass(frozen=True)
 class Untraced:
     """A submodule that stayed in Python, or in float, and why."""

@@ -16,6 +16,7 @@ from torch import fx, nn
 from fxquant.errors import CaptureError
 from fxquant.modules.own import OwnModule
 from fxquant.modules.torchvision_names import FROZEN_BATCHNORM, defined_as
+from fxquant.stored_names import stored_as
 
 _REMEDIES = (  # a sign in the error's message, what it means, what helps
     (
@@ -65,6 +66,7 @@ def trace_graph(
     return graph
 
 
+@stored_as("RequireNone")
 class RequireNone(nn.Module):
     """Refuses a value for an argument that tracing fixed at None."""
 

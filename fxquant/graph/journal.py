@@ -12,8 +12,10 @@ from torch import fx, nn
 from fxquant.capture.naming import Untraced, find_regions
 from fxquant.graph.records import KEY, Record, record
 from fxquant.recipe.recipe import Recipe
+from fxquant.stored_names import stored_as
 
 
+@stored_as("Journal")
 class Journal(nn.Module):
     """The submodule that carries the recipe, the node names and the records through pickling.
 

@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
+from fxquant.stored_names import stored_as
+
 _Kernel = TypeVar("_Kernel", bound=Callable[..., Tensor])
 
 
@@ -58,6 +60,7 @@ def add(
     return _rounded(y.mul_(1 / y_scale), y_zero_point, y_min, y_max)
 
 
+@stored_as("kernels.max_pool2d")
 @_leaf
 def max_pool2d(
     x: Tensor,
@@ -76,6 +79,7 @@ def max_pool2d(
     return y
 
 
+@stored_as("kernels.average")
 @_leaf
 def average(
     x: Tensor,
@@ -92,6 +96,7 @@ def average(
     return narrow(sums.to(torch.float32), ratio / count, y_zero_point, 0, y_max)
 
 
+@stored_as("kernels.widen")
 @_leaf
 def widen(x: Tensor, zero_point: int) -> Tensor:
     """Return x - zero_point, of a uint8 tensor, in float32."""
@@ -100,6 +105,7 @@ def widen(x: Tensor, zero_point: int) -> Tensor:
     return wide.copy_(x).sub_(zero_point)
 
 
+@stored_as("kernels.narrow")
 @_leaf
 def narrow(x: Tensor, factor: float, zero_point: int, y_min: float, y_max: float) -> Tensor:
     """Return clamp(round(x · factor) + zero_point, y_min, y_max) as uint8."""
@@ -111,12 +117,14 @@ def _rounded(y: Tensor, zero_point: int, y_min: float, y_max: float) -> Tensor:
     return y.round_().add_(zero_point).clamp_(y_min, y_max).to(torch.uint8)
 
 
+@stored_as("kernels.quantize")
 @_leaf
 def quantize(x: Tensor, scale: float, zero_point: int, y_max: int) -> Tensor:
     """Return the integers of Eq. (1) as uint8."""
     return narrow(x.to(torch.float32), 1 / scale, zero_point, 0, y_max)
 
 
+@stored_as("kernels.dequantize")
 @_leaf
 def dequantize(x: Tensor, scale: float, zero_point: int) -> Tensor:
     """Return the real values of Eq. (4) in float32."""

@@ -19,6 +19,7 @@ from fxquant.modules.packed_weights import PackedWeights
 from fxquant.modules.quantized_layer import LearnedRounding, QuantizedLayer
 from fxquant.numerics.affine import Affine, Grid
 from fxquant.recipe.spec import TensorSpec
+from fxquant.stored_names import stored_as
 
 Clamp = tuple[float, float] | None
 
@@ -143,6 +144,7 @@ class Int8Layer(PackedWeights, Int8Module):
         return f"{' + '.join([*parts, *(['add'] if self.other else [])])} {super().extra_repr()}"
 
 
+@stored_as("Int8Linear")
 class Int8Linear(Int8Layer):
     """A linear layer on integers; input (…, in)."""
 
@@ -154,6 +156,7 @@ class Int8Linear(Int8Layer):
         )  # fmt: skip
 
 
+@stored_as("Int8Conv")
 class Int8Conv(Int8Layer):
     """A convolution over 1 to 3 dimensions on integers; input (N, in, *positions)."""
 
@@ -194,6 +197,7 @@ class Int8Conv(Int8Layer):
         return (x.shape[0], self.weight_integers.shape[0], *sizes)
 
 
+@stored_as("Int8Add")
 class Int8Add(Int8Module):
     """The sum of two uint8 tensors as uint8, held within the bounds of the ReLU behind it."""
 

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fxquant.modules.layers import Layer, is_transposed, output_rows, per_input, per_output
 from fxquant.modules.torchvision_names import FROZEN_BATCHNORM, defined_as
+from fxquant.stored_names import stored_as
 
 if TYPE_CHECKING:
     from torchvision.ops import FrozenBatchNorm2d
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 BatchNorm: TypeAlias = "_BatchNorm | FrozenBatchNorm2d"
 
 
+@stored_as("FunctionalBatchNorm")
 class FunctionalBatchNorm(_BatchNorm):
     """A call of `F.batch_norm` as a module: like `nn.BatchNorm2d`, for input of any rank."""
 

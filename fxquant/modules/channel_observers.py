@@ -9,8 +9,10 @@ from fxquant.modules.observers import Observer
 from fxquant.modules.own import FixedDtypeModule
 from fxquant.numerics.channel_ranges import ChannelStatistics, channel_moments
 from fxquant.recipe.spec import TensorSpec
+from fxquant.stored_names import stored_as
 
 
+@stored_as("ChannelObserver")
 class ChannelObserver(Observer):
     """An `Observer` that keeps each channel's extremes and moments as well.
 
@@ -113,6 +115,7 @@ class ChannelObserver(Observer):
         )
 
 
+@stored_as("ChannelMean")
 class ChannelMean(FixedDtypeModule):
     """Hand on a tensor unchanged and keep the mean of each channel, for bias correction.
 

@@ -15,8 +15,10 @@ from fxquant.modules.own import FixedDtypeModule
 from fxquant.numerics.affine import Grid, affine_parameters
 from fxquant.numerics.channel_ranges import batch_range
 from fxquant.recipe.spec import TensorSpec
+from fxquant.stored_names import stored_as
 
 
+@stored_as("DynamicQuantize")
 class DynamicQuantize(FixedDtypeModule):
     """Round a tensor to the grid of Eqs. (1)-(5) over a range of its own, same dtype.
 

@@ -10,8 +10,10 @@ from torch import Tensor
 from fxquant.modules.own import FixedDtypeModule
 from fxquant.numerics.affine import Affine, Grid
 from fxquant.recipe.spec import TensorSpec
+from fxquant.stored_names import stored_as
 
 
+@stored_as("FakeQuantize")
 class FakeQuantize(FixedDtypeModule):
     """Round a tensor to the grid of Eqs. (1)-(5) and return it in floating point, same dtype.
 

@@ -15,10 +15,12 @@ from fxquant.modules.own import FixedDtypeModule
 from fxquant.numerics.activation_ranges import Statistics
 from fxquant.numerics.histogram import NUM_BINS, Histogram, count_values
 from fxquant.recipe.spec import TensorSpec
+from fxquant.stored_names import stored_as
 
 _MAX_ROWS, _ROWS_PER_BATCH = 2048, 256  # of logits
 
 
+@stored_as("Observer")
 class Observer(FixedDtypeModule):
     """Hand on a tensor unchanged and keep its statistics.
 
@@ -113,6 +115,7 @@ class Observer(FixedDtypeModule):
         return f"{self.spec}" + (f", before clamp{self.clamp}" if self.clamp else "")
 
 
+@stored_as("LogitObserver")
 class LogitObserver(Observer):
     """An `Observer` of a model's outputs that keeps some of them whole, evenly from all batches.
 

@@ -21,8 +21,10 @@ from fxquant.numerics.affine import Grid, affine_parameters, dequantize, quantiz
 from fxquant.numerics.decibels import sqnr
 from fxquant.numerics.weight_ranges import weight_range
 from fxquant.recipe.spec import TensorSpec
+from fxquant.stored_names import stored_as
 
 
+@stored_as("LearnedRounding")
 @dataclass(frozen=True)
 class LearnedRounding:
     """What learning a layer's rounding gave, on samples that it did not learn from.
@@ -120,30 +122,37 @@ class QuantizedLayer(PackedWeights, FixedDtypeModule):
         return f"{super().extra_repr()}, weight: {self.weight_spec} {layout}"
 
 
+@stored_as("QuantizedConv1d")
 class QuantizedConv1d(QuantizedLayer, nn.Conv1d):  # type: ignore[override]
     """`nn.Conv1d` with an integer weight."""
 
 
+@stored_as("QuantizedConv2d")
 class QuantizedConv2d(QuantizedLayer, nn.Conv2d):  # type: ignore[override]
     """`nn.Conv2d` with an integer weight."""
 
 
+@stored_as("QuantizedConv3d")
 class QuantizedConv3d(QuantizedLayer, nn.Conv3d):  # type: ignore[override]
     """`nn.Conv3d` with an integer weight."""
 
 
+@stored_as("QuantizedConvTranspose1d")
 class QuantizedConvTranspose1d(QuantizedLayer, nn.ConvTranspose1d):  # type: ignore[override]
     """`nn.ConvTranspose1d` with an integer weight."""
 
 
+@stored_as("QuantizedConvTranspose2d")
 class QuantizedConvTranspose2d(QuantizedLayer, nn.ConvTranspose2d):  # type: ignore[override]
     """`nn.ConvTranspose2d` with an integer weight."""
 
 
+@stored_as("QuantizedConvTranspose3d")
 class QuantizedConvTranspose3d(QuantizedLayer, nn.ConvTranspose3d):  # type: ignore[override]
     """`nn.ConvTranspose3d` with an integer weight."""
 
 
+@stored_as("QuantizedLinear")
 class QuantizedLinear(QuantizedLayer, nn.Linear):  # type: ignore[override]
     """`nn.Linear` with an integer weight."""
 

@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 
 from fxquant.recipe.spec import TensorSpec
+from fxquant.stored_names import stored_as
 
 _TINY = torch.finfo(torch.float32).tiny
 
 
+@stored_as("Grid")
 @dataclass(frozen=True)
 class Grid:
     """The integers that a quantized value may take: quant_min to quant_max.
@@ -43,6 +45,7 @@ class Grid:
         return self.quant_max - self.quant_min
 
 
+@stored_as("Affine")
 @dataclass(frozen=True)
 class Affine:
     """What a tensor's integers stand for, in plain numbers: x̂ = scale · (q - zero_point).

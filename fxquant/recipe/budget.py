@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fxquant.errors import RecipeError
+from fxquant.stored_names import stored_as
 
 _WEIGHT_BITS, _ACTIVATION_BITS = range(2, 9), (*range(2, 9), 16)
 _LIMITS = ("max_bytes", "average_bits", "max_bit_operations", "max_latency")
 
 
+@stored_as("Budget")
 @dataclass(frozen=True, kw_only=True)
 class Budget:
     """Limits for all quantized layers together, and the widths to choose from.

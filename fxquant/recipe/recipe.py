@@ -17,10 +17,12 @@ from fxquant.recipe.budget import Budget
 from fxquant.recipe.reconstruction import OPTIONS, Reconstruction
 from fxquant.recipe.rule import Rule, apply_rule
 from fxquant.recipe.spec import CallSpec, TensorSpec, check_logits, check_sides
+from fxquant.stored_names import stored_as
 
 BiasCorrection = bool | Literal["weights"]
 
 
+@stored_as("Recipe")
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """What to quantize how. Start from `Recipe.aciq()`, `Recipe.adaround()` or `Recipe.minmax()`.

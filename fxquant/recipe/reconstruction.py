@@ -6,11 +6,13 @@ from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 from fxquant.errors import RecipeError
+from fxquant.stored_names import stored_as
 
 Method = Literal["adaround", "adaquant", "gram"]
 _LISTED = ", ".join(get_args(Method))
 
 
+@stored_as("Reconstruction")
 @dataclass(frozen=True, kw_only=True)
 class Reconstruction:
     """Options of `fxquant.passes.ReconstructRounding` and `fxquant.passes.ReconstructBlocks`.

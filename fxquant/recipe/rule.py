@@ -10,10 +10,12 @@ from torch import nn
 
 from fxquant.errors import RecipeError
 from fxquant.recipe.spec import CallSpec, TensorSpec
+from fxquant.stored_names import stored_as
 
 Inherit = Literal["inherit"]
 
 
+@stored_as("Rule")
 @dataclass(frozen=True)
 class Rule:
     """An override for the calls whose qualified name or module type matches.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fxquant.errors import RecipeError
+from fxquant.stored_names import stored_as
 
 Range = Literal["minmax", "ema", "percentile", "mse", "aciq", "bn", "cross_entropy"]
 Distribution = Literal["auto", "laplace", "gauss"]
@@ -17,6 +18,7 @@ _CHOICES = {
 }
 
 
+@stored_as("TensorSpec")
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
     """How one kind of tensor is quantized.

@@ -3,16 +3,17 @@
 A file is data: loading it builds objects of classes, and graphs that call functions, by their
 names. So that a file made by hand reaches no file, process or network, it may name only
 
-* classes of torch.nn, torchvision.models, .ops and .transforms, and fxquant, except for its passes
-  and what writes files; as mere values also `Tensor` and builtin types;
-* functions: those of `fxquant.storage.known_functions`, of torchvision.ops and of
-  `fxquant.int8.kernels`;
+* classes and functions of fxquant with the mark of `fxquant.stored_names`;
+* classes of torch.nn, torchvision.models, .ops and .transforms; as mere values also `Tensor` and
+  builtin types;
+* functions: those of `fxquant.storage.known_functions` and of torchvision.ops;
 * operators of `torch.ops` that `fxquant.storage.known_functions` knows;
 * public methods of tensors and containers that take no function and hand out no memory;
 * what the caller of `load` gives as `custom`.
 
-A name is "module:qualified name", and must be where the thing is defined. Modules are imported only
-inside of the packages above.
+Of fxquant a name is "fxquant:mark", wherever the thing is defined. Any other is "module:qualified
+name", and must be where the thing is defined. Modules are imported only inside of the packages
+above.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ from torch import Tensor
 
 from fxquant.errors import StorageError
 from fxquant.storage.known_functions import known_functions, known_operator
+from fxquant.stored_names import stored_name, value_stored_as
 
 _CLASS_PACKAGES = (
-    "torch.nn", "torchvision.models", "torchvision.ops", "torchvision.transforms", "fxquant",
+    "torch.nn", "torchvision.models", "torchvision.ops", "torchvision.transforms",
 )  # fmt: skip
-_REFUSED_PACKAGES = ("fxquant.streaming", "fxquant.passes")
-_FUNCTION_PACKAGES = ("torchvision.ops", "fxquant.int8.kernels")
+_FUNCTION_PACKAGES = ("torchvision.ops",)
 _TYPES = (
     bool, complex, dict, enumerate, float, frozenset, int, list, NoneType, object, range, reversed,
     set, slice, str, tuple, type, zip, Tensor, collections.OrderedDict,
@@ -46,7 +47,7 @@ _REFUSED_METHODS = (
     "register_post_accumulate_grad_hook", "set_", "storage", "untyped_storage",
 )  # fmt: skip
 _OPERATOR = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
-_OPERATORS = "torch.ops"
+_OPERATORS, _OWN = "torch.ops", "fxquant"
 
 
 class Allowed:
@@ -100,6 +101,8 @@ class Allowed:
         found = self._custom.get(name, known.get(name))
         if found is None and module == _OPERATORS:
             return known_operator(qualified_name)
+        if found is None and module == _OWN:
+            found = value_stored_as(qualified_name)
         if found is None and _is_inside(module, packages):
             found = _import(module, qualified_name)
         return self._custom.get(qualified_name) if found is None else found
@@ -118,11 +121,15 @@ def needs_custom(value: type | Callable[..., Any]) -> bool:
 def name_of(value: Any) -> str:
     """Return the name of a class, a function or an operator.
 
-    >>> name_of(torch.nn.Linear), name_of(torch.relu), name_of(torch.ops.aten.relu.default)
-    ('torch.nn.modules.linear:Linear', 'torch:relu', 'torch.ops:aten.relu.default')
+    >>> from fxquant.recipe.rule import Rule
+    >>> name_of(torch.nn.Linear), name_of(Rule), name_of(torch.ops.aten.relu.default)
+    ('torch.nn.modules.linear:Linear', 'fxquant:Rule', 'torch.ops:aten.relu.default')
     """
     if isinstance(value, _OPERATOR):
         return f"{_OPERATORS}:{value}"
+    own = stored_name(value)
+    if own is not None:
+        return f"{_OWN}:{own}"
     return _names().get(id(value)) or f"{value.__module__}:{value.__qualname__}"
 
 
@@ -136,7 +143,7 @@ def has_name(value: type | Callable[..., Any]) -> bool:
     if "<lambda>" in name:
         return False
     known = isinstance(value, _OPERATOR) or id(value) in _names() or "<locals>" in name
-    return known or _loaded(name) is value
+    return known or stored_name(value) is not None or _loaded(name) is value
 
 
 @functools.cache
@@ -152,8 +159,6 @@ def _types() -> dict[str, type]:
 
 def _import(module: str, qualified_name: str) -> Any:
     """Return what `module` itself defines under that name; else None, so of what it imports."""
-    if _is_inside(module, _REFUSED_PACKAGES):
-        return None
     try:
         importlib.import_module(module)
     except ImportError:
@@ -179,7 +184,7 @@ def _is_inside(module: str, packages: tuple[str, ...]) -> bool:
 def _refusal(kind: str, name: str) -> StorageError:
     module, _, qualified_name = name.partition(":")
     own = name.replace(":", ".") if module == _OPERATORS else qualified_name.rpartition(".")[2]
-    is_inside = module != _OPERATORS and _is_inside(module, ("torch", "torchvision", "fxquant"))
+    is_inside = module != _OPERATORS and _is_inside(module, ("torch", "torchvision", _OWN))
     is_missing = is_inside and _loaded(name) is None
     reason, remedy = "files may not use", "if you know it and trust the file,"
     if is_missing:

@@ -30,6 +30,7 @@ from fxquant.graph.journal import Journal
 from fxquant.storage.allowed import has_name, name_of, needs_custom
 from fxquant.storage.graph_encoding import encode_graph
 from fxquant.storage.plain_values import Json, encode_plain, is_plain
+from fxquant.stored_names import stored_name
 
 _REGISTRIES = {"_parameters", "_buffers", "_modules"}
 _BLANK = vars(nn.Module())
@@ -210,7 +211,7 @@ def _require_own_hooks(module: nn.Module, path: str) -> None:
             continue
         for hook in hooks.values():
             owner = type(getattr(hook, "__self__", hook))
-            if not owner.__module__.startswith("fxquant."):
+            if stored_name(owner) is None:
                 name = getattr(hook, "__qualname__", owner.__qualname__)
                 raise StorageError(
                     f"{path} ({type(module).__name__}) has the hook {name!r} in {kind}, which a "

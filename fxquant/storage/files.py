@@ -32,7 +32,7 @@ from fxquant.storage.tensor_blocks import read_tensors, split_into_blocks
 from fxquant.streaming.whole_files import write_whole
 
 MAGIC = b"\x93FXQUANT"
-VERSION = 1
+VERSION = 2
 _START = struct.Struct("<8sI32s")
 """Magic, version, digest."""
 
@@ -59,7 +59,10 @@ _logger = logging.getLogger("fxquant")
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write what `prepare`, `convert` or `quantize` returned to a file, for `load`.
 
-    Weights below 8 bits take no more than their bits. The file appears whole or not at all.
+    Weights below 8 bits take no more than their bits. The file appears whole or not at all. It
+    names fxquant's classes by marks of their own (`fxquant.stored_names`), so that later versions
+    of fxquant read it wherever they define them. `torch.save(model, path)` pickles, and pickles
+    name classes by their modules: they may not outlive this version of fxquant.
 
     Args:
         model: left as it is. Hooks other than fxquant's own cannot be stored.
@@ -111,6 +114,8 @@ def load(
 ) -> nn.Module:
     """Return the model in a file that `save` wrote. No code of the file is run, for it has none.
 
+    A file outlives moves and renames inside fxquant, which a pickle of `torch.save` may not.
+
     Args:
         path: of the file.
         map_location: the device to put all tensors on.
@@ -119,7 +124,7 @@ def load(
             needs none.
 
     Raises:
-        StorageError: the file is missing, not of fxquant, cut off, altered, of a later version, or
+        StorageError: the file is missing, not of fxquant, cut off, altered, of another version, or
             names a class or function that is not allowed.
     """
     allowed, device = Allowed(custom), torch.device(map_location)
@@ -168,6 +173,12 @@ def _read_header(content: bytearray) -> tuple[dict[str, Any], int]:
         raise StorageError(
             f"it is of format version {version}, and this fxquant reads up to {VERSION}: upgrade "
             "fxquant"
+        )
+    if version == 1:
+        raise StorageError(
+            "it is of format version 1, which an earlier fxquant wrote, and this one reads version "
+            f"{VERSION}: load it with that fxquant, save its state_dict() with torch.save, and "
+            "load that into the same model made with this fxquant; or quantize anew"
         )
     header_size, size = _SIZES.unpack_from(content, _START.size)
     if len(content) < size:

@@ -33,7 +33,8 @@ def double(x: Tensor) -> Tensor:
         "torchvision.models.resnet:resnet18", "torchvision.models._api:get_weight",
         "torchvision.datasets.utils:download_url", "torchvision.ops.misc:Conv2dNormActivation",
         "fxquant.storage.files:load", "fxquant.streaming.checkpoint:Checkpoint",
-        "fxquant.api:convert",
+        "fxquant.api:convert", "fxquant:convert", "fxquant:load", "fxquant:Checkpoint",
+        "fxquant.int8.kernels:quantize", "fxquant:quantize", "fxquant:kernels", "fxquant:Recipe",
         "torch.ops:aten.from_file", "torch.ops:aten.save.default", "torch.ops:image.write_file",
         "torch.ops:torchvision", "torch.ops:profiler._record_function_enter",
         "torch.ops:prim.Print", "torch.ops:aten.add.__class__", "fxquant.int8.kernels:torch.load",
@@ -53,7 +54,10 @@ def test_a_function_that_could_do_harm_is_refused(name: str) -> None:
         "torch.nn.modules.linear:Module", "torch.jit:ScriptModule", "torchvision.datasets:VOC",
         "torchvision.io:VideoReader", "fxquant.streaming.checkpoint:Checkpoint",
         "fxquant.passes.prepare.fold_batchnorm:FoldBatchNorm",
-        "fxquant.streaming.value_store:ValueStore",
+        "fxquant.streaming.value_store:ValueStore", "fxquant:Checkpoint", "fxquant:ValueStore",
+        "fxquant:FoldBatchNorm", "fxquant:Pipeline", "fxquant:OwnModule", "fxquant:",
+        "fxquant:kernels.quantize", "fxquant.recipe.rule:Rule",
+        "fxquant.modules.quantized_layer:QuantizedConv2d",
         "torch.nn.functional:relu", "torch.nn.modules.linear:Linear.forward",
         "torch.nn.modules.linear:Linear.__init__.__globals__", "tests.storage.test_allowed:Counted",
     ],
@@ -67,8 +71,8 @@ def test_a_refusal_says_what_to_give() -> None:
     with pytest.raises(StorageError) as caught:
         Allowed().type_named("tests.storage.test_allowed:Counted")
     assert str(caught.value) == (
-        "it names the class 'tests.test_allowed.Counted', which files may not use: if you know it "
-        "and trust the file, load(path, custom=[Counted])"
+        "it names the class 'tests.storage.test_allowed.Counted', which files may not use: if you "
+        "know it and trust the file, load(path, custom=[Counted])"
     )
     with pytest.raises(StorageError) as caught:
         Allowed().type_named("torch.nn.modules.conv:Conv9d")

@@ -116,7 +116,18 @@ def test_a_later_format_is_an_error_with_both_versions(path: Path) -> None:
     content[8:12] = struct.pack("<I", 7)
     path.write_bytes(content)
     assert error_of(path) == (
-        "it is of format version 7, and this fxquant reads up to 1: upgrade fxquant"
+        "it is of format version 7, and this fxquant reads up to 2: upgrade fxquant"
+    )
+
+
+def test_an_earlier_format_is_an_error_that_says_what_to_do(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[8:12] = struct.pack("<I", 1)
+    path.write_bytes(content)
+    assert error_of(path) == (
+        "it is of format version 1, which an earlier fxquant wrote, and this one reads version 2: "
+        "load it with that fxquant, save its state_dict() with torch.save, and load that into the "
+        "same model made with this fxquant; or quantize anew"
     )
 
 
@@ -172,7 +183,7 @@ def test_a_file_without_a_header_is_an_error(header: bytes, path: Path) -> None:
     packed = zlib.compress(header) if header else b""
     sizes = struct.pack("<QQ", len(packed), START.size + len(packed))
     digest = hashlib.sha256(sizes + packed).digest()
-    path.write_bytes(struct.pack("<8sI32s", storage.MAGIC, 1, digest) + sizes + packed)
+    path.write_bytes(struct.pack("<8sI32s", storage.MAGIC, 2, digest) + sizes + packed)
     assert error_of(path).startswith("its header is none: ")
 
 
@@ -183,4 +194,4 @@ def test_a_file_that_holds_no_model_is_an_error(path: Path) -> None:
 
 def test_the_format_has_not_changed(path: Path) -> None:
     magic, version, *_ = START.unpack_from(path.read_bytes())
-    assert (magic, version) == (b"\x93FXQUANT", 1) == (storage.MAGIC, storage.VERSION)
+    assert (magic, version) == (b"\x93FXQUANT", 2) == (storage.MAGIC, storage.VERSION)

@@ -213,19 +213,19 @@ def test_two_functions_of_one_name_are_refused() -> None:
 
         return function
 
-    assert "[1] is one of two different tests.test_encoding:" in refusal([make(1), make(2)])
+    assert "[1] is one of two different tests.storage.test_encoding:" in refusal([make(1), make(2)])
 
 
 @pytest.mark.parametrize(
     "tree",
     [
-        ["object", "fxquant.graph.records:Nothing", {}],
-        ["module", "fxquant.recipe.rule:Rule", {}],
-        ["region", "fxquant.recipe.rule:Rule", {}, []],
+        ["object", "fxquant:Nothing", {}],
+        ["module", "fxquant:Rule", {}],
+        ["region", "fxquant:Rule", {}, []],
         ["namedtuple", "torch.nn.modules.linear:Linear"],
         ["method", ["type", "torch.nn.modules.linear:Linear"], "mro"],
         ["method", ["enum", WEIGHTS, "DEFAULT"], "get_state_dict"],
-        ["method", ["object", "fxquant.recipe.rule:Rule", {}], "__dict__"],
+        ["method", ["object", "fxquant:Rule", {}], "__dict__"],
     ],
 )  # fmt: skip
 def test_a_tree_that_fxquant_does_not_write_is_refused(tree: Any) -> None:
