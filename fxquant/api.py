@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence, Sized
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import fx, nn
-from tqdm import tqdm
 
 from fxquant.calibration.arguments import arguments_of
 from fxquant.calibration.examples import check_folding, run_examples
@@ -34,6 +33,7 @@ from fxquant.passes.prepare.insert_observers import InsertObservers
 from fxquant.passes.prepare.lift_functionals import LiftFunctionals
 from fxquant.passes.prepare.mark_fused_relu import MarkFusedRelu
 from fxquant.recipe.recipe import Recipe
+from fxquant.streaming.long_runs import Run, bar
 
 Forward = Callable[[nn.Module, Any], Any]
 
@@ -128,13 +128,9 @@ def calibrate(
     tensor(3.)
     """
     require_prepared(prepared, "calibrate")
-    total = len(batches) if isinstance(batches, Sized) else None
-    disable = None if progress is None else not progress
     number, keeper = -1, find_keeper(prepared)
     with torch.no_grad():
-        for number, batch in enumerate(
-            tqdm(batches, "calibrating", total, disable=disable, delay=1, unit="batch")
-        ):
+        for number, batch in enumerate(bar(batches, "calibrating", progress)):
             run = partial(forward or partial(_forward, f"batch {number}"), prepared, batch)
             kept = len(keeper.batches) if keeper is not None else 0
             run()
@@ -182,7 +178,7 @@ def convert(
     """
     recipe = require_prepared(prepared, "convert")
     inputs = collect_inputs(prepared, recipe.data, batches) if recipe.needs_data else []
-    return converted(prepared, recipe, inputs, checkpoint=checkpoint, progress=progress)
+    return converted(prepared, recipe, inputs, Run(checkpoint, progress))
 
 
 def quantize(

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 
 from torch import fx, nn
 
@@ -31,6 +29,7 @@ from fxquant.passes.prepare.absorb_batchnorm import AbsorbBatchNorm
 from fxquant.passes.prepare.fold_batchnorm import FoldBatchNorm
 from fxquant.passes.prepare.mark_fused_relu import MarkFusedRelu
 from fxquant.recipe.recipe import Recipe
+from fxquant.streaming.long_runs import Run
 from fxquant.streaming.running import Arguments
 from fxquant.streaming.value_store import ValueStore
 
@@ -45,15 +44,13 @@ def converted(
     prepared: nn.Module,
     recipe: Recipe,
     inputs: _Calls,
-    *,
-    checkpoint: str | os.PathLike[str] | None,
-    progress: bool | None,
+    run: Run,
 ) -> nn.Module:
     """Return what `fxquant.convert` does; `inputs` are the data, if the recipe needs any."""
     is_mixed = recipe.budget is not None
     if is_mixed:
-        quick = partial(converted, prepared, checkpoint=None, progress=False)
-        recipe = with_bits(prepared, recipe, inputs, quick, progress)
+        quick = partial(converted, prepared, run=Run(progress=False))
+        recipe = with_bits(prepared, recipe, inputs, quick, run.progress)
     model = copy.deepcopy(prepared)
     stop_keeping_inputs(model)
     combine_observers(model)
@@ -76,7 +73,7 @@ def converted(
     for gm in graphs.values():
         Pipeline(ChooseRanges(), MarkFusedRelu(), QuantizeWeights(recipe))(gm)
     if recipe.reconstruction is not None:
-        learn = _reconstruction(recipe, checkpoint, progress)
+        learn = _reconstruction(recipe, run)
         _learn(model, reference, list(graphs), inputs, recipe.data.max_bytes, learn)
     if recipe.bias_correction:
         correct = CorrectWeights if recipe.bias_correction == "weights" else CorrectBias
@@ -84,27 +81,24 @@ def converted(
         for path, gm in graphs.items():
             correct(floats[path])(gm)
     if recipe.batchnorm_tuning:
-        tune = _tuning(recipe, progress)
+        tune = _tuning(recipe, run)
         _learn(model, reference, list(graphs), inputs, recipe.data.max_bytes, tune)
     write_journals(model, recipe, (*read_untraced(model), *uncalled, *_release_parts(model)))
     return model
 
 
-def _reconstruction(
-    recipe: Recipe, checkpoint: str | os.PathLike[str] | None, progress: bool | None
-) -> _Maker:
+def _reconstruction(recipe: Recipe, run: Run) -> _Maker:
     kind = ReconstructBlocks if recipe.data.blocks else ReconstructRounding
 
     def make(path: str, reference: fx.GraphModule, calls: _Calls, floats: _Calls | None) -> Pass:
-        folder = Path(checkpoint, path) if checkpoint is not None else None
-        return kind(reference, calls, recipe.data, folder, progress, floats)
+        return kind(reference, calls, recipe.data, run.inside(path), floats)
 
     return make
 
 
-def _tuning(recipe: Recipe, progress: bool | None) -> _Maker:
+def _tuning(recipe: Recipe, run: Run) -> _Maker:
     def make(path: str, reference: fx.GraphModule, calls: _Calls, floats: _Calls | None) -> Pass:
-        return TuneBatchNorm(reference, calls, recipe.data.max_bytes, progress, floats)
+        return TuneBatchNorm(reference, calls, recipe.data, run, floats)
 
     return make
 

@@ -23,7 +23,7 @@ from benchmarks.ranges.cifar10 import CifarResNet
 from benchmarks.running.allocator import keep_memory
 from fxquant.modules.quantized_layer import QuantizedLayer
 from fxquant.passes import FoldBatchNorm, QuantizeWeights
-from fxquant.rounding.side_by_side import SideBySide
+from fxquant.rounding.side_by_side import LayersSideBySide, Lesson
 from fxquant.rounding.subgraphs import find_subgraphs
 from fxquant.streaming.value_store import ValueStore
 
@@ -38,7 +38,7 @@ def collect_by_streaming(
     """Return how many pairs of inputs and targets came by, a network's run each."""
     subgraphs = find_subgraphs(gm)
     with ValueStore() as store:
-        sides = SideBySide(gm, reference, batches, batches, subgraphs, store)
+        sides = LayersSideBySide(Lesson(reference, batches), gm, subgraphs, store)
         return sum(sum(1 for _ in sides.rows(subgraph)) for subgraph in subgraphs)
 
 

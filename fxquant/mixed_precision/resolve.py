@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from torch import nn
-from tqdm import tqdm
 
 from fxquant.calibration.batching import num_samples
 from fxquant.capture.naming import find_regions
@@ -23,6 +22,7 @@ from fxquant.passes.prepare.insert_observers import InsertObservers
 from fxquant.recipe.budget import Budget
 from fxquant.recipe.recipe import Recipe
 from fxquant.reporting.agreement import Agreement
+from fxquant.streaming.long_runs import bar
 from fxquant.streaming.running import Arguments
 
 _JUDGED = 0.25  # the share of the samples that tells the drop of a candidate
@@ -50,10 +50,9 @@ def with_bits(
     """
     budget = recipe.budget
     assert budget is not None
-    disable = None if progress is None else not progress
-    calls = tqdm(inputs, "measuring", disable=disable, delay=1, unit="batch")
     rounded = _rounded(recipe, budget, inputs, quantize)
     samples = sum(num_samples(arguments) for arguments in inputs)
+    calls = bar(inputs, "measuring", progress)
     options = sensitivities_on(
         prepared, calls, budget, draws=2, batch_size=max(1, samples // _PARTS), rounded=rounded
     )

@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
-from tqdm import tqdm
 
 from fxquant.calibration.arguments import arguments_of
 from fxquant.calibration.batching import in_batches_of, num_samples
@@ -36,6 +35,7 @@ from fxquant.mixed_precision.placing import place_probes
 from fxquant.recipe.budget import Budget
 from fxquant.streaming.distributed import gather_objects
 from fxquant.streaming.leaves import map_leaves
+from fxquant.streaming.long_runs import bar
 from fxquant.streaming.running import Arguments, device_of
 
 _logger = logging.getLogger("fxquant")
@@ -80,15 +80,8 @@ def measure_sensitivities(
         arguments_of(prepared, batch, f"batch {number}") for number, batch in enumerate(batches)
     )
     total = len(batches) if isinstance(batches, Sized) else None
-    bar = tqdm(
-        calls,
-        "measuring",
-        total,
-        disable=None if progress is None else not progress,
-        delay=1,
-        unit="batch",
-    )
-    return sensitivities_on(prepared, bar, budget, draws=draws, batch_size=batch_size, seed=seed)
+    shown = bar(calls, "measuring", progress, total=total)
+    return sensitivities_on(prepared, shown, budget, draws=draws, batch_size=batch_size, seed=seed)
 
 
 def sensitivities_on(

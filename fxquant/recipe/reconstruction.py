@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
+import torch
+
 from fxquant.errors import RecipeError
 from fxquant.stored_names import stored_as
 
@@ -100,6 +102,10 @@ class Reconstruction:
         object.__setattr__(self, "beta", beta)
         _require(len(beta) == 2 and min(beta) >= 1, self, "beta", "two numbers of at least 1")
         _require(type(self.seed) is int, self, "seed", "an integer")
+
+    def generator(self, number: int) -> torch.Generator:
+        """Return what layer, or block, `number` draws with, whatever the others draw."""
+        return torch.Generator().manual_seed(hash((self.seed, number)) % (1 << 63))
 
 
 OPTIONS = frozenset(each.name for each in fields(Reconstruction))

@@ -1,26 +1,29 @@
 """Learned roundings: of layers, and of residual blocks."""
 
-from fxquant.rounding.blocks.find import Block, find_blocks, is_quantizer
+from fxquant.rounding.blocks.find import Block, find_blocks
 from fxquant.rounding.blocks.learner import BlockLearner
-from fxquant.rounding.blocks.samples import Samples
+from fxquant.rounding.blocks.sides import BlocksSideBySide, ends_in_float
 from fxquant.rounding.grouped_layer import Rounding
+from fxquant.rounding.in_turn import learn_in_turn
 from fxquant.rounding.learners import Learned, learn
 from fxquant.rounding.pool import RowPool
-from fxquant.rounding.side_by_side import SideBySide
+from fxquant.rounding.side_by_side import LayersSideBySide, Lesson
 from fxquant.rounding.subgraphs import Call, Subgraph, find_subgraphs
 
 __all__ = [
     "Block",
     "BlockLearner",
+    "BlocksSideBySide",
     "Call",
+    "LayersSideBySide",
     "Learned",
+    "Lesson",
     "Rounding",
     "RowPool",
-    "Samples",
-    "SideBySide",
     "Subgraph",
+    "ends_in_float",
     "find_blocks",
     "find_subgraphs",
-    "is_quantizer",
     "learn",
+    "learn_in_turn",
 ]

@@ -31,7 +31,7 @@ class RowPool:
         self, name: str, layer: Layer, num_samples: int, options: Reconstruction, number: int
     ) -> None:
         self._name, self._layer, self._options = name, layer, options
-        self._generator = torch.Generator().manual_seed(hash((options.seed, number)) % (1 << 63))
+        self._generator = options.generator(number)
         row_bytes = 4 * layer.weight.numel() / layer.weight.shape[0] * num_groups(layer)
         wanted = min(options.pool_rows, options.steps * options.rows)
         num_rows = max(1, min(wanted, int(_MAX_BYTES / row_bytes)))

@@ -1,50 +1,100 @@
-"""The float graph and the quantized one, streamed side by side, layer by layer."""
+"""The float graph and the quantized one, streamed side by side, unit by unit."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from torch import Tensor, fx
 
 from fxquant.calibration.batching import num_samples
+from fxquant.errors import CalibrationError
+from fxquant.graph.rewriting import require_same_nodes
+from fxquant.recipe.reconstruction import Reconstruction
 from fxquant.rounding.subgraphs import Call, Subgraph
+from fxquant.streaming.identity import identity_of
+from fxquant.streaming.long_runs import Run
+from fxquant.streaming.running import Arguments
 from fxquant.streaming.stream import Stream
 from fxquant.streaming.value_store import ValueStore
 
+_Unit = TypeVar("_Unit")
 
-class SideBySide:
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """What a pass learns from, and how: the fields of every pass that learns."""
+
+    reference: fx.GraphModule
+    """The float model: the same graph before quantization, without observers."""
+    batches: Sequence[Arguments]
+    """The arguments of each call, on any device."""
+    options: Reconstruction = field(default_factory=Reconstruction)
+    how: Run = field(default_factory=Run)
+    """Where what is finished is kept, and whether a bar is shown."""
+    reference_batches: Sequence[Arguments] | None = None
+    """What the reference is called with, where something in front of the graph is quantized, so
+    that `batches` differ; None: the same."""
+
+    def require(self, nodes: Iterable[fx.Node]) -> None:
+        """Raise where there is no data, or the reference lacks one of the quantized `nodes`."""
+        name = type(self).__name__
+        if len(self.batches) == 0:
+            raise CalibrationError(f"{name}: `batches` is empty: give at least one")
+        require_same_nodes(name, self.reference, nodes)
+
+
+class SideBySide(ABC, Generic[_Unit]):
     """Both graphs on the same data, each node of each run once for each batch.
 
     Args:
+        lesson: the float graph, whose nodes have the same names, and the data of both.
         gm: the quantized graph.
-        reference: the float one; its nodes have the same names.
-        batches: the arguments of each call of `gm`.
-        reference_batches: those of `reference`.
-        subgraphs: in the order in which `rows` or `skip` will be called for them.
+        units: in the order in which data or `skip` will be asked for.
         store: for the values of both.
     """
 
     def __init__(
-        self,
-        gm: fx.GraphModule,
-        reference: fx.GraphModule,
-        batches: Sequence[tuple[Any, ...]],
-        reference_batches: Sequence[tuple[Any, ...]],
-        subgraphs: Sequence[Subgraph],
-        store: ValueStore,
+        self, lesson: Lesson, gm: fx.GraphModule, units: Sequence[_Unit], store: ValueStore
     ) -> None:
-        self._nodes = {node.name: node for node in reference.graph.nodes}
-        self._num_samples = sum(num_samples(batch) for batch in batches)
-        self._quantized = Stream(gm, batches, store)
-        self._float = Stream(reference, reference_batches, store)
-        for subgraph in subgraphs:
-            self._quantized.demand(self._inputs(subgraph))
-            self._float.demand(self._float_nodes(subgraph))
+        self.lesson, self.gm = lesson, gm
+        floats = lesson.reference_batches
+        self._nodes = {node.name: node for node in lesson.reference.graph.nodes}
+        self._sizes = [num_samples(batch) for batch in lesson.batches]
+        self._quantized = Stream(gm, lesson.batches, store)
+        self._float = Stream(lesson.reference, lesson.batches if floats is None else floats, store)
+        for unit in units:
+            self._quantized.demand(self._inputs(unit))
+            self._float.demand(self._float_nodes(unit))
+
+    def skip(self, unit: _Unit) -> None:
+        """Go past a unit that is finished."""
+        self._quantized.skip(*self._inputs(unit))
+        self._float.skip(*self._float_nodes(unit))
+
+    def identity(self) -> dict[str, str]:
+        """Return digests of all that the result depends on, before anything is learned."""
+        lesson = self.lesson
+        data = [each for each in (lesson.batches, lesson.reference_batches) if each is not None]
+        return identity_of(self.gm, lesson.reference, lesson.options, data)
+
+    @abstractmethod
+    def _inputs(self, unit: _Unit) -> list[fx.Node]:
+        """Return the nodes of the quantized graph whose values the unit learns from."""
+
+    @abstractmethod
+    def _float_nodes(self, unit: _Unit) -> list[fx.Node]:
+        """Return those of the float graph."""
+
+
+class LayersSideBySide(SideBySide[Subgraph]):
+    """Inputs and targets of layers, in rows."""
 
     def num_samples(self, subgraph: Subgraph) -> int:
         """Return how many samples the layer sees, over all its calls."""
-        return self._num_samples * len(subgraph.calls)
+        return sum(self._sizes) * len(subgraph.calls)
 
     def rows(self, subgraph: Subgraph) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the layer's quantized input and its float target, of every batch and call."""
@@ -53,11 +103,6 @@ class SideBySide:
         for inputs, wanted in zip(quantized, floats, strict=True):
             targets, stand_ins = wanted[: len(subgraph.calls)], wanted[len(subgraph.calls) :]
             yield from zip((*inputs, *stand_ins), targets, strict=True)
-
-    def skip(self, subgraph: Subgraph) -> None:
-        """Go past a layer that is finished."""
-        self._quantized.skip(*self._inputs(subgraph))
-        self._float.skip(*self._float_nodes(subgraph))
 
     def _inputs(self, subgraph: Subgraph) -> list[fx.Node]:
         final, _ = _split(subgraph)

@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from fxquant.graph.operations import data_input, module_of, relu_bounds
-from fxquant.modules.quantized_layer import QuantizedLayer
+from fxquant.modules.layers import Layer
+from fxquant.modules.quantized_layer import LearnedRounding, QuantizedLayer
 from fxquant.rounding.activations import Activation, Clamp, Differentiated, Identity
 
 _MODULES = (
@@ -47,6 +48,44 @@ class Subgraph:
     activation: Activation
     ahead: frozenset[fx.Node]
     """Those calls whose input is not final when the layer's turn comes: float inputs stand in."""
+
+    @property
+    def cost(self) -> int:
+        """About how long learning the layer takes, in weights."""
+        return self.layer.weight_integers.numel() + 100_000
+
+    @property
+    def rounding(self) -> LearnedRounding | None:
+        """What was learned of the layer."""
+        return self.layer.rounding
+
+    def values(self) -> list[Tensor]:
+        """Return what learning may change: the weight, and the bias if there is one."""
+        return [self.layer.weight, *([] if self._bias is None else [self._bias])]
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds of the layer."""
+        return {
+            "integers": self.layer.weight_integers.cpu(),
+            "scale": self.layer.weight_scale.cpu(),
+            "bias": None if self._bias is None else self._bias.detach().cpu(),
+            "sqnr": self.layer.weight_sqnr,
+            "rounding": vars(self.layer.rounding),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Put back what `state` returned."""
+        layer = self.layer
+        layer.weight_integers.copy_(state["integers"])
+        layer.weight_scale.copy_(state["scale"])
+        if state["bias"] is not None:
+            layer.set_bias(state["bias"].to(layer.weight_integers.device))
+        layer.weight_sqnr = state["sqnr"]
+        layer.rounding = LearnedRounding(**state["rounding"])
+
+    @property
+    def _bias(self) -> Tensor | None:
+        return cast(Layer, self.layer).bias
 
 
 def find_subgraphs(gm: fx.GraphModule) -> list[Subgraph]:

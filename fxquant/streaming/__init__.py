@@ -13,6 +13,7 @@ from fxquant.streaming.distributed import (
 )
 from fxquant.streaming.identity import identity_of
 from fxquant.streaming.leaves import map_leaves
+from fxquant.streaming.long_runs import Run, bar, bar_of_costs
 from fxquant.streaming.running import Arguments, device_of, interpreted, run
 from fxquant.streaming.stream import Stream
 from fxquant.streaming.value_store import ValueStore
@@ -21,8 +22,11 @@ from fxquant.streaming.whole_files import write_whole
 __all__ = [
     "Arguments",
     "Checkpoint",
+    "Run",
     "Stream",
     "ValueStore",
+    "bar",
+    "bar_of_costs",
     "copy_from_first_rank",
     "device_of",
     "gather_objects",

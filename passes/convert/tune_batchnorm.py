@@ -13,24 +13,23 @@ weight has one scale for all channels, and where a channel is constant, only mea
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, fx
-from tqdm import tqdm
 
 from fxquant.capture.naming import target_name
 from fxquant.errors import CalibrationError
-from fxquant.graph.rewriting import require_same_nodes
 from fxquant.modules.layers import Layer, channel_axis, num_outputs
 from fxquant.modules.quantized_layer import QuantizedLayer
 from fxquant.numerics.decibels import sqnr
 from fxquant.passes.pipeline import Pass
-from fxquant.rounding.side_by_side import SideBySide
+from fxquant.rounding.side_by_side import LayersSideBySide, Lesson
 from fxquant.rounding.subgraphs import Call, Subgraph, find_subgraphs
 from fxquant.streaming.distributed import sum_over_ranks
+from fxquant.streaming.long_runs import bar
 from fxquant.streaming.value_store import ValueStore
 
 _FURTHEST = 2.0
@@ -38,37 +37,24 @@ _FURTHEST = 2.0
 
 
 @dataclass(frozen=True, eq=False)
-class TuneBatchNorm(Pass):
-    """Give each quantized layer's output channels the float layer's mean and deviation."""
+class TuneBatchNorm(Lesson, Pass):
+    """Give each quantized layer's output channels the float layer's mean and deviation.
 
-    reference: fx.GraphModule
-    """The float model: the same graph before quantization, without observers."""
-    batches: Sequence[tuple[Any, ...]]
-    """The arguments of each call, on any device."""
-    max_bytes: int | None = 4 << 30
-    """Of the intermediate values in memory; what exceeds it lies in memory-mapped files."""
-    progress: bool | None = None
-    """Show a bar; None means where there is a terminal."""
-    reference_batches: Sequence[tuple[Any, ...]] | None = None
-    """What the reference is called with, where `batches` come from quantized parts; None: the
-    same."""
+    Nothing is drawn and nothing kept: of `options` only `max_bytes` counts, of `how` the bar.
+    """
 
     def requires(self, graph_module: fx.GraphModule) -> None:
         """Raise where there is no data, or the reference is not of the same graph."""
-        if len(self.batches) == 0:
-            raise CalibrationError("TuneBatchNorm: `batches` is empty: give at least one")
-        calls = [call.node for each in find_subgraphs(graph_module) for call in each.calls]
-        require_same_nodes("TuneBatchNorm", self.reference, calls)
+        subgraphs = find_subgraphs(graph_module)
+        self.require(call.node for subgraph in subgraphs for call in subgraph.calls)
 
     @torch.no_grad()
     def run(self, gm: fx.GraphModule) -> bool:
         """Tune the layers in turn; modified if there is one."""
         subgraphs = [_before_activation(subgraph) for subgraph in find_subgraphs(gm)]
-        disable = None if self.progress is None else not self.progress
-        floats = self.batches if self.reference_batches is None else self.reference_batches
-        with ValueStore(self.max_bytes) as store:
-            sides = SideBySide(gm, self.reference, self.batches, floats, subgraphs, store)
-            for subgraph in tqdm(subgraphs, "tuning", disable=disable, delay=1, unit="layer"):
+        with ValueStore(self.options.max_bytes) as store:
+            sides = LayersSideBySide(self, gm, subgraphs, store)
+            for subgraph in bar(subgraphs, "tuning", self.how.progress, unit="layer"):
                 layer = subgraph.layer
                 _tune(layer, sides.rows(subgraph), target_name(gm, subgraph.name))
                 weight = cast(Layer, self.reference.get_submodule(subgraph.name)).weight.detach()

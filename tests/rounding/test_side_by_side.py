@@ -10,7 +10,7 @@ from torch.nn import functional as F
 import fxquant
 from fxquant import Recipe
 from fxquant.passes import QuantizeWeights
-from fxquant.rounding.side_by_side import SideBySide
+from fxquant.rounding.side_by_side import LayersSideBySide, Lesson
 from fxquant.rounding.subgraphs import find_subgraphs
 from fxquant.streaming.value_store import ValueStore
 from tests.helpers import Net, apply
@@ -28,7 +28,7 @@ def collected(gm: fx.GraphModule, reference: fx.GraphModule, x: Tensor) -> dict[
     batches = [(part,) for part in torch.split(x, 4)]
     subgraphs = find_subgraphs(gm)
     with ValueStore() as store, torch.no_grad():
-        sides = SideBySide(gm, reference, batches, batches, subgraphs, store)
+        sides = LayersSideBySide(Lesson(reference, batches), gm, subgraphs, store)
         return {each.name: list(sides.rows(each)) for each in subgraphs}
 
 

@@ -18,13 +18,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from torch import fx
+from torch import Tensor, fx
 
 from fxquant.graph.operations import is_split, module_of, relu_bounds
 from fxquant.graph.records import refuse
 from fxquant.modules.dynamic_quantize import DynamicQuantize
 from fxquant.modules.fake_quantize import FakeQuantize
+from fxquant.modules.quantized_layer import LearnedRounding
 from fxquant.rounding.blocks.flow import Flow
 from fxquant.rounding.subgraphs import Subgraph, find_subgraphs
 
@@ -52,6 +54,41 @@ class Block:
     """Its quantized layers."""
     quantizers: tuple[FakeQuantize, ...]
     """Those that are called nowhere else, so that their scales can be learned with the block."""
+
+    @property
+    def cost(self) -> int:
+        """About how long learning the block takes, in weights."""
+        return sum(each.cost for each in self.subgraphs)
+
+    @property
+    def rounding(self) -> LearnedRounding | None:
+        """What was learned of the block; its layers share it."""
+        return self.subgraphs[0].rounding
+
+    def values(self) -> list[Tensor]:
+        """Return copies of what learning may change: integers, and scales of activations."""
+        integers = [each.layer.weight_integers for each in self.subgraphs]
+        return [each.clone() for each in (*integers, *(each.scale for each in self.quantizers))]
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds of the block."""
+        layers = [each.layer for each in self.subgraphs]
+        return {
+            "integers": [layer.weight_integers.cpu() for layer in layers],
+            "sqnr": [layer.weight_sqnr for layer in layers],
+            "rounding": vars(self.rounding),
+            "scales": [quantizer.scale.cpu() for quantizer in self.quantizers],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Put back what `state` returned."""
+        of_layers = zip(self.subgraphs, state["integers"], state["sqnr"], strict=True)
+        for subgraph, integers, weight_sqnr in of_layers:
+            subgraph.layer.weight_integers.copy_(integers)
+            subgraph.layer.weight_sqnr = weight_sqnr
+            subgraph.layer.rounding = LearnedRounding(**state["rounding"])
+        for quantizer, scale in zip(self.quantizers, state["scales"], strict=True):
+            quantizer.scale.copy_(scale)
 
 
 def find_blocks(gm: fx.GraphModule, max_layers: int = 8) -> list[Block]:

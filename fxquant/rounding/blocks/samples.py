@@ -90,7 +90,7 @@ class Samples:
 
     def __init__(self, name: str, num_samples: int, options: Reconstruction, number: int) -> None:
         self._name, self._num_samples, self._options = name, num_samples, options
-        self.generator = torch.Generator().manual_seed(hash((options.seed, number)) % (1 << 63))
+        self.generator = options.generator(number)
         self._groups: dict[object, _Group] = {}
         self._shares = torch.empty(0)
 

@@ -20,6 +20,7 @@ from fxquant.passes import QuantizeWeights
 from fxquant.passes.convert.reconstruct_blocks import ReconstructBlocks
 from fxquant.rounding.blocks.learner import BlockLearner, LearnedBlock
 from fxquant.rounding.blocks.samples import Samples
+from fxquant.streaming.long_runs import Run
 from tests.helpers import Net, apply, graph_text, node, outputs, whole
 
 OPTIONS = Reconstruction(steps=150, samples=64, blocks=True, activation_learning_rate=1e-3)
@@ -242,17 +243,17 @@ def test_finished_blocks_are_taken_from_the_checkpoint(
 
     monkeypatch.setattr(BlockLearner, "learn", learn_or_stop)
     with pytest.raises(KeyboardInterrupt):
-        rounded(model, x, activation_bits=4, checkpoint=tmp_path)
+        rounded(model, x, activation_bits=4, how=Run(tmp_path))
     assert sorted(path.name for path in tmp_path.glob("*.pt")) == [
         "0000_stem.pt",
         "0001_a to b.pt",
     ]
-    _, resumed, _ = rounded(model, x, activation_bits=4, checkpoint=tmp_path)
+    _, resumed, _ = rounded(model, x, activation_bits=4, how=Run(tmp_path))
     assert next(calls) == 5  # stem and the first block once; then the others
     assert_same_state(resumed, expected)
     assert layers(resumed)["a"].rounding is not None
     with pytest.raises(StorageError, match="the recipe is another"):
-        rounded(model, x, Reconstruction(steps=9), activation_bits=4, checkpoint=tmp_path)
+        rounded(model, x, Reconstruction(steps=9), activation_bits=4, how=Run(tmp_path))
 
 
 def test_no_batches_is_an_error() -> None:
@@ -289,11 +290,11 @@ def test_logs_one_line_a_block_and_the_bar_can_be_quiet(
 ) -> None:
     model, x, few = make_model(), images(), Reconstruction(steps=5)
     with caplog.at_level(logging.INFO, "fxquant"):
-        rounded(model, x, few, progress=False)
+        rounded(model, x, few, how=Run(progress=False))
     lines = [line.split(":")[0] for line in caplog.messages if " dB, " in line]
     assert lines == ["stem", "a to b", "c to d", "fc"]
     assert capsys.readouterr().err == ""
-    rounded(model, x, few, progress=True)
+    rounded(model, x, few, how=Run(progress=True))
     shown = capsys.readouterr().err
     assert "100%" in shown
     assert "a to b" in shown

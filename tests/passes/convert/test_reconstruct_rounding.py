@@ -14,6 +14,7 @@ import fxquant
 from fxquant import CalibrationError, PassError, Recipe, Reconstruction
 from fxquant.modules.quantized_layer import QuantizedLayer
 from fxquant.passes import DropObservers, InsertObservers, QuantizeWeights, ReconstructRounding
+from fxquant.streaming.long_runs import Run
 from tests.helpers import Net, apply, graph_text, outputs, relative_error
 
 OPTIONS = Reconstruction(steps=200, samples=256)
@@ -303,10 +304,10 @@ def test_the_bar_shows_layers_and_errors_and_can_be_quiet(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     model, x = nn.Sequential(nn.Linear(12, 8)), correlated(256, 12)
-    rounded(model, [x], options=OPTIONS, progress=False)
+    rounded(model, [x], options=OPTIONS, how=Run(progress=False))
     rounded(model, [x], options=OPTIONS)  # no terminal
     assert capsys.readouterr().err == ""
-    rounded(model, [x], options=OPTIONS, progress=True)
+    rounded(model, [x], options=OPTIONS, how=Run(progress=True))
     shown = capsys.readouterr().err
     assert "100%" in shown
     assert "dB, kept" in shown

@@ -1,0 +1,52 @@
+"""What goes into blocks and what should come out, from the two graphs side by side."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from fxquant.graph.operations import data_input
+from fxquant.rounding.blocks.find import Block, is_quantizer
+from fxquant.rounding.blocks.samples import Samples
+from fxquant.rounding.side_by_side import SideBySide
+
+
+class BlocksSideBySide(SideBySide[Block]):
+    """Samples of blocks: the quantized graph's input, the float graph's input and output."""
+
+    def samples(self, block: Block, number: int) -> Samples:
+        """Return what goes into the block and what should come out."""
+        total = sum(self._sizes) * len(block.paths)
+        found = Samples(block.name, total, self.lesson.options, number)
+        quantized = self._quantized.values(*self._inputs(block))
+        floats = self._float.values(*self._float_nodes(block))
+        for size, inputs, wanted in zip(self._sizes, quantized, floats, strict=True):
+            remaining = iter(inputs)
+            ends = zip(wanted[::2], wanted[1::2], strict=True)
+            for path, (entry, target) in zip(block.paths, ends, strict=True):
+                x = entry if path.is_ahead else next(remaining)
+                found.add(path, x, entry, target, size)
+        found.close()
+        return found
+
+    def _inputs(self, block: Block) -> list[fx.Node]:
+        return [path.entry for path in block.paths if not path.is_ahead]
+
+    def _float_nodes(self, block: Block) -> list[fx.Node]:
+        """Return the entry and the exit of each path."""
+        return [self._nodes[node.name] for node in ends_in_float(self.gm, block)]
+
+
+def ends_in_float(gm: fx.GraphModule, block: Block) -> list[fx.Node]:
+    """Return the nodes of `gm` whose float values a block learns from: two of each path.
+
+    In place of an entry that is a quantizer that is what it rounds.
+    """
+    return [end for path in block.paths for end in (_before_rounding(gm, path.entry), path.exit)]
+
+
+def _before_rounding(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
+    while is_quantizer(gm, node):
+        source = data_input(node)
+        assert source is not None
+        node = source
+    return node

@@ -1,0 +1,102 @@
+"""The loop of all that is learned in turn: layers, or blocks of them.
+
+for each unit, behind all those that its inputs depend on:
+what the checkpoint holds of it is put back; else it is learned, and saved
+the streams go on with what it now computes
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from fxquant.capture.naming import target_name
+from fxquant.modules.quantized_layer import LearnedRounding
+from fxquant.rounding.side_by_side import SideBySide
+from fxquant.streaming.checkpoint import Checkpoint
+from fxquant.streaming.distributed import object_from_first_rank, rank
+from fxquant.streaming.long_runs import Run, bar_of_costs
+
+_logger = logging.getLogger("fxquant")
+
+
+class Unit(Protocol):
+    """What is learned at once."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the graph."""
+
+    @property
+    def cost(self) -> int:
+        """About how long it takes, in weights."""
+
+    @property
+    def rounding(self) -> LearnedRounding | None:
+        """What was learned of it, None before."""
+
+    def values(self) -> list[Tensor]:
+        """Return what learning may change, as it is now."""
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds of it."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Put back what `state` returned."""
+
+
+_Unit = TypeVar("_Unit", bound=Unit)
+
+
+def learn_in_turn(
+    units: Sequence[_Unit],
+    sides: SideBySide[_Unit],
+    learn: Callable[[_Unit, int], None],
+    run: Run,
+) -> bool:
+    """Learn each unit on what those in front of it give; return whether one of them changed.
+
+    Args:
+        units: each behind all those that its inputs depend on.
+        sides: the data, which `learn` takes of each unit, or the loop skips.
+        learn: called with a unit and its number; writes what it learned into the unit.
+        run: where finished units are kept, and whether a bar is shown.
+    """
+    checkpoint = None
+    if run.checkpoint is not None:
+        checkpoint = Checkpoint(run.checkpoint, sides.identity(), writes=rank() == 0)
+    changed = False
+    with bar_of_costs(sum(unit.cost for unit in units), run.progress) as bar:
+        for number, unit in enumerate(units):
+            name = target_name(sides.gm, unit.name)
+            bar.set_description(name)
+            before = unit.values()
+            saved = _load(checkpoint, number, unit.name)
+            if saved:
+                sides.skip(unit)
+                unit.restore(saved)
+            else:
+                learn(unit, number)
+                if checkpoint is not None:
+                    checkpoint.save(number, unit.name, unit.state())
+            bar.set_postfix_str(f"{name} {unit.rounding}")
+            bar.update(unit.cost)
+            _logger.info("%s: %s", name, unit.rounding)
+            changed |= _differ(before, unit.values())
+    return changed
+
+
+def _load(checkpoint: Checkpoint | None, number: int, name: str) -> dict[str, Any] | None:
+    """Return what the checkpoint of rank 0 holds of a unit."""
+    if checkpoint is None:
+        return None
+    saved = checkpoint.load(number, name) if rank() == 0 else None
+    return cast("dict[str, Any] | None", object_from_first_rank(saved))
+
+
+def _differ(before: list[Tensor], after: list[Tensor]) -> bool:
+    return len(before) != len(after) or not all(map(torch.equal, before, after))
