@@ -17,7 +17,7 @@ from fxquant import Recipe, TensorSpec
 from fxquant.graph.records import record
 from fxquant.int8 import onednn
 from fxquant.modules.fake_quantize import FakeQuantize
-from fxquant.numerics.affine import Grid
+from fxquant.numerics.affine import Affine, Grid
 
 BYTE = Grid(0, 255)
 needs_int8 = pytest.mark.skipif(
@@ -115,8 +115,8 @@ def quantizer(
     scale: float = 0.05, zero_point: int = 100, grid: Grid = BYTE, **spec: Any
 ) -> FakeQuantize:
     """Return a fake-quantizer; `spec` are the fields of its `TensorSpec`."""
-    parameters = torch.tensor(scale), torch.tensor(zero_point, dtype=torch.int32)
-    return FakeQuantize(*parameters, grid, TensorSpec(**spec), sqnr=40.0)
+    affine = Affine(torch.tensor(scale), torch.tensor(zero_point, dtype=torch.int32), grid)
+    return FakeQuantize(affine, TensorSpec(**spec), sqnr=40.0)
 
 
 def simulated(model: nn.Module, x: Any, recipe: Recipe | None = None) -> fx.GraphModule:

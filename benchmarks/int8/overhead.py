@@ -26,7 +26,7 @@ from benchmarks.running.allocator import keep_memory
 from benchmarks.running.timing import interleaved_medians
 from fxquant.capture.naming import find_regions
 from fxquant.modules.fake_quantize import FakeQuantize
-from fxquant.numerics.affine import Grid
+from fxquant.numerics.affine import Affine, Grid
 from fxquant.passes import DropObservers
 
 EVALUATED: dict[str, dict[str, Any]] = {
@@ -41,7 +41,8 @@ def one_activation(repeats: int) -> str:
     """Return the table for 8×256×56×56 values."""
     x = torch.randn(8, 256, 56, 56)
     scale, zero_point = torch.tensor(0.05), torch.tensor(3, dtype=torch.int32)
-    module = FakeQuantize(scale, zero_point, Grid.of(8, signed=False), fxquant.TensorSpec(), 0.0)
+    affine = Affine(scale, zero_point, Grid.of(8, signed=False))
+    module = FakeQuantize(affine, fxquant.TensorSpec(), 0.0)
     with torch.inference_mode():
         seconds = interleaved_medians(
             {

@@ -13,10 +13,11 @@ from fxquant.modules.dynamic_quantize import DynamicQuantize
 from fxquant.modules.fake_quantize import FakeQuantize
 from fxquant.modules.observers import LogitObserver, Observer
 from fxquant.numerics.activation_ranges import activation_range
-from fxquant.numerics.affine import Grid, activation_grid, affine_parameters, dequantize, quantize
-from fxquant.numerics.channel_bits import channel_bits, uneven_parameters
+from fxquant.numerics.affine import Affine, activation_grid
+from fxquant.numerics.channel_bits import channel_bits, uneven_affine
 from fxquant.numerics.channel_ranges import channel_range
 from fxquant.numerics.cross_entropy import cross_entropy_range
+from fxquant.numerics.decibels import decibels
 from fxquant.recipe.spec import TensorSpec
 
 
@@ -29,11 +30,11 @@ def quantizer_of(observer: Observer) -> FakeQuantize | DynamicQuantize:
     if spec.bit_allocation and observer.axis is not None and low.dim():
         return _uneven_quantizer(observer, low, high)
     grid = activation_grid(low.min().item(), spec)
-    scale, zero_point = affine_parameters(low, high, grid, symmetric=spec.symmetric)
-    axis = observer.axis if scale.dim() else None
-    loss = _sqnr(observer, scale, zero_point, grid) if axis is None else math.nan
+    affine = Affine.over(low, high, grid, symmetric=spec.symmetric)
+    axis = observer.axis if low.dim() else None
+    loss = _sqnr(observer, affine) if axis is None else math.nan
     device = observer.low.device
-    return FakeQuantize(scale.to(device), zero_point.to(device), grid, spec, loss, axis)
+    return FakeQuantize(affine.map(lambda values: values.to(device)), spec, loss, axis)
 
 
 def _uneven_quantizer(observer: Observer, low: Tensor, high: Tensor) -> FakeQuantize:
@@ -47,9 +48,9 @@ def _uneven_quantizer(observer: Observer, low: Tensor, high: Tensor) -> FakeQuan
             torch.where(bits == width, own_high, high),
         )
     device = observer.low.device
-    scale, zero_point, last = (each.to(device) for each in uneven_parameters(low, high, bits))
-    grid = Grid(0, int(last.max()))
-    return FakeQuantize(scale, zero_point, grid, observer.spec, math.nan, observer.axis, last)
+    affine, last = uneven_affine(low, high, bits)
+    affine = affine.map(lambda values: values.to(device))
+    return FakeQuantize(affine, observer.spec, math.nan, observer.axis, last.to(device))
 
 
 def _range(observer: Observer, spec: TensorSpec) -> tuple[Tensor, Tensor]:
@@ -70,12 +71,11 @@ def _range(observer: Observer, spec: TensorSpec) -> tuple[Tensor, Tensor]:
     return tuple(torch.tensor(ends, dtype=torch.float64).unbind())  # type: ignore[return-value]
 
 
-def _sqnr(observer: Observer, scale: Tensor, zero_point: Tensor, grid: Grid) -> float:
+def _sqnr(observer: Observer, affine: Affine) -> float:
     """Return signal over quantization noise of what was seen, in dB; NaN if nothing was."""
     if observer.num_batches == 0:
         return math.nan
     points, weights = observer.statistics().output.subdivided(4)
-    noise = dequantize(quantize(points, scale, zero_point, grid), scale, zero_point) - points
     power = (points.square() * weights).sum()
-    error = (noise.square() * weights).sum()
-    return math.inf if error == 0 else (10 * torch.log10(power / error)).item()
+    noise = (affine.error(points).square_() * weights).sum()
+    return decibels(power.item(), noise.item())

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from fxquant.numerics.affine import Affine
+from fxquant.numerics.affine import AffineNumbers
 
 KEY = "fxquant"
 _logger = logging.getLogger("fxquant")
@@ -37,7 +37,7 @@ class Record:
     """The recipe leaves the call in float."""
     refused: tuple[str, ...] = ()
     """What was not done with the node, and why."""
-    integers: Affine | None = None
+    integers: AffineNumbers | None = None
     """In a lowered graph: what the node's integers stand for; None: its result is in float."""
     value_of: str | None = None
     """In a lowered graph: the node of the fake-quantized graph whose value this one computes; None:

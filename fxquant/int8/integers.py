@@ -10,10 +10,10 @@ from torch import fx
 
 from fxquant.graph.records import annotate, record
 from fxquant.int8 import kernels
-from fxquant.numerics.affine import Affine
+from fxquant.numerics.affine import AffineNumbers
 
 
-def quantize(x: fx.Node, integers: Affine, value_of: str) -> fx.Node:
+def quantize(x: fx.Node, integers: AffineNumbers, value_of: str) -> fx.Node:
     """Return a new node that turns `x` into integers, at the graph's point of insertion."""
     arguments = (x, integers.scale, integers.zero_point, integers.grid.quant_max)
     node = x.graph.call_function(kernels.quantize, arguments)
@@ -41,7 +41,7 @@ def integers_behind(node: object) -> fx.Node | None:
     return None
 
 
-def affine_of(node: fx.Node) -> Affine:
+def affine_of(node: fx.Node) -> AffineNumbers:
     """Return what the integers of `node` stand for."""
     known = record(node).integers
     assert known is not None, f"{node.name} computes no integers"
@@ -58,7 +58,7 @@ def only_user(node: fx.Node) -> fx.Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
-def mark_integers(node: fx.Node, integers: Affine, value_of: str) -> None:
+def mark_integers(node: fx.Node, integers: AffineNumbers, value_of: str) -> None:
     """Record that `node` computes integers now, and turn them into floats for all its users."""
     annotate(node, integers=integers, value_of=value_of)
     users = list(node.users)

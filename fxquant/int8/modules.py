@@ -17,26 +17,26 @@ from fxquant.modules.layers import is_transposed
 from fxquant.modules.own import OwnModule
 from fxquant.modules.packed_weights import PackedWeights
 from fxquant.modules.quantized_layer import LearnedRounding, QuantizedLayer
-from fxquant.numerics.affine import Affine, Grid
+from fxquant.numerics.affine import AffineNumbers, Grid
 from fxquant.recipe.spec import TensorSpec
 from fxquant.stored_names import stored_as
 
 Clamp = tuple[float, float] | None
 
 
-def result_ends(y: Affine | None, clamp: Clamp) -> tuple[float, float]:
+def result_ends(y: AffineNumbers | None, clamp: Clamp) -> tuple[float, float]:
     """Return the least and the greatest value of a result, in its own units.
 
     A ReLU before the rounding and a clamp behind it are the same: rounding keeps the order.
 
-    >>> result_ends(Affine(0.1, 3, Grid(0, 255)), (0.0, 6.0))
+    >>> result_ends(AffineNumbers(0.1, 3, Grid(0, 255)), (0.0, 6.0))
     (3, 63)
     """
     low, high = clamp or (-math.inf, math.inf)
     return (low, high) if y is None else (_rounded(low, y), _rounded(high, y))
 
 
-def _rounded(value: float, y: Affine) -> int:
+def _rounded(value: float, y: AffineNumbers) -> int:
     """Return the integer of one value, by the float32 arithmetic of `FakeQuantize`."""
     integer = torch.round(torch.tensor(value) * (1 / y.scale)) + y.zero_point
     return int(integer.clamp(y.grid.quant_min, y.grid.quant_max).item())
@@ -47,15 +47,19 @@ class Int8Module(OwnModule):
 
     stage = "lowered"
 
-    input: Affine
-    other: Affine | None
-    output: Affine | None
+    input: AffineNumbers
+    other: AffineNumbers | None
+    output: AffineNumbers | None
     clamp: Clamp
     ends: tuple[float, float]
     """Least and greatest value of the result, in its own units."""
 
     def __init__(
-        self, input: Affine, other: Affine | None, output: Affine | None, clamp: Clamp
+        self,
+        input: AffineNumbers,
+        other: AffineNumbers | None,
+        output: AffineNumbers | None,
+        clamp: Clamp,
     ) -> None:
         super().__init__()
         self.input, self.other, self.output, self.clamp = input, other, output, clamp
@@ -74,7 +78,7 @@ class Int8Module(OwnModule):
         """Take the parameters from a state dict."""
         for name in ("input", "other", "output"):
             known = state[name]
-            setattr(self, name, known and Affine(known[0], known[1], Grid(0, known[2])))
+            setattr(self, name, known and AffineNumbers(known[0], known[1], Grid(0, known[2])))
         self.clamp = state["clamp"]
         self.ends = result_ends(self.output, self.clamp)
 
@@ -108,11 +112,11 @@ class Int8Layer(PackedWeights, Int8Module):
     def __init__(
         self,
         layer: QuantizedLayer,
-        input: Affine,
-        output: Affine | None,
+        input: AffineNumbers,
+        output: AffineNumbers | None,
         activation: str = "none",
         clamp: Clamp = None,
-        other: Affine | None = None,
+        other: AffineNumbers | None = None,
         keep_other: bool = True,
     ) -> None:
         super().__init__(input, other, output, clamp)
@@ -201,7 +205,9 @@ class Int8Conv(Int8Layer):
 class Int8Add(Int8Module):
     """The sum of two uint8 tensors as uint8, held within the bounds of the ReLU behind it."""
 
-    def __init__(self, input: Affine, other: Affine, output: Affine, clamp: Clamp = None) -> None:
+    def __init__(
+        self, input: AffineNumbers, other: AffineNumbers, output: AffineNumbers, clamp: Clamp = None
+    ) -> None:
         super().__init__(input, other, output, clamp)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:

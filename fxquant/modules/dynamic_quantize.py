@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fxquant.modules.own import FixedDtypeModule
-from fxquant.numerics.affine import Grid, affine_parameters
+from fxquant.numerics.affine import Affine, Grid
 from fxquant.numerics.channel_ranges import batch_range
 from fxquant.recipe.spec import TensorSpec
 from fxquant.stored_names import stored_as
@@ -48,14 +48,12 @@ class DynamicQuantize(FixedDtypeModule):
         values = x.detach()
         axis = self.axis if self._has_positions(x) else None
         low, high = batch_range(values, self.spec, self.clamp, axis)
-        scale, zero_point = affine_parameters(low, high, self.grid, symmetric=self.spec.symmetric)
+        affine = Affine.over(low, high, self.grid, symmetric=self.spec.symmetric)
         if axis is not None:
-            shape = [1] * x.dim()
-            shape[axis] = -1
-            scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
-        first, last = self.grid.quant_min - zero_point, self.grid.quant_max - zero_point
-        inverse = (1 / scale).to(torch.promote_types(x.dtype, torch.float32))
-        return (values * inverse).round_().clamp_(first, last).mul_(scale).to(x.dtype)
+            affine = affine.along(axis, x.dim())
+        inverse = (1 / affine.scale).to(torch.promote_types(x.dtype, torch.float32))
+        steps = (values * inverse).round_().clamp_(affine.lowest, affine.highest)
+        return steps.mul_(affine.scale).to(x.dtype)
 
     def _has_positions(self, x: Tensor) -> bool:
         """Say whether a channel has more than one position: the report's condition."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fxquant.modules.own import FixedDtypeModule
-from fxquant.numerics.affine import Affine, Grid
+from fxquant.numerics.affine import Affine, along_axis
 from fxquant.recipe.spec import TensorSpec
 from fxquant.stored_names import stored_as
 
@@ -18,9 +18,7 @@ class FakeQuantize(FixedDtypeModule):
     """Round a tensor to the grid of Eqs. (1)-(5) and return it in floating point, same dtype.
 
     Args:
-        scale: float32, (), or (channels,) where each has its own.
-        zero_point: int32, of the same shape.
-        grid: the integers in use.
+        affine: what its integers stand for: one set, (), or one for each channel, (channels,).
         spec: what the range was chosen by.
         sqnr: signal over quantization noise on the calibration data, in dB; NaN if not known.
         axis: of the channels, from the end, where each has its own scale.
@@ -36,22 +34,25 @@ class FakeQuantize(FixedDtypeModule):
 
     def __init__(
         self,
-        scale: Tensor,
-        zero_point: Tensor,
-        grid: Grid,
+        affine: Affine,
         spec: TensorSpec,
         sqnr: float,
         axis: int | None = None,
         channel_max: Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.grid = grid
+        self.grid = affine.grid
         self.spec = spec
         self.sqnr = sqnr
         self.axis = axis
-        self.register_buffer("scale", scale)
-        self.register_buffer("zero_point", zero_point)
+        self.register_buffer("scale", affine.scale)
+        self.register_buffer("zero_point", affine.zero_point)
         self.register_buffer("channel_max", channel_max)
+
+    @property
+    def affine(self) -> Affine:
+        """What the integers stand for; where channels have bits of their own, on the widest's."""
+        return Affine(self.scale, self.zero_point, self.grid)
 
     @property
     def last(self) -> Tensor | int:
@@ -83,11 +84,9 @@ class FakeQuantize(FixedDtypeModule):
         return y.mul_(scale)
 
     def _round_channels(self, x: Tensor, axis: int) -> Tensor:
-        shape = [1] * x.dim()
-        shape[axis] = -1
-        scale = self.scale.reshape(shape)
-        first = (self.grid.quant_min - self.zero_point).reshape(shape)
-        last = (self.last - self.zero_point).reshape(shape)
+        scale = along_axis(self.scale, axis, x.dim())
+        first = along_axis(self.grid.quant_min - self.zero_point, axis, x.dim())
+        last = along_axis(self.last - self.zero_point, axis, x.dim())
         if x.requires_grad and torch.is_grad_enabled():
             x = torch.minimum(x, last * scale)
             ends = self.grid.quant_min, self.grid.quant_max
@@ -95,10 +94,6 @@ class FakeQuantize(FixedDtypeModule):
                 x, self.scale, self.zero_point, axis, *ends
             )
         return (x / scale).round_().clamp_(first, last).mul_(scale)
-
-    def affine(self) -> Affine:
-        """Return the parameters as plain numbers, where there is one set for all channels."""
-        return Affine(self.scale.item(), int(self.zero_point.item()), self.grid)
 
     def parameters_text(self) -> str:
         """Return the parameters in a few words."""

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from fxquant.modules.layers import Layer, layer_type, num_outputs, output_rows, per_output
 from fxquant.modules.own import FixedDtypeModule
 from fxquant.modules.packed_weights import PackedWeights
-from fxquant.numerics.affine import Grid, affine_parameters, dequantize, quantize
-from fxquant.numerics.decibels import sqnr
+from fxquant.numerics.affine import Affine, Grid
+from fxquant.numerics.decibels import decibels, sqnr
 from fxquant.numerics.weight_ranges import weight_range
 from fxquant.recipe.spec import TensorSpec
 from fxquant.stored_names import stored_as
@@ -50,7 +50,7 @@ class LearnedRounding:
 
     def __str__(self) -> str:
         before, after = (
-            -10 * math.log10(max(error, 1e-30)) if math.isfinite(error) else -math.inf
+            decibels(1.0, max(error, 1e-30)) if math.isfinite(error) else -math.inf
             for error in (self.error_nearest, self.error_learned)
         )
         return f"{before:.1f} → {after:.1f} dB, {'kept' if self.kept else 'nearest kept'}"
@@ -77,6 +77,12 @@ class QuantizedLayer(PackedWeights, FixedDtypeModule):
     weight_shift: Tensor | None
     rounding: LearnedRounding | None = None
     """None where the weight is rounded to nearest."""
+
+    @property
+    def weight_affine(self) -> Affine:
+        """What the integers stand for, before `weight_gain` and `weight_shift`."""
+        grid = Grid.of(self.weight_spec.bits, signed=True)
+        return Affine(self.weight_scale, self.weight_zero_point, grid)
 
     @property
     def weight(self) -> Tensor:
@@ -178,11 +184,11 @@ def quantize_layer(layer: Layer, spec: TensorSpec) -> QuantizedLayer:
     rows = output_rows(layer, exact) if spec.per_channel else exact.reshape(1, -1)
     low, high = weight_range(rows, spec)
     grid = Grid.of(spec.bits, signed=True)
-    scale, zero_point = affine_parameters(low, high, grid, symmetric=spec.symmetric)
+    affine = Affine.over(low, high, grid, symmetric=spec.symmetric)
     if not spec.per_channel:
-        scale, zero_point = scale[0], zero_point[0]
-    wide = (per_output(layer, scale, weight), per_output(layer, zero_point, weight))
-    integers = quantize(exact, *wide, grid)
+        affine = affine.map(lambda values: values[0])
+    wide = affine.map(lambda values: per_output(layer, values, weight))
+    integers = wide.quantize(exact)
 
     kind = layer_type(layer)
     assert kind is not None
@@ -193,10 +199,10 @@ def quantize_layer(layer: Layer, spec: TensorSpec) -> QuantizedLayer:
     vars(quantized).update(options, training=layer.training)
     quantized.register_parameter("bias", layer.bias)
     quantized.weight_spec = spec
-    quantized.weight_sqnr = sqnr(exact, dequantize(integers, *wide))
+    quantized.weight_sqnr = sqnr(exact, wide.dequantize(integers))
     quantized.register_buffer("weight_integers", integers.to(torch.int8))
-    quantized.register_buffer("weight_scale", scale)
-    quantized.register_buffer("weight_zero_point", zero_point)
+    quantized.register_buffer("weight_scale", affine.scale)
+    quantized.register_buffer("weight_zero_point", affine.zero_point)
     quantized.register_buffer("weight_gain", None)
     quantized.register_buffer("weight_shift", None)
     probe = torch.empty(0, dtype=weight.dtype, device=weight.device)

@@ -1,15 +1,8 @@
 """Tensors in, tensors out: scales and zero-points, histograms, clips, ranges, packed bits."""
 
 from fxquant.numerics.activation_ranges import Statistics, activation_range
-from fxquant.numerics.affine import (
-    Affine,
-    Grid,
-    activation_grid,
-    affine_parameters,
-    dequantize,
-    quantize,
-)
-from fxquant.numerics.channel_bits import channel_bits, uneven_parameters
+from fxquant.numerics.affine import Affine, AffineNumbers, Grid, activation_grid, along_axis
+from fxquant.numerics.channel_bits import channel_bits, uneven_affine
 from fxquant.numerics.channel_ranges import (
     ChannelStatistics,
     batch_range,
@@ -17,7 +10,7 @@ from fxquant.numerics.channel_ranges import (
     channel_range,
 )
 from fxquant.numerics.cross_entropy import cross_entropy_range
-from fxquant.numerics.decibels import sqnr
+from fxquant.numerics.decibels import decibels, sqnr
 from fxquant.numerics.histogram import NUM_BINS, Histogram, count_values
 from fxquant.numerics.packing import pack_bits, packed_size, unpack_bits
 from fxquant.numerics.weight_ranges import weight_range
@@ -25,25 +18,25 @@ from fxquant.numerics.weight_ranges import weight_range
 __all__ = [
     "NUM_BINS",
     "Affine",
+    "AffineNumbers",
     "ChannelStatistics",
     "Grid",
     "Histogram",
     "Statistics",
     "activation_grid",
     "activation_range",
-    "affine_parameters",
+    "along_axis",
     "batch_range",
     "channel_bits",
     "channel_moments",
     "channel_range",
     "count_values",
     "cross_entropy_range",
-    "dequantize",
+    "decibels",
     "pack_bits",
     "packed_size",
-    "quantize",
     "sqnr",
-    "uneven_parameters",
+    "uneven_affine",
     "unpack_bits",
     "weight_range",
 ]

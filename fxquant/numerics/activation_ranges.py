@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from fxquant.numerics.aciq import clip_range
-from fxquant.numerics.affine import activation_grid, affine_parameters, dequantize, quantize
+from fxquant.numerics.affine import Affine, activation_grid
 from fxquant.numerics.histogram import Histogram
 from fxquant.recipe.spec import TensorSpec
 
@@ -137,7 +137,5 @@ def _errors(
     """
     points, weights = histogram.subdivided(parts)
     grid = activation_grid(histogram.values[0].item(), spec)
-    scale, zero_point = affine_parameters(lows, highs, grid, symmetric=spec.symmetric)
-    scale, zero_point = scale.to(torch.float64)[:, None], zero_point[:, None]
-    rounded = dequantize(quantize(points, scale, zero_point, grid), scale, zero_point)
-    return (rounded.sub_(points).square_() * weights).sum(dim=1)
+    affine = Affine.over(lows[:, None], highs[:, None], grid, symmetric=spec.symmetric)
+    return (affine.error(points).square_() * weights).sum(dim=1)

@@ -11,6 +11,7 @@ case (6)-(8) fixes z = 0. `round` takes ties to even, as PyTorch's and oneDNN's 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -45,52 +46,105 @@ class Grid:
         return self.quant_max - self.quant_min
 
 
-@stored_as("Affine")
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Affine:
-    """What a tensor's integers stand for, in plain numbers: x̂ = scale · (q - zero_point).
+    """What the integers q of a tensor stand for: x̂ = scale · (q - zero_point), q on `grid`.
 
-    >>> Affine(0.5, -3, Grid(-128, 127)).unsigned()
-    Affine(scale=0.5, zero_point=125, grid=Grid(quant_min=0, quant_max=255))
+    `scale` and `zero_point` have one shape, which broadcasts against the tensor: () for one set, or
+    one set for each channel, row or range. What `over` makes keeps to this:
+
+    * `scale` is float32, above zero, and so is its inverse; 1 where a range has no width, so that a
+      tensor of zeros stays exactly zero;
+    * `zero_point` is int32 and on the grid, so that real zero is exact; 0 where symmetric;
+    * a value within the range moves by half a step at most, one outside goes to the nearer end.
+
+    >>> affine = Affine.over(torch.tensor(-1.0), torch.tensor(3.0), Grid(0, 4))
+    >>> affine.numbers()
+    AffineNumbers(scale=1.0, zero_point=1, grid=Grid(quant_min=0, quant_max=4))
+    >>> affine.round(torch.tensor([-7.0, 0.4, 2.6]))
+    tensor([-1.,  0.,  3.])
     """
+
+    scale: Tensor
+    zero_point: Tensor
+    grid: Grid
+
+    @classmethod
+    def over(cls, low: Tensor, high: Tensor, grid: Grid, *, symmetric: bool = False) -> Affine:
+        """Return the map that spreads `grid` over [low, high], widened to hold 0: Eqs. (2), (3).
+
+        Args:
+            low: the lower ends β, any shape, in the units of the tensor.
+            high: the upper ends α, of the same shape.
+            grid: the integers to use.
+            symmetric: fix the zero-point at 0. On an unsigned grid negative values are clipped.
+        """
+        low = low.to(torch.float64).clamp(max=0)  # float64: high - low must not overflow
+        high = high.to(torch.float64).clamp(min=0)
+        if symmetric:
+            scale = high / grid.quant_max
+            if grid.quant_min < 0:
+                scale = torch.maximum(scale, low / grid.quant_min)
+            scale = _usable(scale)
+            return cls(scale, torch.zeros_like(scale, dtype=torch.int32), grid)
+        scale = _usable((high - low) / grid.steps)
+        zero_point = grid.quant_min - torch.round(low / scale.to(torch.float64))
+        zero_point = zero_point.clamp(grid.quant_min, grid.quant_max).to(torch.int32)
+        return cls(scale, zero_point, grid)
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """Return the integers of Eq. (1), in `x`'s floating dtype."""
+        q = torch.round(x / self.scale).add_(self.zero_point)
+        return q.clamp_(self.grid.quant_min, self.grid.quant_max)
+
+    def dequantize(self, q: Tensor) -> Tensor:
+        """Return the real values of Eq. (4)."""
+        return (q - self.zero_point) * self.scale
+
+    def round(self, x: Tensor) -> Tensor:
+        """Return x̂, the values of the grid nearest to `x`: Eq. (5)."""
+        return self.dequantize(self.quantize(x))
+
+    def error(self, x: Tensor) -> Tensor:
+        """Return x̂ - x, in the shape of all three broadcast."""
+        return self.round(x).sub_(x)
+
+    @property
+    def lowest(self) -> Tensor:
+        """The least integer minus the zero-point: how many steps the grid reaches below zero."""
+        return self.grid.quant_min - self.zero_point
+
+    @property
+    def highest(self) -> Tensor:
+        """The greatest integer minus the zero-point."""
+        return self.grid.quant_max - self.zero_point
+
+    def unsigned(self) -> Affine:
+        """Return the same map on a grid that starts at 0."""
+        grid = Grid(0, self.grid.steps)
+        return Affine(self.scale, self.zero_point - self.grid.quant_min, grid)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Affine:
+        """Return the map with `function` applied to both tensors: to reshape or move them."""
+        return Affine(function(self.scale), function(self.zero_point), self.grid)
+
+    def along(self, axis: int | None, rank: int) -> Affine:
+        """Return the sets of channels, (channels,), along an axis: see `along_axis`."""
+        return self.map(lambda values: along_axis(values, axis, rank))
+
+    def numbers(self) -> AffineNumbers:
+        """Return the one set for all channels, in plain numbers."""
+        return AffineNumbers(self.scale.item(), int(self.zero_point.item()), self.grid)
+
+
+@stored_as("AffineNumbers")
+@dataclass(frozen=True)
+class AffineNumbers:
+    """An `Affine` of one set, as kernels take it, files hold it and `==` compares it."""
 
     scale: float
     zero_point: int
     grid: Grid
-
-    def unsigned(self) -> Affine:
-        """Return the same map on a grid that starts at 0."""
-        shift = -self.grid.quant_min
-        return Affine(self.scale, self.zero_point + shift, Grid(0, self.grid.steps))
-
-
-def affine_parameters(
-    low: Tensor, high: Tensor, grid: Grid, *, symmetric: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Return the scale (float32) and zero-point (int32) that spread `grid` over [low, high].
-
-    Args:
-        low: the lower ends β, any shape, in the units of the tensor.
-        high: the upper ends α, of the same shape.
-        grid: the integers to use.
-        symmetric: fix the zero-point at 0. On an unsigned grid negative values are then clipped.
-
-    A range of zero width at 0 gets the scale 1, so that an all-zero tensor stays exactly zero.
-
-    >>> affine_parameters(torch.tensor(-1.0), torch.tensor(3.0), Grid(0, 4))
-    (tensor(1.), tensor(1, dtype=torch.int32))
-    """
-    low = low.to(torch.float64).clamp(max=0)  # float64: high - low must not overflow
-    high = high.to(torch.float64).clamp(min=0)
-    if symmetric:
-        scale = high / grid.quant_max
-        if grid.quant_min < 0:
-            scale = torch.maximum(scale, low / grid.quant_min)
-        scale = _usable(scale)
-        return scale, torch.zeros_like(scale, dtype=torch.int32)
-    scale = _usable((high - low) / grid.steps)
-    zero_point = grid.quant_min - torch.round(low / scale.to(torch.float64))
-    return scale, zero_point.clamp(grid.quant_min, grid.quant_max).to(torch.int32)
 
 
 def _usable(scale: Tensor) -> Tensor:
@@ -99,17 +153,18 @@ def _usable(scale: Tensor) -> Tensor:
     return torch.where(scale == 0, 1.0, bounded).to(torch.float32)
 
 
-def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor:
-    """Return the integers of Eq. (1), in `x`'s floating dtype.
+def along_axis(values: Tensor, axis: int | None, rank: int) -> Tensor:
+    """Return `values`, (channels,), shaped to lie along one axis of a tensor of `rank` axes.
 
-    `scale` and `zero_point` broadcast against `x`.
+    One value for all, where `axis` is None, gets `rank` axes of 1.
+
+    >>> along_axis(torch.ones(3), -2, 4).shape
+    torch.Size([1, 1, 3, 1])
     """
-    return torch.round(x / scale).add_(zero_point).clamp_(grid.quant_min, grid.quant_max)
-
-
-def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    """Return the real values of Eq. (4); the three arguments broadcast."""
-    return (q - zero_point) * scale
+    shape = [1] * rank
+    if axis is not None:
+        shape[axis] = -1
+    return values.reshape(shape)
 
 
 def activation_grid(low: float, spec: TensorSpec) -> Grid:

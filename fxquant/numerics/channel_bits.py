@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fxquant.numerics.affine import Grid, affine_parameters
+from fxquant.numerics.affine import Affine, Grid
 
 _LEAST, _MOST = 1, 8
 
@@ -46,8 +46,8 @@ def channel_bits(ranges: Tensor, bits: int) -> Tensor:
     return found
 
 
-def uneven_parameters(low: Tensor, high: Tensor, bits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the scale, the zero-point and the greatest integer of each channel; the least is 0.
+def uneven_affine(low: Tensor, high: Tensor, bits: Tensor) -> tuple[Affine, Tensor]:
+    """Return the map of each channel on the widest's grid, and the greatest integer of each.
 
     Args:
         low: the lower ends, (channels,).
@@ -58,6 +58,6 @@ def uneven_parameters(low: Tensor, high: Tensor, bits: Tensor) -> tuple[Tensor, 
     zero_point, last = torch.zeros(2, len(bits), dtype=torch.int32)
     for width in range(_LEAST, _MOST + 1):
         own, grid = bits == width, Grid.of(width, signed=False)
-        scale[own], zero_point[own] = affine_parameters(low[own], high[own], grid)
-        last[own] = grid.quant_max
-    return scale, zero_point, last
+        affine = Affine.over(low[own], high[own], grid)
+        scale[own], zero_point[own], last[own] = affine.scale, affine.zero_point, grid.quant_max
+    return Affine(scale, zero_point, Grid(0, int(last.max()))), last

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fxquant.numerics.aciq import clip_range
-from fxquant.numerics.affine import Grid, affine_parameters, dequantize, quantize
+from fxquant.numerics.affine import Affine, Grid, along_axis
 from fxquant.recipe.spec import TensorSpec
 
 _VALUES = 4096  # to judge a range by
@@ -46,10 +46,7 @@ def channel_moments(x: Tensor, axis: int | None) -> tuple[Tensor, ...]:
     x = x.to(torch.float32)
     others = [d for d in range(x.dim()) if axis is None or d != x.dim() + axis]
     low, high, mean = x.amin(others), x.amax(others), x.mean(others)
-    shape = [1] * x.dim()
-    if axis is not None:
-        shape[axis] = -1
-    centred = x - mean.reshape(shape)
+    centred = x - along_axis(mean, axis, x.dim())
     return low, high, mean, centred.abs().mean(others), centred.square_().mean(others)
 
 
@@ -76,10 +73,7 @@ def batch_range(
     if spec.range == "minmax":
         return low, high
     mean = x.mean(others, dtype=torch.float32)
-    shape = [1] * x.dim()
-    if axis is not None:
-        shape[axis] = -1
-    centred = x - mean.reshape(shape)
+    centred = x - along_axis(mean, axis, x.dim())
     if spec.distribution == "gauss":
         sigma = centred.square_().mean(others, dtype=torch.float32).sqrt()
         return _clip(mean, sigma, low, high, spec, "gauss", clamp)
@@ -110,10 +104,8 @@ def _least_error(
     """Return the range, of each row of `values`, over which quantizing them errs least."""
     lows, highs = (torch.stack(ends).reshape(len(ranges), -1) for ends in zip(*ranges, strict=True))
     grid = Grid.of(spec.bits, signed=spec.symmetric)
-    scale, zero_point = affine_parameters(lows, highs, grid, symmetric=spec.symmetric)
-    scale, zero_point = scale[..., None], zero_point[..., None]
-    rounded = dequantize(quantize(values, scale, zero_point, grid), scale, zero_point)
-    best = rounded.sub_(values).square_().sum(-1).argmin(0, keepdim=True)  # (1, rows)
+    affine = Affine.over(lows[..., None], highs[..., None], grid, symmetric=spec.symmetric)
+    best = affine.error(values).square_().sum(-1).argmin(0, keepdim=True)  # (1, rows)
     shape = ranges[0][0].shape
     return lows.gather(0, best).reshape(shape), highs.gather(0, best).reshape(shape)
 

@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from fxquant.numerics.affine import activation_grid, affine_parameters, dequantize, quantize
+from fxquant.numerics.affine import Affine, activation_grid
 from fxquant.recipe.spec import TensorSpec
 
 
@@ -48,7 +48,6 @@ def cross_entropy_range(
 
 
 def _rounded(x: Tensor, low: float, high: float, spec: TensorSpec) -> Tensor:
-    grid = activation_grid(low, spec)
     ends = torch.tensor([low, high], dtype=torch.float64)
-    scale, zero_point = affine_parameters(ends[0], ends[1], grid, symmetric=spec.symmetric)
-    return dequantize(quantize(x.to(torch.float64), scale, zero_point, grid), scale, zero_point)
+    affine = Affine.over(ends[0], ends[1], activation_grid(low, spec), symmetric=spec.symmetric)
+    return affine.round(x.to(torch.float64))

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from fxquant.numerics.affine import Grid, affine_parameters
+from fxquant.numerics.affine import Affine, Grid
 from fxquant.numerics.closed_clips import laplace_constant, weighted_range
 
 _MAX_ELEMENTS = 1 << 22  # of a temporary in `optimal_range`: 32 MiB of float64
@@ -96,9 +96,9 @@ def expected_error(
 
     `ratio` is μ/spread; it broadcasts to `low` and `high`, which have one shape.
     """
-    scale, zero_point = affine_parameters(low, high, grid, symmetric=symmetric)
-    integers = torch.arange(grid.quant_min, grid.quant_max + 1, device=low.device)
-    levels = scale[..., None].to(torch.float64) * (integers - zero_point[..., None])
+    affine = Affine.over(low[..., None], high[..., None], grid, symmetric=symmetric)
+    ends, device = (grid.quant_min, grid.quant_max + 1), low.device
+    levels = affine.dequantize(torch.arange(*ends, dtype=torch.float64, device=device))
     lowest = torch.full_like(levels[..., :1], -_FAR)
     if fused_relu:
         levels = levels.clamp(min=0)

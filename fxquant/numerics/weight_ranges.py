@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fxquant.numerics.aciq import clip_range
-from fxquant.numerics.affine import Grid, affine_parameters, dequantize, quantize
+from fxquant.numerics.affine import Affine, Grid
 from fxquant.recipe.spec import TensorSpec
 
 
@@ -66,12 +66,11 @@ def _aciq_rows(rows: Tensor, low: Tensor, high: Tensor, spec: TensorSpec) -> tup
 def _row_errors(rows: Tensor, low: Tensor, high: Tensor, spec: TensorSpec) -> Tensor:
     """Return the summed squared error of quantizing each row over its range: (rows,)."""
     grid = Grid.of(spec.bits, signed=True)
-    scale, zero_point = affine_parameters(low, high, grid, symmetric=spec.symmetric)
-    scale, zero_point = scale[:, None], zero_point[:, None]
-    noise = dequantize(quantize(rows, scale, zero_point, grid), scale, zero_point).sub_(rows)
+    affine = Affine.over(low[:, None], high[:, None], grid, symmetric=spec.symmetric)
+    noise = affine.error(rows)
     if spec.clip_weight == 1:
         return noise.square_().sum(dim=1)
-    is_clipped = noise.abs() > scale * 0.5001
+    is_clipped = noise.abs() > affine.scale * 0.5001
     return torch.where(is_clipped, spec.clip_weight, 1.0).mul_(noise.square_()).sum(dim=1)
 
 

@@ -9,6 +9,8 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
+from fxquant.numerics.decibels import decibels
+
 _MIN_ALONE_SQNR = 60.0  # dB; a float node alone differs by its arithmetic only
 
 
@@ -43,9 +45,7 @@ class Difference:
     @property
     def sqnr(self) -> float:
         """Signal over difference in dB; infinite where there is none."""
-        if self.noise == 0:
-            return math.inf
-        return 10 * math.log10(max(self.power, 1e-300) / self.noise)
+        return decibels(max(self.power, 1e-300), self.noise)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from fxquant.graph.records import record
 from fxquant.int8 import kernels
 from fxquant.int8.integers import value_of
 from fxquant.modules.fake_quantize import FakeQuantize
-from fxquant.numerics.affine import Affine
+from fxquant.numerics.affine import AffineNumbers
 from fxquant.reporting.comparison import Comparison, Difference, NodeComparison
 from fxquant.streaming.leaves import map_leaves
 from fxquant.streaming.running import interpreted
@@ -160,8 +160,8 @@ def _kind(gm: fx.GraphModule, node: fx.Node) -> str:
 
 def _step(gm: fx.GraphModule, node: fx.Node) -> float:
     """Return the scale of the node's integers, NaN where its result is in float."""
-    known: Affine | None = record(node).integers
+    known: AffineNumbers | None = record(node).integers
     module = module_of(gm, node)
     if known is None and isinstance(module, FakeQuantize) and module.axis is None:
-        known = module.affine()
+        known = module.affine.numbers()
     return math.nan if known is None else known.scale

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,6 +13,7 @@ from fxquant.calibration.arguments import arguments_of
 from fxquant.calibration.input_keeper import stop_keeping_inputs
 from fxquant.capture.naming import find_regions
 from fxquant.modules.layers import layer_type
+from fxquant.numerics.decibels import decibels
 from fxquant.passes.convert.drop_observers import DropObservers
 
 
@@ -57,9 +57,7 @@ def measure_outputs(
         for handle in handles:
             handle.remove()
     return {
-        name: math.inf
-        if noise[name] == 0
-        else 10 * math.log10(max(power[name], 1e-300) / noise[name])
+        name: decibels(max(power[name], 1e-300), noise[name])
         for name in names
         if power[name] > 0 or noise[name] > 0
     }

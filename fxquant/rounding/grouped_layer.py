@@ -9,7 +9,6 @@ from torch import Tensor
 
 from fxquant.modules.layers import Layer
 from fxquant.modules.quantized_layer import QuantizedLayer
-from fxquant.numerics.affine import Grid, quantize
 from fxquant.rounding.rows import grouped_weight, ungrouped_weight
 
 
@@ -27,14 +26,13 @@ class Rounding:
 
     def __init__(self, layer: QuantizedLayer, reference: Layer) -> None:
         self._layer = cast(Layer, layer)
-        self._grid = Grid.of(layer.weight_spec.bits, signed=True)
         weight = reference.weight.detach().to(torch.float32)
         self.weight = grouped_weight(reference, weight).contiguous()
         self.per_channel = layer.weight_scale.dim() > 0
-        self.scale = self._grouped(layer.weight_scale)
-        self._zero_point = self._grouped(layer.weight_zero_point).to(torch.float32)
-        self.low = self._grid.quant_min - self._zero_point
-        self.high = self._grid.quant_max - self._zero_point
+        self._affine = layer.weight_affine.map(self._grouped)
+        self.scale = self._affine.scale
+        self.low = self._affine.lowest.to(torch.float32)
+        self.high = self._affine.highest.to(torch.float32)
 
     def _grouped(self, values: Tensor) -> Tensor:
         """Return a value per output channel, or one for all, as (groups, out, 1)."""
@@ -43,7 +41,7 @@ class Rounding:
 
     def nearest(self) -> Tensor:
         """Return the integers of rounding to nearest, minus the zero-point."""
-        return quantize(self.weight, self.scale, self._zero_point, self._grid) - self._zero_point
+        return self._affine.quantize(self.weight) - self._affine.zero_point
 
     def difference(self, integers: Tensor) -> Tensor:
         """Return W̃ - W for integers minus the zero-point."""
@@ -51,4 +49,4 @@ class Rounding:
 
     def layer_integers(self, integers: Tensor) -> Tensor:
         """Return what the layer keeps for integers minus the zero-point: int8, in its shape."""
-        return ungrouped_weight(self._layer, integers + self._zero_point).to(torch.int8)
+        return ungrouped_weight(self._layer, integers + self._affine.zero_point).to(torch.int8)

@@ -35,7 +35,7 @@ from fxquant.int8.integers import (
 from fxquant.int8.kernel_arguments import kernel_activation
 from fxquant.int8.modules import Clamp, Int8Conv, Int8Linear, why_not_int8
 from fxquant.modules.quantized_layer import QuantizedLayer
-from fxquant.numerics.affine import Affine
+from fxquant.numerics.affine import AffineNumbers
 from fxquant.passes.pipeline import Pass
 
 
@@ -75,7 +75,7 @@ class _Chain:
     """The integers that are added."""
     activation: str = "none"
     clamp: Clamp = None
-    output: Affine | None = None
+    output: AffineNumbers | None = None
     """What the result is quantized to."""
 
     @property

@@ -34,7 +34,7 @@ from fxquant.int8.integers import (
     value_of,
 )
 from fxquant.int8.kernel_arguments import max_pool2d_arguments, zero_padding
-from fxquant.numerics.affine import Affine
+from fxquant.numerics.affine import AffineNumbers
 from fxquant.passes.pipeline import Pass
 
 
@@ -81,7 +81,7 @@ def _read(node: fx.Node, integers: dict[fx.Node, fx.Node]) -> None:
 
 
 def _split_integers(
-    gm: fx.GraphModule, node: fx.Node, integers: dict[fx.Node, fx.Node], affine: Affine
+    gm: fx.GraphModule, node: fx.Node, integers: dict[fx.Node, fx.Node], affine: AffineNumbers
 ) -> bool:
     if not all(user.target is operator.getitem and keeps_values(gm, user) for user in node.users):
         return False
@@ -96,7 +96,7 @@ def _select_integers(
     gm: fx.GraphModule,
     node: fx.Node,
     integers: dict[fx.Node, fx.Node],
-    affine: Affine,
+    affine: AffineNumbers,
 ) -> None:
     """Let a pool or a padding work on integers."""
     (x,) = integers.values()
@@ -115,7 +115,7 @@ def _select_integers(
     mark_integers(result, affine, value_of(result))
 
 
-def _widen(node: fx.Node, integers: dict[fx.Node, fx.Node], affine: Affine) -> None:
+def _widen(node: fx.Node, integers: dict[fx.Node, fx.Node], affine: AffineNumbers) -> None:
     """Let `node` work on the integers in float32."""
     (x,) = integers.values()
     name, users = value_of(node), list(node.users)

@@ -43,7 +43,7 @@ class SplitQuantizers(Pass):
             x = data_input(node)
             assert x is not None
             with gm.graph.inserting_after(node):
-                integers = quantize(x, quantizer.affine().unsigned(), node.name)
+                integers = quantize(x, quantizer.affine.unsigned().numbers(), node.name)
             node.replace_all_uses_with(dequantize(integers))
             gm.graph.erase_node(node)
             split.add(str(node.target))

@@ -69,7 +69,7 @@ def _expose_quantizer(gm: fx.GraphModule, node: fx.Node, quantizer: FakeQuantize
     ends: Any = (grid.quant_min, grid.quant_max, _dtype(grid))
     with gm.graph.inserting_before(node):
         if quantizer.axis is None:
-            affine = quantizer.affine()
+            affine = quantizer.affine.numbers()
             parameters = (affine.scale, affine.zero_point, *ends)
             q = gm.graph.call_function(operators.quantize_per_tensor.default, (x, *parameters))
             dq = gm.graph.call_function(operators.dequantize_per_tensor.default, (q, *parameters))
@@ -119,7 +119,8 @@ def _weight(gm: fx.GraphModule, target: str, layer: QuantizedLayer) -> fx.Node:
     ends = (grid.quant_min, grid.quant_max, torch.int8)
     integers = gm.graph.get_attr(f"{target}.weight_integers")
     if layer.weight_scale.dim() == 0:
-        per_tensor = (layer.weight_scale.item(), int(layer.weight_zero_point.item()), *ends)
+        affine = layer.weight_affine.numbers()
+        per_tensor = (affine.scale, affine.zero_point, *ends)
         return gm.graph.call_function(
             operators.dequantize_per_tensor.default, (integers, *per_tensor)
         )

@@ -21,10 +21,10 @@ from fxquant.int8.integers import (
     replace_chain,
     value_of,
 )
-from fxquant.numerics.affine import Affine, Grid
+from fxquant.numerics.affine import AffineNumbers, Grid
 from tests.helpers import Net, graph_text, node, outputs
 
-HALVES = Affine(0.5, 3, Grid(0, 255))
+HALVES = AffineNumbers(0.5, 3, Grid(0, 255))
 
 
 def traced(function: Callable[[Any, Any], Any], **parts: Any) -> fx.GraphModule:

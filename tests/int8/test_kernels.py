@@ -16,8 +16,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from fxquant.int8 import kernels, onednn, prepacking
-from fxquant.numerics.affine import Grid, affine_parameters
-from fxquant.numerics.affine import quantize as quantize_exactly
+from fxquant.numerics.affine import Affine, Grid
 from tests.helpers import needs_int8, relative_error
 
 conv: Any = onednn.conv  # of any type: mypy cannot count the arguments in a list
@@ -113,8 +112,8 @@ def linear_exactly(
 def spread(y: Tensor) -> tuple[float, int]:
     """Return a scale and a zero-point that spread 8 bits over the middle nine tenths of `y`."""
     low, high = y.flatten().kthvalue(max(y.numel() // 20, 1))[0], y.quantile(0.95)
-    scale, zero_point = affine_parameters(low, high, Grid(0, 255))
-    return scale.item(), int(zero_point.item())
+    affine = Affine.over(low, high, Grid(0, 255)).numbers()
+    return affine.scale, affine.zero_point
 
 
 def assert_nearest(
@@ -444,11 +443,11 @@ def test_average_takes_ties_to_even() -> None:
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_quantize_is_equation_1(bits: int) -> None:
     x = 3 * torch.randn(1000)
-    grid = Grid(0, 2**bits - 1)
-    scale, zero_point = affine_parameters(torch.tensor(-2.0), torch.tensor(3.0), grid)
-    y = kernels.quantize(x, scale.item(), int(zero_point.item()), grid.quant_max)
-    assert torch.equal(y.float(), quantize_exactly(x, scale, zero_point, grid))
-    assert kernels.dequantize(y, scale.item(), int(zero_point.item())).dtype == torch.float32
+    affine = Affine.over(torch.tensor(-2.0), torch.tensor(3.0), Grid(0, 2**bits - 1))
+    known = affine.numbers()
+    y = kernels.quantize(x, known.scale, known.zero_point, known.grid.quant_max)
+    assert torch.equal(y.float(), affine.quantize(x))
+    assert kernels.dequantize(y, known.scale, known.zero_point).dtype == torch.float32
 
 
 def test_quantize_takes_ties_to_even_and_everything_to_the_grid() -> None:

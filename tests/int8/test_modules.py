@@ -27,12 +27,16 @@ from fxquant.int8.modules import (
 )
 from fxquant.modules.layers import Layer
 from fxquant.modules.quantized_layer import QuantizedLayer, quantize_layer
-from fxquant.numerics.affine import Affine, Grid
+from fxquant.numerics.affine import AffineNumbers, Grid
 from fxquant.recipe.spec import TensorSpec
 from tests.helpers import needs_int8
 
 BYTE = Grid(0, 255)
-INPUT, OTHER, OUTPUT = Affine(0.02, 7, BYTE), Affine(0.03, 100, BYTE), Affine(0.04, 90, BYTE)
+INPUT, OTHER, OUTPUT = (
+    AffineNumbers(0.02, 7, BYTE),
+    AffineNumbers(0.03, 100, BYTE),
+    AffineNumbers(0.04, 90, BYTE),
+)
 WEIGHTS = TensorSpec(symmetric=True, per_channel=True)
 CLAMPS: list[Clamp] = [None, (0.0, math.inf), (0.0, 1.5)]
 
@@ -48,7 +52,7 @@ def integers(*shape: int) -> Tensor:
 def simulate(
     layer: nn.Module,
     x: Tensor,
-    output: Affine | None = OUTPUT,
+    output: AffineNumbers | None = OUTPUT,
     activation: Callable[[Tensor], Tensor] = lambda y: y,
     clamp: Clamp = None,
     other: Tensor | None = None,
@@ -168,7 +172,7 @@ def test_an_addition_computes_what_it_simulated(clamp: Clamp) -> None:
 @needs_int8
 def test_results_use_no_more_than_their_grid() -> None:
     layer, x = quantized(nn.Linear(8, 6)), integers(50, 8)
-    y = Int8Linear(layer, INPUT, Affine(0.1, 7, Grid(0, 15)))(x)
+    y = Int8Linear(layer, INPUT, AffineNumbers(0.1, 7, Grid(0, 15)))(x)
     assert (y.min(), y.max()) == (0, 15)
 
 
@@ -177,18 +181,18 @@ def test_results_use_no_more_than_their_grid() -> None:
     [
         (None, None, (-math.inf, math.inf)),
         (None, (0.0, 6.0), (0.0, 6.0)),
-        (Affine(0.1, 3, BYTE), None, (0, 255)),
-        (Affine(0.1, 3, BYTE), (0.0, math.inf), (3, 255)),
-        (Affine(0.1, 3, BYTE), (0.0, 6.0), (3, 63)),
-        (Affine(0.01, 3, BYTE), (0.0, 6.0), (3, 255)),  # the range ends below 6
-        (Affine(0.1, 3, Grid(0, 15)), (0.0, 6.0), (3, 15)),
-        (Affine(0.1, 255, BYTE), (0.0, 6.0), (255, 255)),  # no value is positive
-        (Affine(2e-38, 3, BYTE), (0.0, 6.0), (3, 255)),  # 6/scale overflows
-        (Affine(4.0, 0, BYTE), (0.0, 6.0), (0, 2)),  # 1.5 → 2, ties to even
+        (AffineNumbers(0.1, 3, BYTE), None, (0, 255)),
+        (AffineNumbers(0.1, 3, BYTE), (0.0, math.inf), (3, 255)),
+        (AffineNumbers(0.1, 3, BYTE), (0.0, 6.0), (3, 63)),
+        (AffineNumbers(0.01, 3, BYTE), (0.0, 6.0), (3, 255)),  # the range ends below 6
+        (AffineNumbers(0.1, 3, Grid(0, 15)), (0.0, 6.0), (3, 15)),
+        (AffineNumbers(0.1, 255, BYTE), (0.0, 6.0), (255, 255)),  # no value is positive
+        (AffineNumbers(2e-38, 3, BYTE), (0.0, 6.0), (3, 255)),  # 6/scale overflows
+        (AffineNumbers(4.0, 0, BYTE), (0.0, 6.0), (0, 2)),  # 1.5 → 2, ties to even
     ],
 )
 def test_the_ends_of_a_result_are_those_of_the_grid_and_of_the_clamp(
-    output: Affine | None, clamp: Clamp, ends: tuple[float, float]
+    output: AffineNumbers | None, clamp: Clamp, ends: tuple[float, float]
 ) -> None:
     assert result_ends(output, clamp) == ends
 
@@ -196,7 +200,7 @@ def test_the_ends_of_a_result_are_those_of_the_grid_and_of_the_clamp(
 def test_a_clamp_before_the_rounding_is_one_behind_it() -> None:
     values = torch.linspace(-3, 9, 10_001)
     for scale in (0.0237, 0.0471, 0.06):
-        output = Affine(scale, 20, BYTE)
+        output = AffineNumbers(scale, 20, BYTE)
         rounded = kernels.quantize(values.clamp(0, 6), scale, 20, 255)
         clamped = kernels.quantize(values, scale, 20, 255).clamp(*result_ends(output, (0.0, 6.0)))
         assert torch.equal(rounded, clamped)
@@ -262,7 +266,7 @@ def test_a_state_dict_holds_the_parameters_too() -> None:
     torch.manual_seed(0)
     one, other = (quantized(nn.Conv2d(4, 6, 3, padding=1)) for _ in range(2))
     module = Int8Conv(one, INPUT, OUTPUT, "none", (0.0, 1.5), OTHER)
-    loaded = Int8Conv(other, OTHER, Affine(1.0, 0, Grid(0, 15)), other=INPUT)
+    loaded = Int8Conv(other, OTHER, AffineNumbers(1.0, 0, Grid(0, 15)), other=INPUT)
     loaded.load_state_dict(module.state_dict())
     x, operand = integers(2, 4, 8, 8), integers(2, 6, 8, 8)
     assert torch.equal(loaded(x, operand), module(x, operand))

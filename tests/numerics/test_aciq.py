@@ -14,7 +14,7 @@ from scipy import special, stats
 from torch import Tensor
 from torch.nn import functional as F
 
-from fxquant.numerics.affine import Grid, affine_parameters, dequantize, quantize
+from fxquant.numerics.affine import Affine, Grid
 from fxquant.numerics.closed_clips import (
     corrected_range,
     gauss_constant,
@@ -65,16 +65,14 @@ class Samples:
 
     def error(self, low: Tensor, high: Tensor, grid: Grid, *, symmetric: bool = False) -> float:
         """Return E[(x - Q(x))²]."""
-        scale, zero_point = affine_parameters(low, high, grid, symmetric=symmetric)
-        scale = scale.to(torch.float64)
-        quantized = dequantize(quantize(self.values, scale, zero_point, grid), scale, zero_point)
-        return float(((quantized - self.values).square() * self.weights).sum())
+        noise = Affine.over(low, high, grid, symmetric=symmetric).error(self.values)
+        return float((noise.square() * self.weights).sum())
 
     def errors(self, lows: Tensor, highs: Tensor, grid: Grid, *, symmetric: bool = False) -> Tensor:
         """Return `error` for many clips: what rounds to a level is a slice of the values."""
-        scale, zero_point = affine_parameters(lows, highs, grid, symmetric=symmetric)
-        integers = torch.arange(grid.quant_min, grid.quant_max + 1)
-        levels = scale.to(torch.float64)[:, None] * (integers - zero_point[:, None])
+        affine = Affine.over(lows[:, None], highs[:, None], grid, symmetric=symmetric)
+        integers = torch.arange(grid.quant_min, grid.quant_max + 1, dtype=torch.float64)
+        levels = affine.dequantize(integers)
         inner = torch.searchsorted(self.values, (levels[:, 1:] + levels[:, :-1]) / 2)
         ends = torch.zeros_like(inner[:, :1]), torch.full_like(inner[:, :1], len(self.values))
         slices = torch.cat([ends[0], inner, ends[1]], dim=1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fxquant.numerics.activation_ranges import Statistics, activation_range
-from fxquant.numerics.affine import Grid, activation_grid, affine_parameters, dequantize, quantize
+from fxquant.numerics.affine import Affine, Grid, activation_grid
 from fxquant.numerics.closed_clips import corrected_range, report_range
 from fxquant.numerics.histogram import Histogram, count_values
 from fxquant.numerics.optimal_clip import optimal_range
@@ -60,12 +60,9 @@ def statistics_of(x: Tensor, clamp: tuple[float, float] | None = None) -> Statis
 
 def errors(x: Tensor, low: Any, high: Any, spec: TensorSpec, grid: Grid) -> Tensor:
     """Return the mean squared error of quantizing the last axis of `x` over [low, high]."""
-    low, high = (torch.as_tensor(end, dtype=torch.float64) for end in (low, high))
-    scale, zero_point = affine_parameters(low, high, grid, symmetric=spec.symmetric)
-    scale, zero_point = scale.to(torch.float64)[..., None], zero_point[..., None]
-    x = x.to(torch.float64)
-    quantized = dequantize(quantize(x, scale, zero_point, grid), scale, zero_point)
-    return (quantized - x).square().mean(dim=-1)
+    low, high = (torch.as_tensor(end, dtype=torch.float64)[..., None] for end in (low, high))
+    affine = Affine.over(low, high, grid, symmetric=spec.symmetric)
+    return affine.error(x.to(torch.float64)).square().mean(dim=-1)
 
 
 def activation_error(x: Tensor, low: Any, high: Any, spec: TensorSpec) -> Tensor:

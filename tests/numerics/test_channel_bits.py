@@ -9,8 +9,8 @@ from torch import Tensor, nn
 import fxquant
 from fxquant import Recipe, RecipeError, TensorSpec
 from fxquant.modules.fake_quantize import FakeQuantize
-from fxquant.numerics.affine import Grid
-from fxquant.numerics.channel_bits import channel_bits, uneven_parameters
+from fxquant.numerics.affine import Affine, Grid
+from fxquant.numerics.channel_bits import channel_bits, uneven_affine
 from fxquant.numerics.decibels import sqnr
 from tests.helpers import outputs
 
@@ -49,10 +49,11 @@ def test_equal_channels_and_empty_ones_get_what_was_asked() -> None:
 
 def test_each_channel_has_a_grid_of_its_own() -> None:
     low, high = torch.tensor([-1.0, 0.0, 0.0]), torch.tensor([2.0, 3.0, 1.0])
-    scale, zero_point, last = uneven_parameters(low, high, torch.tensor([2, 4, 1]))
+    affine, last = uneven_affine(low, high, torch.tensor([2, 4, 1]))
     assert last.tolist() == [3, 15, 1]
-    torch.testing.assert_close(scale, torch.tensor([1.0, 0.2, 1.0]))
-    assert zero_point.tolist() == [1, 0, 0]
+    torch.testing.assert_close(affine.scale, torch.tensor([1.0, 0.2, 1.0]))
+    assert affine.zero_point.tolist() == [1, 0, 0]
+    assert affine.grid == Grid(0, 15)
 
 
 def prepared(spec: TensorSpec) -> tuple[nn.Module, nn.Module, Tensor]:
@@ -88,10 +89,8 @@ def test_a_model_with_wild_channels_loses_less() -> None:
 
 def test_gradients_stop_where_a_channel_clips() -> None:
     last = torch.tensor([1, 3], dtype=torch.int32)
-    quantizer = FakeQuantize(
-        torch.ones(2), torch.zeros(2, dtype=torch.int32), Grid(0, 3), TensorSpec(),
-        0.0, -3, last,
-    )  # fmt: skip
+    affine = Affine(torch.ones(2), torch.zeros(2, dtype=torch.int32), Grid(0, 3))
+    quantizer = FakeQuantize(affine, TensorSpec(), 0.0, -3, last)
     x = torch.full((1, 2, 1, 1), 2.2, requires_grad=True)
     y = quantizer(x)
     assert y.flatten().tolist() == [1.0, 2.0]

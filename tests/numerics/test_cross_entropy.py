@@ -7,7 +7,7 @@ from torch import Tensor
 import fxquant
 from fxquant import Recipe, TensorSpec
 from fxquant.modules.observers import LogitObserver
-from fxquant.numerics.affine import activation_grid, affine_parameters, dequantize, quantize
+from fxquant.numerics.affine import Affine, activation_grid
 from fxquant.numerics.cross_entropy import cross_entropy_range
 from tests.helpers import Net
 
@@ -16,9 +16,7 @@ SPEC = TensorSpec(bits=3, range="cross_entropy")
 
 def loss(logits: Tensor, low: float, high: float) -> float:
     ends = torch.tensor([low, high], dtype=torch.float64)
-    grid = activation_grid(low, SPEC)
-    scale, zero_point = affine_parameters(ends[0], ends[1], grid)
-    rounded = dequantize(quantize(logits.double(), scale, zero_point, grid), scale, zero_point)
+    rounded = Affine.over(ends[0], ends[1], activation_grid(low, SPEC)).round(logits.double())
     wanted = torch.softmax(logits.double(), 1)
     return -(wanted * torch.log_softmax(rounded, 1)).sum().item()
 

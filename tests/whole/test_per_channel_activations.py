@@ -10,7 +10,7 @@ import fxquant
 from fxquant import Recipe, TensorSpec
 from fxquant.modules.channel_observers import ChannelObserver
 from fxquant.modules.fake_quantize import FakeQuantize
-from fxquant.numerics.affine import Grid
+from fxquant.numerics.affine import Affine, Grid
 from fxquant.numerics.decibels import sqnr
 from tests.helpers import Net
 
@@ -148,8 +148,8 @@ def test_batches_of_ranks_are_taken_in_as_if_one_had_seen_them() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_the_quantizer_keeps_the_dtype_and_hands_gradients_on(dtype: torch.dtype) -> None:
     scale, zero = torch.tensor([0.5, 1.0]), torch.zeros(2, dtype=torch.int32)
-    grid = Grid.of(4, signed=False)
-    quantizer = FakeQuantize(scale, zero, grid, TensorSpec(bits=4), 20.0, axis=-3)
+    affine = Affine(scale, zero, Grid.of(4, signed=False))
+    quantizer = FakeQuantize(affine, TensorSpec(bits=4), 20.0, axis=-3)
     x = torch.tensor([[[[0.7, 9.0]], [[0.7, 20.0]]]], dtype=dtype)
     assert quantizer(x).flatten().tolist() == [0.5, 7.5, 1, 15]
     assert quantizer(x).dtype == dtype

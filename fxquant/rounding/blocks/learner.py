@@ -30,7 +30,6 @@ from torch import Tensor, fx
 from fxquant.modules.fake_quantize import FakeQuantize
 from fxquant.modules.layers import Layer, output_rows, per_output
 from fxquant.modules.quantized_layer import QuantizedLayer
-from fxquant.numerics.affine import Grid, quantize
 from fxquant.recipe.reconstruction import Reconstruction
 from fxquant.rounding.blocks.find import Block
 from fxquant.rounding.blocks.forward import BlockForward, Round
@@ -186,18 +185,15 @@ class _Weight:
     def __init__(self, layer: QuantizedLayer, reference: Layer) -> None:
         self._layer = cast(Layer, layer)
         weight = reference.weight.detach().to(torch.float32)
-        grid = Grid.of(layer.weight_spec.bits, signed=True)
-        self.scale = per_output(self._layer, layer.weight_scale, weight)
-        self._zero_point = per_output(self._layer, layer.weight_zero_point, weight).to(
-            torch.float32
-        )
-        low, high = grid.quant_min - self._zero_point, grid.quant_max - self._zero_point
+        affine = layer.weight_affine.map(lambda each: per_output(self._layer, each, weight))
+        self.scale, self._zero_point = affine.scale, affine.zero_point
+        low, high = affine.lowest.to(torch.float32), affine.highest.to(torch.float32)
         whole = torch.floor(weight / self.scale)
         fraction = (weight / self.scale - whole).clamp_(0, 1)
         # What is exactly on the grid stays there, so pruned weights stay zero.
         is_free = (whole >= low) & (whole < high) & (fraction > 0)
         self._floor = torch.clamp(whole, low, high)
-        self.nearest = quantize(weight, self.scale, self._zero_point, grid) - self._zero_point
+        self.nearest = affine.quantize(weight) - affine.zero_point
         self.v = torch.where(is_free, initial_v(fraction), _FIXED).requires_grad_()
         self.unit = torch.ones_like(self.scale)
 

@@ -13,7 +13,7 @@ import fxquant
 from fxquant import TensorSpec
 from fxquant.int8.integers import affine_of, value_of
 from fxquant.modules.fake_quantize import FakeQuantize
-from fxquant.numerics.affine import Affine, Grid
+from fxquant.numerics.affine import Affine, AffineNumbers, Grid
 from fxquant.passes import SplitQuantizers
 from tests.helpers import Net, apply, node, outputs, quantizer, refusals, short_text
 
@@ -39,7 +39,7 @@ def test_puts_the_integers_between_two_nodes() -> None:
         return pool
     """)
     assert value_of(node(gm, "quantize")) == value_of(node(gm, "dequantize")) == "q"
-    assert affine_of(node(gm, "quantize")) == quantizer().affine()
+    assert affine_of(node(gm, "quantize")) == quantizer().affine.numbers()
     assert torch.equal(outputs(gm, IMAGES), expected)
     assert not apply(SplitQuantizers(), gm)
 
@@ -60,7 +60,7 @@ def test_moves_every_grid_to_start_at_zero(
     expected = outputs(gm, IMAGES)
     apply(SplitQuantizers(), gm)
     scale = torch.tensor(parameters[0]).item()
-    assert affine_of(node(gm, "quantize")) == Affine(scale, *moved)
+    assert affine_of(node(gm, "quantize")) == AffineNumbers(scale, *moved)
     assert torch.equal(outputs(gm, IMAGES), expected)
 
 
@@ -78,7 +78,8 @@ def test_splits_each_call_of_a_shared_quantizer_and_deletes_it() -> None:
 
 def test_refuses_a_scale_for_each_channel() -> None:
     scale, zero_point = torch.rand(4) + 0.1, torch.zeros(4, dtype=torch.int32)
-    per_channel = FakeQuantize(scale, zero_point, Grid(0, 255), TensorSpec(), 40.0, axis=-3)
+    affine = Affine(scale, zero_point, Grid(0, 255))
+    per_channel = FakeQuantize(affine, TensorSpec(), 40.0, axis=-3)
     gm = fxquant.trace(Net(lambda m, x: m.q(x), q=per_channel))
     assert not apply(SplitQuantizers(), gm)
     assert refusals(gm) == {"q": ("not lowered: it has a scale for each channel",)}

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from fxquant.modules.dynamic_quantize import DynamicQuantize
 from fxquant.modules.fake_quantize import FakeQuantize
-from fxquant.numerics.affine import Grid
+from fxquant.numerics.affine import Affine, Grid
 from fxquant.recipe.spec import TensorSpec
 from fxquant.rounding.blocks.learned_scale import Drops, round_activation
 from tests.helpers import quantizer
@@ -32,7 +32,8 @@ def test_values_are_the_quantizers_own() -> None:
 
 def test_channels_have_their_own_scales_and_gradients() -> None:
     scales, zeros = torch.tensor([0.1, 1.0]), torch.zeros(2, dtype=torch.int32)
-    each = FakeQuantize(scales, zeros, FOUR_BITS, TensorSpec(per_channel=True), 40.0, axis=-2)
+    affine = Affine(scales, zeros, FOUR_BITS)
+    each = FakeQuantize(affine, TensorSpec(per_channel=True), 40.0, axis=-2)
     x = torch.tensor([[[0.14], [0.14]]])
     torch.testing.assert_close(round_activation(each, x, {}), each(x))
     scale = scales.clone().requires_grad_()
