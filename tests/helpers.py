@@ -83,6 +83,13 @@ def whole(model: nn.Module) -> fx.GraphModule:
     return model
 
 
+def last_call(function: Callable[[Any, Any], Any] | nn.Module) -> tuple[fx.GraphModule, fx.Node]:
+    """Return the graph of a function or a module, and its last node but the output."""
+    model = nn.Sequential(function) if isinstance(function, nn.Module) else Net(function)
+    gm = fxquant.trace(model)
+    return gm, list(gm.graph.nodes)[-2]
+
+
 def outputs(model: nn.Module, x: Any) -> Any:
     """Return what `model` makes of `x`; of a float model, in eval mode."""
     model = model if isinstance(model, fx.GraphModule) else copy.deepcopy(model).eval()

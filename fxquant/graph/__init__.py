@@ -3,7 +3,6 @@
 from fxquant.graph.axes import known_ranks
 from fxquant.graph.channel_moments import Moments, channel_moments_of, range_of
 from fxquant.graph.journal import Journal, read_recipe, read_untraced, write_journals
-from fxquant.graph.kept_values import keeps_values, moves_values
 from fxquant.graph.mutations import (
     changed_while_read,
     is_inplace,
@@ -11,18 +10,16 @@ from fxquant.graph.mutations import (
     read_instead,
     run_out_of_place,
 )
+from fxquant.graph.operation_table import Call, argument
 from fxquant.graph.operations import (
-    argument,
-    concat_inputs,
     data_input,
     is_add,
-    is_average,
     is_batchnorm,
     is_layer,
-    is_split,
     module_of,
-    reads_shape,
+    operation_of,
     relu_bounds,
+    sources_of_values,
 )
 from fxquant.graph.pairs import Pair, find_pairs
 from fxquant.graph.placement import QuantizedTensors
@@ -48,6 +45,7 @@ from fxquant.graph.selection import (
 from fxquant.graph.states import require_converted, require_float, require_prepared
 
 __all__ = [
+    "Call",
     "Journal",
     "Moments",
     "Pair",
@@ -59,7 +57,6 @@ __all__ = [
     "changed_while_read",
     "channel_moments_of",
     "check_rules",
-    "concat_inputs",
     "data_input",
     "delete_unused",
     "find_chains",
@@ -67,21 +64,17 @@ __all__ = [
     "free_name",
     "insert_after",
     "is_add",
-    "is_average",
     "is_batchnorm",
     "is_inplace",
     "is_layer",
-    "is_split",
-    "keeps_values",
     "known_ranks",
     "may_be_view",
     "module_of",
-    "moves_values",
+    "operation_of",
     "range_of",
     "read_instead",
     "read_recipe",
     "read_untraced",
-    "reads_shape",
     "record",
     "record_calls_with_weights_inside",
     "refuse",
@@ -93,6 +86,7 @@ __all__ = [
     "run_out_of_place",
     "select_calls",
     "separate_calls",
+    "sources_of_values",
     "text",
     "users_by_module",
     "why_not_changeable",

@@ -9,15 +9,8 @@ from __future__ import annotations
 import torch
 from torch import fx, nn
 
-from fxquant.graph.operations import (
-    argument,
-    data_input,
-    is_add,
-    is_batchnorm,
-    is_layer,
-    module_of,
-    relu_bounds,
-)
+from fxquant.graph.operation_table import argument
+from fxquant.graph.operations import data_input, module_of, operation_of
 from fxquant.modules.channel_observers import ChannelMean
 from fxquant.modules.observers import Observer
 
@@ -42,7 +35,8 @@ def _rank(gm: fx.GraphModule, node: fx.Node, ranks: dict[fx.Node, int]) -> int |
         return next(iter(module.ranks))
     if _flattens_to_rows(node, module):
         return 2
-    if is_add(gm, node):  # broadcasting gives the greater rank, if both are known
+    # Broadcasting gives the greater rank, if both are known.
+    if operation_of(gm, node).kind == "add":
         operands = [ranks.get(operand) for operand in node.all_input_nodes]
         return None if None in operands else max(rank for rank in operands if rank is not None)
     source = data_input(node)
@@ -68,4 +62,4 @@ def _keeps_rank(gm: fx.GraphModule, node: fx.Node, module: nn.Module | None) -> 
         return True
     if type(module).__module__ == "torch.nn.modules.activation":
         return not isinstance(module, nn.MultiheadAttention)
-    return bool(is_layer(gm, node) or is_batchnorm(gm, node) or relu_bounds(gm, node) is not None)
+    return operation_of(gm, node).kind in ("layer", "batchnorm", "relu")

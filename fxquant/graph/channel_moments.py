@@ -17,15 +17,7 @@ from typing import TypeAlias, cast
 import torch
 from torch import Tensor, fx
 
-from fxquant.graph.kept_values import keeps_channels
-from fxquant.graph.operations import (
-    concat_inputs,
-    data_input,
-    is_add,
-    is_batchnorm,
-    module_of,
-    relu_bounds,
-)
+from fxquant.graph.operations import data_input, module_of, operation_of
 from fxquant.graph.records import record
 from fxquant.modules.batchnorm import BatchNorm, output_moments, why_not_affine
 
@@ -67,27 +59,26 @@ def _moments(gm: fx.GraphModule, node: fx.Node, moments: dict[fx.Node, Moments])
     known = record(node).moments
     if known is not None:
         return known
-    module = module_of(gm, node)
-    if module is not None and is_batchnorm(gm, node):
-        batchnorm = cast(BatchNorm, module)
+    operation = operation_of(gm, node)
+    if operation.kind == "batchnorm":
+        batchnorm = cast(BatchNorm, module_of(gm, node))
         return None if why_not_affine(batchnorm) else output_moments(batchnorm)
-    inputs = concat_inputs(node) or node.all_input_nodes
+    inputs = operation.concatenated or node.all_input_nodes
     found = [moments[each] for each in inputs if each in moments]
     if len(found) < len(inputs) or not found:
         return None
-    bounds = relu_bounds(gm, node)
-    if bounds is not None:
-        return rectified(found[0], bounds)
-    if is_add(gm, node):
+    if operation.bounds is not None:
+        return rectified(found[0], operation.bounds)
+    if operation.kind == "add":
         (mean, sigma), (other_mean, other_sigma) = found[0], found[-1]
         if len(mean) != len(other_mean):
             return None
         return mean + other_mean, torch.hypot(sigma, other_sigma)
-    if concat_inputs(node):
+    if operation.concatenated:
         means, sigmas = zip(*found, strict=True)
         return torch.cat(means), torch.cat(sigmas)
     is_single = data_input(node) is not None and len(inputs) == 1
-    return found[0] if is_single and keeps_channels(gm, node) else None
+    return found[0] if is_single and operation.keeps_channels else None
 
 
 def rectified(moments: Moments, bounds: tuple[float, float]) -> Moments:

@@ -14,8 +14,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from fxquant.graph.kept_values import moves_values
-from fxquant.graph.operations import data_input, module_of
+from fxquant.graph.operations import data_input, module_of, operation_of
 
 _OPERATORS = (
     operator.iadd,
@@ -130,4 +129,5 @@ def _views(gm: fx.GraphModule, node: fx.Node) -> set[fx.Node]:
 
 def may_be_view(gm: fx.GraphModule, node: fx.Node) -> bool:
     """Say whether the node's result may share memory with its input, unless it changes that."""
-    return node.target is operator.getitem or (moves_values(gm, node) and not is_inplace(gm, node))
+    moves = operation_of(gm, node).moves_only and not is_inplace(gm, node)
+    return node.target is operator.getitem or moves

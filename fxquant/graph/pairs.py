@@ -13,8 +13,7 @@ from typing import cast
 
 from torch import fx, nn
 
-from fxquant.graph.kept_values import keeps_channels
-from fxquant.graph.operations import is_layer, is_leaky_relu, module_of, relu_bounds
+from fxquant.graph.operations import is_layer, module_of, operation_of
 from fxquant.graph.records import refuse
 from fxquant.graph.rewriting import users_by_module, why_not_changeable
 from fxquant.modules.layers import Layer, num_inputs, num_outputs
@@ -57,12 +56,12 @@ def _follow(gm: fx.GraphModule, first: fx.Node) -> tuple[Pair | None, str | None
     node, between = first, list[fx.Node]()
     while len(node.users) == 1:
         node = next(iter(node.users))
-        if is_layer(gm, node):
+        operation = operation_of(gm, node)
+        if operation.kind == "layer":
             return Pair(first, node, tuple(between)), None
-        bounds = relu_bounds(gm, node)
-        if bounds is not None and bounds != _RELU:
-            return None, f"{node.name} clips at {bounds[1]:g}, whatever the scale"
-        if not (bounds or is_leaky_relu(gm, node) or keeps_channels(gm, node)):
+        if operation.bounds is not None and operation.bounds != _RELU:
+            return None, f"{node.name} clips at {operation.bounds[1]:g}, whatever the scale"
+        if operation.kind not in ("relu", "leaky_relu") and not operation.keeps_channels:
             return None, None
         between.append(node)
     return None, None

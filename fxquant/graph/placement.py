@@ -7,16 +7,7 @@ from typing import cast
 
 from torch import fx, nn
 
-from fxquant.graph.kept_values import keeps_channels, keeps_values
-from fxquant.graph.operations import (
-    concat_inputs,
-    data_input,
-    is_add,
-    is_average,
-    is_layer,
-    module_of,
-    relu_bounds,
-)
+from fxquant.graph.operations import data_input, is_layer, module_of, operation_of
 from fxquant.modules.layers import Layer, channel_axis
 from fxquant.recipe.spec import CallSpec, TensorSpec
 
@@ -60,7 +51,8 @@ class QuantizedTensors:
             axis = None if isinstance(layer, nn.Linear) else channel_axis(layer)
             self._demand(data_input(node), call.activations, {axis})
         demanded = node in self._parent
-        if call is not None and is_add(gm, node) and (demanded or node in self._reached):
+        is_read = demanded or node in self._reached
+        if call is not None and is_read and operation_of(gm, node).kind == "add":
             axes = self._axes[self._root(node if demanded else self._reached[node])]
             for operand in self._integer_operands(node):
                 self._demand(operand, call.activations, axes)
@@ -69,20 +61,19 @@ class QuantizedTensors:
 
     def _settle(self, node: fx.Node) -> None:
         """Quantize the demanded result of `node` here, or hand the demand to its inputs."""
-        gm, source, concatenated = self._gm, data_input(node), concat_inputs(node)
-        axes = self._axes[self._root(node)]
-        if keeps_values(gm, node) and source is not None:
-            self._share(node, source, axes if keeps_channels(gm, node) else {None})
+        operation, source = operation_of(self._gm, node), data_input(node)
+        axes = self._axes[self._root(node)] if operation.keeps_channels else {None}
+        if operation.keeps_values and source is not None:
+            self._share(node, source, axes)
             return
-        if concatenated:
+        if operation.concatenated:
             self._labels.setdefault(self._root(node), node.name)
-            for each in concatenated:
+            for each in operation.concatenated:
                 self._share(node, each, {None})
             return
-        if source is not None and is_average(gm, node):
-            kept = axes if keeps_channels(gm, node) else {None}
-            self._demand(source, self.spec(node), kept)
-        if source is not None and relu_bounds(gm, node):
+        if source is not None and operation.kind == "average":
+            self._demand(source, self.spec(node), axes)
+        if source is not None and operation.kind == "relu":
             self._reached[source] = node
         self.places.append(node)
 

@@ -12,12 +12,7 @@ from fxquant.int8.integers import (
     replace_chain,
     value_of,
 )
-from fxquant.int8.kernel_arguments import (
-    average_arguments,
-    kernel_activation,
-    max_pool2d_arguments,
-    zero_padding,
-)
+from fxquant.int8.kernel_arguments import kernel_activation, max_pool2d_arguments
 from fxquant.int8.modules import (
     Clamp,
     Int8Add,
@@ -37,7 +32,6 @@ __all__ = [
     "Int8Linear",
     "Int8Module",
     "affine_of",
-    "average_arguments",
     "dequantize",
     "drop_unused_dequantize",
     "integers_behind",
@@ -51,5 +45,4 @@ __all__ = [
     "value_of",
     "why_not_int8",
     "why_unavailable",
-    "zero_padding",
 ]

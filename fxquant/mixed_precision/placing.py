@@ -10,8 +10,7 @@ from torch import fx, nn
 
 from fxquant.calibration.observed import find_observers, was_called
 from fxquant.capture.naming import find_regions
-from fxquant.graph.kept_values import keeps_values
-from fxquant.graph.operations import concat_inputs, data_input, is_add, is_average, module_of
+from fxquant.graph.operations import data_input, module_of, operation_of, sources_of_values
 from fxquant.graph.records import record
 from fxquant.graph.selection import call_name, select_calls
 from fxquant.mixed_precision.options import Side
@@ -103,7 +102,7 @@ def _taps_read(gm: fx.GraphModule, node: fx.Node) -> list[Tap]:
     Past calls that keep values; an average's input has the width of its result.
     """
     waiting: list[fx.Node | None] = [data_input(node)]
-    if is_add(gm, node):
+    if operation_of(gm, node).kind == "add":
         waiting = list(node.all_input_nodes)
     found: list[Tap] = []
     while waiting:
@@ -113,12 +112,12 @@ def _taps_read(gm: fx.GraphModule, node: fx.Node) -> list[Tap]:
         module, before = module_of(gm, source), data_input(source)
         if isinstance(module, Tap):
             found.append(module)
-            if before is not None and is_average(gm, before):
+            if before is not None and operation_of(gm, before).kind == "average":
                 waiting.append(data_input(before))
-        elif concat_inputs(source) is not None:
-            waiting += concat_inputs(source) or []
-        elif keeps_values(gm, source) or record(source).fused_into is not None:
+        elif record(source).fused_into is not None:
             waiting.append(before)
+        else:
+            waiting += sources_of_values(gm, source)
     return found
 
 

@@ -9,8 +9,7 @@ from torch import fx, nn
 
 from fxquant.capture.naming import path_of
 from fxquant.capture.region import Region
-from fxquant.graph.kept_values import keeps_values
-from fxquant.graph.operations import concat_inputs, data_input, is_add, is_batchnorm, module_of
+from fxquant.graph.operations import data_input, module_of, operation_of, sources_of_values
 from fxquant.graph.records import Record, record
 from fxquant.graph.selection import call_name
 from fxquant.int8.modules import Int8Add, Int8Layer, Int8Module
@@ -81,10 +80,10 @@ def _is_layer(module: nn.Module | None) -> bool:
 
 def is_listed(gm: fx.GraphModule, node: fx.Node) -> bool:
     """Say whether the report has a row for the call: a layer, or something that was refused."""
-    module = module_of(gm, node)
-    if _is_layer(module) or isinstance(module, Int8Add) or is_batchnorm(gm, node):
+    module, kind = module_of(gm, node), operation_of(gm, node).kind
+    if _is_layer(module) or isinstance(module, Int8Add) or kind == "batchnorm":
         return True
-    return bool(record(node).refused) or (is_add(gm, node) and bool(_quantizers(gm, node)))
+    return bool(record(node).refused) or (kind == "add" and bool(_quantizers(gm, node)))
 
 
 def row_of_call(gm: fx.GraphModule, node: fx.Node, measured: dict[str, float]) -> Row:
@@ -137,7 +136,8 @@ def _notes(known: Record) -> list[str]:
 
 def _quantizers(gm: fx.GraphModule, node: fx.Node) -> list[FakeQuantize | DynamicQuantize]:
     """Return the quantizers of the tensors that `node` works on, past calls that keep values."""
-    sources = list(node.args) if is_add(gm, node) else [data_input(node)]
+    is_add = operation_of(gm, node).kind == "add"
+    sources = list(node.args) if is_add else [data_input(node)]
     found: list[FakeQuantize | DynamicQuantize] = []
     for source in sources:
         while isinstance(source, fx.Node):
@@ -145,9 +145,7 @@ def _quantizers(gm: fx.GraphModule, node: fx.Node) -> list[FakeQuantize | Dynami
             if isinstance(module, (FakeQuantize, DynamicQuantize)):
                 found.append(module)
                 break
-            concatenated = concat_inputs(source)
             is_behind = record(source).fused_into is not None  # a dynamic one is before its ReLU
-            if not concatenated and not is_behind and not keeps_values(gm, source):
-                break
-            source = concatenated[0] if concatenated else data_input(source)
+            before = [data_input(source)] if is_behind else sources_of_values(gm, source)
+            source = before[0] if before else None
     return found

@@ -9,25 +9,12 @@ from operator import or_
 from typing import Any, cast
 
 import torch
-from torch import Tensor, fx, nn
-from torch.nn import functional as F
+from torch import Tensor, fx
 
-from fxquant.graph.operations import data_input, module_of, relu_bounds
+from fxquant.graph.operations import data_input, module_of, operation_of
 from fxquant.modules.layers import Layer
 from fxquant.modules.quantized_layer import LearnedRounding, QuantizedLayer
 from fxquant.rounding.activations import Activation, Clamp, Differentiated, Identity
-
-_MODULES = (
-    nn.CELU, nn.ELU, nn.GELU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh,
-    nn.LeakyReLU, nn.LogSigmoid, nn.Mish, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softsign,
-    nn.Tanh,
-)  # fmt: skip
-_FUNCTIONS = (
-    F.celu, F.elu, F.gelu, F.hardshrink, F.hardsigmoid, F.hardswish, F.hardtanh, F.leaky_relu,
-    F.logsigmoid, F.mish, F.selu, F.sigmoid, F.silu, F.softplus, F.softsign, F.tanh,
-    torch.sigmoid, torch.tanh,
-)  # fmt: skip
-_METHODS = ("sigmoid", "tanh", "sigmoid_", "tanh_")
 
 
 @dataclass(frozen=True)
@@ -162,17 +149,15 @@ def _activation_behind(gm: fx.GraphModule, node: fx.Node) -> tuple[Activation, f
     user = next(iter(node.users))
     if user.all_input_nodes != [node] or data_input(user) is not node:
         return Identity(), node
-    bounds = relu_bounds(gm, user)
-    if bounds is not None:
-        return Clamp(*bounds), user
-    module = module_of(gm, user)
-    if type(module) in _MODULES:
-        return Differentiated(module), user  # type: ignore[arg-type]
-    if user.op == "call_function" and user.target in _FUNCTIONS:
-        return Differentiated(_Function(user.target, user.args[1:], dict(user.kwargs))), user
-    if user.op == "call_method" and user.target in _METHODS:
-        return Differentiated(getattr(torch, str(user.target))), user
-    return Identity(), node
+    operation, module = operation_of(gm, user), module_of(gm, user)
+    if operation.bounds is not None:
+        return Clamp(*operation.bounds), user
+    if not operation.is_elementwise:
+        return Identity(), node
+    if module is not None:
+        return Differentiated(module), user
+    function = getattr(torch, user.target) if isinstance(user.target, str) else user.target
+    return Differentiated(_Function(function, user.args[1:], dict(user.kwargs))), user
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from fxquant.graph.operations import data_input, is_average
+from fxquant.graph.operations import data_input, operation_of
 from fxquant.graph.records import annotate
 from fxquant.int8 import kernels
 from fxquant.int8.integers import (
@@ -24,7 +24,6 @@ from fxquant.int8.integers import (
     only_user,
     replace_chain,
 )
-from fxquant.int8.kernel_arguments import average_arguments
 from fxquant.passes.pipeline import Pass
 
 
@@ -34,19 +33,23 @@ class LowerAverages(Pass):
 
     def run(self, gm: fx.GraphModule) -> bool:
         """Replace each of them."""
-        modified = [_lower(gm, node) for node in list(gm.graph.nodes) if is_average(gm, node)]
+        operations = {node: operation_of(gm, node) for node in gm.graph.nodes}
+        averages = {node: each for node, each in operations.items() if each.kind == "average"}
+        modified = [_lower(gm, node, each.averaged) for node, each in averages.items()]
         return any(modified) | drop_unused_dequantize(gm)
 
 
-def _lower(gm: fx.GraphModule, node: fx.Node) -> bool:
+def _lower(
+    gm: fx.GraphModule, node: fx.Node, averaged: tuple[tuple[int, ...], bool] | None
+) -> bool:
+    """Lower an average, over the dimensions `averaged` or over windows."""
     source, after = data_input(node), only_user(node)
     x = integers_behind(source)
     if source is None or x is None or after is None or not is_quantize(after):
         return False
     mine, theirs = affine_of(after), affine_of(x)
     ratio, greatest = theirs.scale / mine.scale, mine.grid.quant_max
-    mean = average_arguments(gm, node)
-    if mean is None:
+    if averaged is None:
         with gm.graph.inserting_before(node):
             wide = gm.graph.call_function(kernels.widen, (x, theirs.zero_point))
         node.replace_input_with(source, wide)
@@ -57,7 +60,8 @@ def _lower(gm: fx.GraphModule, node: fx.Node) -> bool:
         replace_chain([after], lowered, after.name)
         return True
     with gm.graph.inserting_before(node):
-        rest = (theirs.zero_point, *mean, ratio, mine.zero_point, greatest)
+        dims, keepdim = averaged
+        rest = (theirs.zero_point, list(dims), keepdim, ratio, mine.zero_point, greatest)
         lowered = gm.graph.call_function(kernels.average, (x, *rest))
     replace_chain([node, after], lowered, node.name)
     return True

@@ -21,7 +21,8 @@ import torch
 from torch import fx, nn
 
 from fxquant.graph.mutations import changed_while_read, may_be_view
-from fxquant.graph.operations import argument, data_input, is_add, module_of, relu_bounds
+from fxquant.graph.operation_table import argument
+from fxquant.graph.operations import data_input, is_add, module_of, relu_bounds
 from fxquant.graph.records import refuse
 from fxquant.graph.rewriting import free_name, users_by_module
 from fxquant.int8.integers import (

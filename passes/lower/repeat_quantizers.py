@@ -15,8 +15,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from fxquant.graph.kept_values import keeps_values
-from fxquant.graph.operations import concat_inputs, data_input, is_split, module_of
+from fxquant.graph.operations import data_input, module_of, operation_of, sources_of_values
 from fxquant.modules.fake_quantize import FakeQuantize
 from fxquant.passes.pipeline import Pass
 
@@ -34,12 +33,12 @@ class RepeatQuantizers(Pass):
             if isinstance(quantizer, FakeQuantize) and quantizer.axis is None:
                 grids[node] = str(node.target)
                 continue
-            targets = {grids.get(source) for source in _sources(gm, node)}
+            targets = {grids.get(source) for source in sources_of_values(gm, node)}
             target = targets.pop() if len(targets) == 1 else None
             if target is None:
                 continue
             grids[node] = target
-            if _is_tuple(node) or all(user.target == target for user in node.users):
+            if _is_tuple(gm, node) or all(user.target == target for user in node.users):
                 continue
             with gm.graph.inserting_after(node):
                 repeated = gm.graph.call_module(target)
@@ -50,20 +49,12 @@ class RepeatQuantizers(Pass):
         return modified
 
 
-def _sources(gm: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
-    """Return the nodes of which `node` takes all its values; none if it computes new ones."""
-    concatenated = concat_inputs(node)
-    if concatenated is not None:
-        return concatenated
-    source = data_input(node)
-    return [source] if source is not None and keeps_values(gm, node) else []
-
-
-def _is_tuple(node: fx.Node) -> bool:
+def _is_tuple(gm: fx.GraphModule, node: fx.Node) -> bool:
     """Say whether the result is, or may be, several tensors."""
     source = data_input(node)
-    if source is not None and is_split(source) and not isinstance(node.args[1], int):
+    is_of_parts = source is not None and operation_of(gm, source).kind == "split"
+    if is_of_parts and not isinstance(node.args[1], int):
         return True
-    return is_split(node) or any(
+    return operation_of(gm, node).kind == "split" or any(
         user.target is operator.getitem and isinstance(user.args[1], int) for user in node.users
     )

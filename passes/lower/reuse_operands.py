@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from fxquant.graph.operations import concat_inputs, module_of, reads_shape
+from fxquant.graph.operations import module_of, operation_of
 from fxquant.int8 import kernels
 from fxquant.int8.modules import Int8Conv, Int8Module
 from fxquant.passes.pipeline import Pass
@@ -39,7 +39,7 @@ class ReuseOperands(Pass):
             assert isinstance(other, fx.Node)
             if x is other:
                 continue
-            readers = [user for user in other.users if not reads_shape(user)]
+            readers = [user for user in other.users if operation_of(gm, user).kind != "shape"]
             earlier = all(position[reader] <= position[node] for reader in readers)
             if earlier and all(_is_new(gm, each) for each in (other, *readers)):
                 module.keep_other = False
@@ -50,6 +50,6 @@ class ReuseOperands(Pass):
 def _is_new(gm: fx.GraphModule, node: fx.Node) -> bool:
     """Say whether the node's result is a tensor of its own."""
     module: nn.Module | None = module_of(gm, node)
-    if isinstance(module, Int8Module) or concat_inputs(node):
+    if isinstance(module, Int8Module) or operation_of(gm, node).concatenated:
         return True
     return node.op == "call_function" and node.target in _NEW_TENSOR

@@ -19,9 +19,8 @@ from typing import Any
 from torch import fx
 from torch.nn import functional as F
 
-from fxquant.graph.kept_values import keeps_values, moves_values
 from fxquant.graph.mutations import changed_while_read
-from fxquant.graph.operations import concat_inputs, data_input, is_split, reads_shape
+from fxquant.graph.operations import operation_of, sources_of_values
 from fxquant.graph.records import annotate
 from fxquant.graph.rewriting import insert_after
 from fxquant.int8 import kernels
@@ -33,7 +32,7 @@ from fxquant.int8.integers import (
     replace_chain,
     value_of,
 )
-from fxquant.int8.kernel_arguments import max_pool2d_arguments, zero_padding
+from fxquant.int8.kernel_arguments import max_pool2d_arguments
 from fxquant.numerics.affine import AffineNumbers
 from fxquant.passes.pipeline import Pass
 
@@ -52,25 +51,24 @@ class SinkDequantize(Pass):
 
 def _sink(gm: fx.GraphModule, node: fx.Node) -> bool:
     """Let `node` work on integers, if all that it works on are, with the same parameters."""
-    sources = concat_inputs(node) or []
-    source = data_input(node)
-    if not sources and source is not None and (keeps_values(gm, node) or reads_shape(node)):
-        sources = [source]
+    operation = operation_of(gm, node)
+    reads_shape = operation.kind == "shape"
+    sources = node.all_input_nodes[:1] if reads_shape else sources_of_values(gm, node)
     integers = {each: behind for each in sources if (behind := integers_behind(each)) is not None}
     known = {affine_of(each) for each in integers.values()}
     if len(integers) < len(set(sources)) or len(known) != 1:
         return False
     (affine,) = known
-    if reads_shape(node):
+    if reads_shape:
         _read(node, integers)
         return True
-    if is_split(node):
+    if operation.kind == "split":
         return _split_integers(gm, node, integers, affine)
-    if concat_inputs(node) or moves_values(gm, node):
+    if operation.concatenated or operation.moves_only:
         _read(node, integers)
         mark_integers(node, affine, value_of(node))
     else:
-        _select_integers(gm, node, integers, affine)
+        _select_integers(gm, node, integers, affine, operation.padding)
     return True
 
 
@@ -83,11 +81,14 @@ def _read(node: fx.Node, integers: dict[fx.Node, fx.Node]) -> None:
 def _split_integers(
     gm: fx.GraphModule, node: fx.Node, integers: dict[fx.Node, fx.Node], affine: AffineNumbers
 ) -> bool:
-    if not all(user.target is operator.getitem and keeps_values(gm, user) for user in node.users):
+    parts = list(node.users)
+    if not all(each.target is operator.getitem for each in parts):
+        return False
+    if not all(operation_of(gm, each).keeps_values for each in parts):
         return False
     _read(node, integers)
     annotate(node, integers=affine)
-    for part in list(node.users):
+    for part in parts:
         mark_integers(part, affine, value_of(part))
     return True
 
@@ -97,19 +98,20 @@ def _select_integers(
     node: fx.Node,
     integers: dict[fx.Node, fx.Node],
     affine: AffineNumbers,
+    padding: tuple[Any, ...] | None,
 ) -> None:
     """Let a pool or a padding work on integers."""
     (x,) = integers.values()
-    pool, padding = max_pool2d_arguments(gm, node), zero_padding(gm, node)
-    if pool is None and padding is None:
-        _widen(node, integers, affine)
-        return
+    pool = max_pool2d_arguments(gm, node)
     with gm.graph.inserting_before(node):
         if pool is not None:
             result = gm.graph.call_function(kernels.max_pool2d, (x, *pool))
-        else:
+        elif padding is not None:
             options: Any = {"mode": "constant", "value": affine.zero_point}  # as fx traces it
-            result = gm.graph.call_function(F.pad, (x, padding), options)
+            result = gm.graph.call_function(F.pad, (x, list(padding)), options)
+        else:
+            _widen(node, integers, affine)
+            return
     name = node.name
     replace_chain([node], result, name)
     mark_integers(result, affine, value_of(result))

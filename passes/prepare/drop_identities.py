@@ -11,40 +11,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import fx, nn
-from torch.nn import functional as F
+from torch import fx
 
-from fxquant.graph.operations import argument, data_input, module_of
+from fxquant.graph.operations import data_input, module_of, operation_of
 from fxquant.graph.rewriting import delete_unused, why_not_changeable
-from fxquant.modules.torchvision_names import (
-    STOCHASTIC_DEPTH,
-    STOCHASTIC_DEPTH_FUNCTION,
-    defined_as,
-)
 from fxquant.passes.pipeline import Pass
-
-_DROPOUT_MODULES = (
-    nn.Dropout,
-    nn.Dropout1d,
-    nn.Dropout2d,
-    nn.Dropout3d,
-    nn.AlphaDropout,
-    nn.FeatureAlphaDropout,
-)
-
-
-# Where the argument `training` stands, and what it is when left out.
-_TRAINING: dict[object, tuple[int, bool]] = {
-    F.dropout: (2, True),
-    F.dropout1d: (2, True),
-    F.dropout2d: (2, True),
-    F.dropout3d: (2, True),
-    F.alpha_dropout: (2, False),
-    F.feature_alpha_dropout: (2, False),
-    torch.dropout: (2, True),
-    STOCHASTIC_DEPTH_FUNCTION: (3, True),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,17 +38,7 @@ class DropIdentities(Pass):
 
 
 def _is_identity(gm: fx.GraphModule, node: fx.Node) -> bool:
-    module = module_of(gm, node)
-    if module is not None:
-        if why_not_changeable(module) is not None:
-            return False
-        kind = type(module)
-        if kind is nn.Identity or (kind is nn.Sequential and len(module) == 0):  # type: ignore[arg-type]
-            return True
-        is_dropout = kind in _DROPOUT_MODULES or defined_as(kind) == STOCHASTIC_DEPTH
-        return is_dropout and not module.training
-    known = _TRAINING.get(node.target) or _TRAINING.get(defined_as(node.target))
-    if node.op != "call_function" or known is None:
+    if operation_of(gm, node).kind != "identity":
         return False
-    position, default = known
-    return argument(node, position, "training", default) is False
+    module = module_of(gm, node)
+    return module is None or why_not_changeable(module) is None

@@ -5,26 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import fx, nn
+from torch import nn
 from torch.nn import functional as F
 
 import fxquant
-from fxquant.int8.kernel_arguments import (
-    average_arguments,
-    kernel_activation,
-    max_pool2d_arguments,
-    zero_padding,
-)
-from tests.helpers import Net
+from fxquant.int8.kernel_arguments import kernel_activation, max_pool2d_arguments
+from tests.helpers import Net, last_call
 
 Function = Callable[[Any, Any], Any]
-
-
-def last_call(function: Function | nn.Module) -> tuple[fx.GraphModule, fx.Node]:
-    """Return the graph of a function or a module, and its last node but the output."""
-    model = nn.Sequential(function) if isinstance(function, nn.Module) else Net(function)
-    gm = fxquant.trace(model)
-    return gm, list(gm.graph.nodes)[-2]
 
 
 ACTIVATIONS: dict[str, tuple[Function | nn.Module, str | None]] = {
@@ -96,53 +84,3 @@ def test_reads_the_arguments_of_a_max_pool(
     pool: Function | nn.Module, arguments: tuple[Any, ...] | None
 ) -> None:
     assert max_pool2d_arguments(*last_call(pool)) == arguments
-
-
-PADDINGS: dict[str, tuple[Function | nn.Module, list[int] | None]] = {
-    "ZeroPad1d": (nn.ZeroPad1d(2), [2, 2]),
-    "ZeroPad2d": (nn.ZeroPad2d((1, 2, 0, 3)), [1, 2, 0, 3]),
-    "ZeroPad3d": (nn.ZeroPad3d(1), [1] * 6),
-    "F.pad": (lambda m, x: F.pad(x, (1, 2)), [1, 2]),
-    "F.pad, keywords": (lambda m, x: F.pad(input=x, pad=(1, 2), mode="constant"), [1, 2]),
-    "F.pad, reflect": (lambda m, x: F.pad(x, (1, 2), "reflect"), None),
-    "ReflectionPad2d": (nn.ReflectionPad2d(1), None),
-    "MaxPool2d": (nn.MaxPool2d(2), None),
-}
-
-
-@pytest.mark.parametrize(("pad", "sides"), PADDINGS.values(), ids=PADDINGS)
-def test_reads_how_many_zeros_are_added(pad: Function | nn.Module, sides: list[int] | None) -> None:
-    assert zero_padding(*last_call(pad)) == sides
-
-
-AVERAGES: dict[str, tuple[Function | nn.Module, tuple[list[int], bool] | None]] = {
-    "AdaptiveAvgPool2d(1)": (nn.AdaptiveAvgPool2d(1), ([-2, -1], True)),
-    "AdaptiveAvgPool2d((1, 1))": (nn.AdaptiveAvgPool2d((1, 1)), ([-2, -1], True)),
-    "F.adaptive_avg_pool2d": (lambda m, x: F.adaptive_avg_pool2d(x, 1), ([-2, -1], True)),
-    "F.adaptive_avg_pool2d, keywords": (
-        lambda m, x: F.adaptive_avg_pool2d(input=x, output_size=(1, 1)),
-        ([-2, -1], True),
-    ),
-    ".mean((2, 3))": (lambda m, x: x.mean((2, 3)), ([2, 3], False)),
-    ".mean(1, True)": (lambda m, x: x.mean(1, True), ([1], True)),
-    "torch.mean, keywords": (
-        lambda m, x: torch.mean(x, dim=[-1], keepdim=True),
-        ([-1], True),
-    ),
-    "AdaptiveAvgPool2d((1, None))": (nn.AdaptiveAvgPool2d((1, None)), None),
-    "AdaptiveAvgPool2d(2)": (nn.AdaptiveAvgPool2d(2), None),
-    "AdaptiveAvgPool1d(1)": (nn.AdaptiveAvgPool1d(1), None),
-    "AvgPool2d": (nn.AvgPool2d(2), None),
-    ".mean()": (lambda m, x: x.mean(), None),
-    ".mean(axis=1)": (lambda m, x: x.mean(axis=1), None),
-    ".mean(computed)": (lambda m, x: x.mean(x.dim() - 1), None),
-    ".mean([])": (lambda m, x: x.mean([]), None),
-    ".sum(1)": (lambda m, x: x.sum(1), None),
-}
-
-
-@pytest.mark.parametrize(("average", "arguments"), AVERAGES.values(), ids=AVERAGES)
-def test_reads_the_dimensions_of_a_mean(
-    average: Function | nn.Module, arguments: tuple[list[int], bool] | None
-) -> None:
-    assert average_arguments(*last_call(average)) == arguments

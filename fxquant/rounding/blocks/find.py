@@ -22,7 +22,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from fxquant.graph.operations import is_split, module_of, relu_bounds
+from fxquant.graph.operations import module_of, operation_of
 from fxquant.graph.records import refuse
 from fxquant.modules.dynamic_quantize import DynamicQuantize
 from fxquant.modules.fake_quantize import FakeQuantize
@@ -135,7 +135,8 @@ class _Region:
 
     def _is_own(self, entry: fx.Node) -> bool:
         """Say whether the entry is a quantizer, or a tuple's split, that the region alone reads."""
-        is_movable = is_quantizer(self._flow.gm, entry) or is_split(entry)
+        gm = self._flow.gm
+        is_movable = is_quantizer(gm, entry) or operation_of(gm, entry).kind == "split"
         return is_movable and all(user in self.nodes for user in self._flow.users[entry])
 
     def why_not(self, max_layers: int, layers: Sequence[Subgraph]) -> str | None:
@@ -219,9 +220,9 @@ def _regions(flow: Flow) -> Iterator[_Region]:
 def _relu_behind(flow: Flow, join: fx.Node) -> fx.Node:
     """Return the ReLU that alone reads the join, or the join itself."""
     users = flow.users[join]
-    if len(users) == 1 and flow.inputs[users[0]] == [join] and relu_bounds(flow.gm, users[0]):
-        return users[0]
-    return join
+    if len(users) != 1 or flow.inputs[users[0]] != [join]:
+        return join
+    return users[0] if operation_of(flow.gm, users[0]).kind == "relu" else join
 
 
 def _paths(flow: Flow, subgraph: Subgraph) -> Iterator[Path]:

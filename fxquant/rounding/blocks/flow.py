@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from torch import fx
 
 from fxquant.graph.mutations import read_instead
-from fxquant.graph.operations import reads_shape
+from fxquant.graph.operations import operation_of
 from fxquant.graph.rewriting import users_by_module
 
 
@@ -35,9 +35,7 @@ class Flow:
             replaced = instead.get(node, {})
             sources = list(dict.fromkeys(replaced.get(each, each) for each in node.all_input_nodes))
             data = [each for each in sources if each in self.inputs]
-            if reads_shape(node) or (
-                node.target is getattr and node.args[1] in ("device", "dtype")
-            ):
+            if operation_of(gm, node).kind in ("shape", "type"):
                 data = []
             self.others[node] = [each for each in sources if each not in data]
             for each in data:

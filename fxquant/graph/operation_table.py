@@ -1,0 +1,290 @@
+"""One table of what calls compute, whichever way they are written: a new operation is one row.
+
+A ReLU may be a module, a function or a method; an addition `a + b`, `a += b` or `torch.add`. Each
+row of `ROWS` is an `Operation`, or a function that reads it off the arguments, and its spellings.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from fxquant.modules.torchvision_names import STOCHASTIC_DEPTH, STOCHASTIC_DEPTH_FUNCTION
+
+Kind: TypeAlias = Literal[
+    "layer", "batchnorm", "add", "concat", "average", "split", "max_pool2d", "identity", "relu",
+    "leaky_relu", "activation", "shape", "type", "other",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What a call computes, as far as it matters to anyone."""
+
+    kind: Kind = "other"
+    """"layer": a convolution or linear module; "add": of two nodes' results, neither scaled;
+    "average": over positions; "split": a tuple of parts; "identity": nothing, in eval mode;
+    "relu": has `bounds`; "shape" and "type": nothing but that of a tensor is asked for."""
+    keeps_values: bool = False
+    """Every value of the result is 0 or a value of its input, whose quantization parameters it so
+    hands on."""
+    moves_only: bool = False
+    """It keeps values by moving or selecting them, whatever their type."""
+    keeps_channels: bool = False
+    """It keeps values or averages them, each channel of the result made of that of the input."""
+    bounds: tuple[float, float] | None = None
+    """(0, ∞) of a ReLU, (0, 6) of a ReLU6, (0, max) of a clamp."""
+    is_elementwise: bool = False
+    """It is a function of each value, and learned roundings look at its result."""
+    activation: str | None = None
+    """The kernels' name of an activation function that is no ReLU."""
+    concatenated: tuple[fx.Node, ...] | None = None
+    """The nodes that it concatenates."""
+    padding: tuple[Any, ...] | None = None
+    """How many zeros it adds on each side, as `F.pad` takes it."""
+    averaged: tuple[tuple[int, ...], bool] | None = None
+    """Of an average over whole dimensions: which they are, and whether they are kept."""
+
+
+OTHER = Operation()
+LAYER = Operation("layer")
+BATCHNORM = Operation("batchnorm")
+
+
+class Call(NamedTuple):
+    """A call of a function, a method, or a module."""
+
+    node: fx.Node
+    module: nn.Module | None
+
+    def option(self, position: int, name: str, default: Any = None) -> Any:
+        """Return what the module keeps under `name`, or the argument of the call."""
+        if self.module is None:
+            return argument(self.node, position, name, default)
+        return getattr(self.module, name, default)
+
+
+def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
+    """Return an argument of the call however it was passed."""
+    if len(node.args) > position:
+        return node.args[position]
+    return node.kwargs.get(name, default)
+
+
+Row: TypeAlias = Operation | Callable[[Call], Operation]
+
+_MOVED = Operation(keeps_values=True, moves_only=True)
+_SPLIT = Operation("split", keeps_values=True, moves_only=True)
+_MOVED_BY_CHANNEL = Operation(keeps_values=True, moves_only=True, keeps_channels=True)
+_IDENTITY = Operation("identity", keeps_values=True, moves_only=True, keeps_channels=True)
+_POOLED = Operation(keeps_values=True, keeps_channels=True)
+_POOLED_2D = Operation("max_pool2d", keeps_values=True, keeps_channels=True)
+_AVERAGED = Operation("average", keeps_channels=True)
+_ELEMENTWISE = Operation("activation", is_elementwise=True)
+_RELU = Operation("relu", bounds=(0.0, math.inf))
+_ADD = Operation("add")
+_SHAPE = Operation("shape")
+_TYPE = Operation("type")
+
+
+def _add(call: Call) -> Operation:
+    both_nodes = len(call.node.args) == 2 and all(isinstance(x, fx.Node) for x in call.node.args)
+    return _ADD if both_nodes and call.node.kwargs.get("alpha", 1) == 1 else OTHER
+
+
+def _concat(call: Call) -> Operation:
+    tensors = call.option(0, "tensors")
+    if not isinstance(tensors, (list, tuple)):
+        return OTHER
+    return Operation("concat", concatenated=tuple(x for x in tensors if isinstance(x, fx.Node)))
+
+
+def _clamp(call: Call) -> Operation:
+    return _within(call.option(1, "min"), call.option(2, "max"), OTHER)
+
+
+def _hardtanh(call: Call) -> Operation:
+    return _within(call.option(1, "min_val", -1.0), call.option(2, "max_val", 1.0), _ELEMENTWISE)
+
+
+def _hardtanh_in_place(call: Call) -> Operation:
+    found = _hardtanh(call)
+    return OTHER if found is _ELEMENTWISE else found
+
+
+def _within(low: Any, high: Any, otherwise: Operation) -> Operation:
+    high = math.inf if high is None else high
+    is_relu = isinstance(low, (int, float)) and low == 0 and isinstance(high, (int, float))
+    return Operation("relu", bounds=(0.0, float(high))) if is_relu and high > 0 else otherwise
+
+
+def _gelu(call: Call) -> Operation:
+    is_tanh = call.option(1, "approximate", "none") == "tanh"
+    return _activation("gelu_tanh" if is_tanh else "gelu")
+
+
+def _activation(name: str) -> Operation:
+    return Operation("activation", is_elementwise=True, activation=name)
+
+
+def _mean(call: Call) -> Operation:
+    dims, keepdim = call.option(1, "dim"), call.option(2, "keepdim", False)
+    dims = [dims] if isinstance(dims, int) else dims
+    plain = isinstance(dims, (list, tuple)) and all(isinstance(each, int) for each in dims)
+    return Operation("average", averaged=(tuple(dims), bool(keepdim)) if plain and dims else None)
+
+
+def _adaptive_average_2d(call: Call) -> Operation:
+    size = call.option(1, "output_size")
+    is_one = size == 1 or (isinstance(size, (list, tuple)) and list(size) == [1, 1])
+    averaged = ((-2, -1), True)
+    return Operation("average", keeps_channels=True, averaged=averaged) if is_one else _AVERAGED
+
+
+def _unless_indices(position: int, pooled: Operation) -> Callable[[Call], Operation]:
+    return lambda call: OTHER if call.option(position, "return_indices", False) else pooled
+
+
+def _zero_pad(call: Call) -> Operation:
+    padding = tuple(call.option(1, "padding"))
+    return Operation(keeps_values=True, keeps_channels=True, padding=padding)
+
+
+def _pad(call: Call) -> Operation:
+    sides = call.option(1, "pad")
+    is_known = isinstance(sides, (list, tuple))
+    constant = call.option(2, "mode", "constant") == "constant"
+    if constant and call.option(3, "value") not in (None, 0):
+        return OTHER
+    return Operation(
+        keeps_values=True,
+        keeps_channels=is_known and len(sides) <= 4,
+        padding=tuple(sides) if is_known and constant else None,
+    )
+
+
+def _interpolate(call: Call) -> Operation:
+    is_nearest = str(call.option(3, "mode", "nearest")).startswith("nearest")
+    return _MOVED_BY_CHANNEL if is_nearest else OTHER
+
+
+def _in_eval(position: int, default: bool) -> Callable[[Call], Operation]:
+    def read(call: Call) -> Operation:
+        return _IDENTITY if call.option(position, "training", default) is False else OTHER
+
+    return read
+
+
+def _sequential(call: Call) -> Operation:
+    return _IDENTITY if isinstance(call.module, nn.Sequential) and not call.module else OTHER
+
+
+def _getitem(call: Call) -> Operation:
+    source, index = call.node.args
+    if isinstance(source, fx.Node) and _splits(source):  # a tuple: one part of it, or several
+        return _MOVED if isinstance(index, int) else OTHER
+    return OTHER if isinstance(index, (int, str, fx.Node)) else _MOVED
+
+
+def _splits(node: fx.Node) -> bool:
+    is_call = node.op in ("call_function", "call_method")
+    return is_call and OPERATIONS.get(node.target) is _SPLIT
+
+
+def _getattr(call: Call) -> Operation:
+    name = call.node.args[1]
+    if name in ("shape", "ndim"):
+        return _SHAPE
+    return _TYPE if name in ("device", "dtype") else OTHER
+
+
+ROWS: tuple[tuple[Row, tuple[Any, ...]], ...] = (
+    (_add, (operator.add, operator.iadd, torch.add, "add", "add_")),
+    (_concat, (torch.cat, torch.concat, torch.concatenate)),
+    (_SPLIT, (torch.chunk, torch.split, torch.unbind, "chunk", "split", "unbind")),
+    # Activation functions. Of those in place, learned roundings look at what is before them.
+    (_RELU, (nn.ReLU, F.relu, torch.relu, torch.relu_, "relu", "relu_")),
+    (Operation("relu", bounds=(0.0, 6.0)), (F.relu6,)),
+    (_hardtanh, (nn.Hardtanh, nn.ReLU6, F.hardtanh)),
+    (_hardtanh_in_place, (F.hardtanh_,)),
+    (_clamp, (
+        torch.clamp, torch.clamp_, torch.clip, torch.clamp_min, torch.clamp_min_, "clamp", "clamp_",
+        "clip", "clip_", "clamp_min", "clamp_min_",
+    )),
+    (Operation("leaky_relu", is_elementwise=True), (nn.LeakyReLU, F.leaky_relu)),
+    (Operation("leaky_relu"), (F.leaky_relu_,)),
+    (_gelu, (nn.GELU, F.gelu)),
+    (_activation("swish"), (nn.SiLU, F.silu)),
+    (_activation("hardswish"), (nn.Hardswish, F.hardswish)),
+    (Operation("activation", activation="tanh", is_elementwise=True), (
+        nn.Tanh, F.tanh, torch.tanh, "tanh",
+    )),
+    (_ELEMENTWISE, (nn.Sigmoid, F.sigmoid, torch.sigmoid, "sigmoid", "sigmoid_", "tanh_")),
+    (_ELEMENTWISE, (nn.CELU, F.celu)),
+    (_ELEMENTWISE, (nn.ELU, F.elu)),
+    (_ELEMENTWISE, (nn.SELU, F.selu)),
+    (_ELEMENTWISE, (nn.Hardshrink, F.hardshrink)),
+    (_ELEMENTWISE, (nn.Hardsigmoid, F.hardsigmoid)),
+    (_ELEMENTWISE, (nn.LogSigmoid, F.logsigmoid)),
+    (_ELEMENTWISE, (nn.Mish, F.mish)),
+    (_ELEMENTWISE, (nn.Softplus, F.softplus)),
+    (_ELEMENTWISE, (nn.Softsign, F.softsign)),
+    # Averages, and what takes the greatest value.
+    (_AVERAGED, (nn.AvgPool1d, F.avg_pool1d)),
+    (_AVERAGED, (nn.AvgPool2d, F.avg_pool2d)),
+    (_AVERAGED, (nn.AvgPool3d, F.avg_pool3d)),
+    (_AVERAGED, (nn.AdaptiveAvgPool1d, F.adaptive_avg_pool1d)),
+    (_adaptive_average_2d, (nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d)),
+    (_AVERAGED, (nn.AdaptiveAvgPool3d, F.adaptive_avg_pool3d)),
+    (_mean, (torch.mean, "mean")),
+    (_unless_indices(6, _POOLED), (nn.MaxPool1d, F.max_pool1d, torch.max_pool1d)),
+    (_unless_indices(6, _POOLED_2D), (nn.MaxPool2d, F.max_pool2d, torch.max_pool2d)),
+    (_unless_indices(6, _POOLED), (nn.MaxPool3d, F.max_pool3d, torch.max_pool3d)),
+    (_unless_indices(2, _POOLED), (nn.AdaptiveMaxPool1d, F.adaptive_max_pool1d)),
+    (_unless_indices(2, _POOLED), (nn.AdaptiveMaxPool2d, F.adaptive_max_pool2d)),
+    (_unless_indices(2, _POOLED), (nn.AdaptiveMaxPool3d, F.adaptive_max_pool3d)),
+    (_MOVED, (torch.amax, "amax")),
+    # What adds zeros, moves values, or does nothing.
+    (_zero_pad, (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)),
+    (_pad, (F.pad,)),
+    (_interpolate, (
+        nn.Upsample, nn.UpsamplingNearest2d, F.interpolate,
+    )),
+    (_MOVED_BY_CHANNEL, ("contiguous",)),
+    (_MOVED, (nn.Flatten, torch.flatten, "flatten")),
+    (_MOVED, (nn.Unflatten, "unflatten")),
+    (_MOVED, (nn.PixelShuffle, F.pixel_shuffle)),
+    (_MOVED, (nn.PixelUnshuffle, F.pixel_unshuffle)),
+    (_MOVED, (nn.ChannelShuffle, F.channel_shuffle)),
+    (_MOVED, (torch.reshape, "reshape", "view")),
+    (_MOVED, (torch.permute, torch.transpose, "permute", "transpose", "swapaxes")),
+    (_MOVED, (torch.squeeze, torch.unsqueeze, "squeeze", "unsqueeze")),
+    (_MOVED, (torch.narrow, "narrow")),
+    (_MOVED, ("expand", "repeat")),
+    (_getitem, (operator.getitem,)),
+    (_IDENTITY, (nn.Identity,)),
+    (_sequential, (nn.Sequential,)),
+    (_in_eval(2, True), (
+        nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, F.dropout, F.dropout1d, F.dropout2d,
+        F.dropout3d, torch.dropout,
+    )),
+    (_in_eval(2, False), (
+        nn.AlphaDropout, nn.FeatureAlphaDropout, F.alpha_dropout, F.feature_alpha_dropout,
+    )),
+    (_in_eval(3, True), (STOCHASTIC_DEPTH, STOCHASTIC_DEPTH_FUNCTION)),
+    # Questions.
+    (_getattr, (getattr,)),
+    (_SHAPE, ("size", "dim", "ndimension", "numel", "nelement")),
+)  # fmt: skip
+"""What is computed, and its spellings: types of modules, functions, names of methods.
+
+What torchvision defines stands under its full name."""
+
+OPERATIONS: dict[Any, Row] = {spelling: row for row, spellings in ROWS for spelling in spellings}

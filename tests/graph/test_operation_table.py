@@ -1,0 +1,219 @@
+"""Every spelling of an operation is known for the same, and a new operation is one row."""
+
+import itertools
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+import fxquant
+from fxquant.graph.operation_table import OPERATIONS, ROWS, Operation
+from fxquant.graph.operations import module_of, operation_of, sources_of_values
+from fxquant.modules.fake_quantize import FakeQuantize
+from fxquant.modules.torchvision_names import STOCHASTIC_DEPTH
+from tests.helpers import Net, last_call, whole
+
+Function = Callable[[Any, Any], Any]
+
+MADE_WITH: dict[type, tuple[Any, ...]] = {
+    nn.Hardtanh: (0.0, 6.0),
+    nn.AvgPool1d: (2,), nn.AvgPool2d: (2,), nn.AvgPool3d: (2,),
+    nn.AdaptiveAvgPool1d: (1,), nn.AdaptiveAvgPool2d: (1,), nn.AdaptiveAvgPool3d: (1,),
+    nn.MaxPool1d: (2,), nn.MaxPool2d: (2,), nn.MaxPool3d: (2,),
+    nn.AdaptiveMaxPool1d: (2,), nn.AdaptiveMaxPool2d: (2,), nn.AdaptiveMaxPool3d: (2,),
+    nn.ZeroPad1d: ((1, 1),), nn.ZeroPad2d: ((1, 1),), nn.ZeroPad3d: ((1, 1),),
+    nn.Unflatten: (1, (2, 2)), nn.PixelShuffle: (2,), nn.PixelUnshuffle: (2,),
+    nn.ChannelShuffle: (2,), nn.UpsamplingNearest2d: (2,), nn.Upsample: (2,),
+    torchvision.ops.StochasticDepth: (0.5, "row"),
+}  # fmt: skip
+"""What modules are made with, where they need anything."""
+
+MOVED = Operation(keeps_values=True, moves_only=True)
+MOVED_BY_CHANNEL = Operation(keeps_values=True, moves_only=True, keeps_channels=True)
+IDENTITY = Operation("identity", keeps_values=True, moves_only=True, keeps_channels=True)
+POOLED = Operation(keeps_values=True, keeps_channels=True)
+POOLED_2D = Operation("max_pool2d", keeps_values=True, keeps_channels=True)
+RELU6 = Operation("relu", bounds=(0.0, 6.0))
+
+CALLS: dict[Any, tuple[tuple[Any, ...], Operation]] = {
+    operator.add: (("y",), Operation("add")),
+    nn.Hardtanh: ((0.0, 6.0), RELU6),
+    F.hardtanh_: ((0.0, 6.0), RELU6),
+    torch.clamp: ((0, 6), RELU6),
+    nn.GELU: ((), Operation("activation", is_elementwise=True, activation="gelu")),
+    nn.AdaptiveAvgPool2d: (
+        (1,),
+        Operation("average", keeps_channels=True, averaged=((-2, -1), True)),
+    ),
+    torch.mean: ((-1,), Operation("average", averaged=((-1,), False))),
+    nn.MaxPool1d: ((2,), POOLED),
+    nn.MaxPool2d: ((2,), POOLED_2D),
+    nn.MaxPool3d: ((2,), POOLED),
+    nn.AdaptiveMaxPool1d: ((2,), POOLED),
+    nn.AdaptiveMaxPool2d: ((2,), POOLED),
+    nn.AdaptiveMaxPool3d: ((2,), POOLED),
+    nn.ZeroPad1d: ((), Operation(keeps_values=True, keeps_channels=True, padding=(1, 1))),
+    F.pad: (
+        ((1, 1),),
+        Operation(keeps_values=True, keeps_channels=True, padding=(1, 1)),
+    ),
+    nn.Upsample: ((None, 2), MOVED_BY_CHANNEL),
+    operator.getitem: ((slice(1),), MOVED),
+    nn.Sequential: ((), IDENTITY),
+    nn.Dropout: ((0.5, False), IDENTITY),
+    nn.AlphaDropout: ((0.5, False), IDENTITY),
+    STOCHASTIC_DEPTH: ((0.5, "row", False), IDENTITY),
+    getattr: (("shape",), Operation("shape")),
+}
+"""Of each row that reads arguments, by its first spelling: those behind x, and what it is then.
+
+"y" is another node. Modules are called with x alone.
+"""
+
+
+def written(spelling: Any, arguments: tuple[Any, ...]) -> tuple[fx.GraphModule, fx.Node]:
+    """Return a graph of one call, and the call."""
+    if isinstance(spelling, str) and "." in spelling:  # torchvision's
+        spelling = getattr(torchvision.ops, spelling.rpartition(".")[2])
+    graph = fx.Graph()
+    x, y = graph.placeholder("x"), graph.placeholder("y")
+    behind = tuple(y if each == "y" else each for each in arguments)
+    modules = {}
+    if isinstance(spelling, type):
+        modules["module"] = spelling(*MADE_WITH.get(spelling, ())).eval()
+        node = graph.call_module("module", (x,))
+    elif isinstance(spelling, str):
+        node = graph.call_method(spelling, (x, *behind))
+    else:
+        node = graph.call_function(spelling, (x, *behind))
+    return fx.GraphModule(modules, graph), node
+
+
+TAKE_ONE_TENSOR = {
+    str(getattr(spellings[0], "__name__", spellings[0])): (row, spellings)
+    for row, spellings in ROWS
+    if spellings[0] is not torch.cat
+}
+
+
+@pytest.mark.parametrize(("row", "spellings"), TAKE_ONE_TENSOR.values(), ids=TAKE_ONE_TENSOR)
+def test_every_spelling_of_a_row_is_the_same_operation(row: Any, spellings: tuple[Any]) -> None:
+    arguments, expected = ((), row) if isinstance(row, Operation) else CALLS[spellings[0]]
+    for spelling in spellings:
+        assert operation_of(*written(spelling, arguments)) == expected, spelling
+
+
+@pytest.mark.parametrize("concat", [torch.cat, torch.concat, torch.concatenate])
+@pytest.mark.parametrize("build", [lambda cat, x: cat((x, x)), lambda cat, x: cat(tensors=[x, x])])
+def test_every_spelling_of_a_concatenation_names_its_tensors(
+    concat: Callable[..., Tensor], build: Callable[[Any, Any], Any]
+) -> None:
+    gm, node = last_call(lambda m, x: build(concat, x))
+    (x,) = gm.graph.find_nodes(op="placeholder")
+    assert operation_of(gm, node) == Operation("concat", concatenated=(x, x))
+    assert sources_of_values(gm, node) == (x, x)
+
+
+def test_no_spelling_stands_in_two_rows() -> None:
+    assert len(OPERATIONS) == sum(len(spellings) for _, spellings in ROWS)
+
+
+OTHERS: dict[str, Function] = {
+    "x + 1": lambda m, x: x + 1,
+    "x + x, scaled": lambda m, x: torch.add(x, x, alpha=2),
+    "cat(computed)": lambda m, x: torch.cat(x.tolist()),
+    "clamp(1)": lambda m, x: x.clamp(1),
+    "x[0]": lambda m, x: x[0],
+    "x[computed]": lambda m, x: x[x.argmax()],
+    "pad with ones": lambda m, x: F.pad(x, (1, 1), value=1.0),
+    "interpolate linearly": lambda m, x: F.interpolate(x, scale_factor=2, mode="bilinear"),
+    "dropout": lambda m, x: F.dropout(x),
+    "x.T": lambda m, x: x.T,
+    "exp": lambda m, x: x.exp(),
+}
+
+
+@pytest.mark.parametrize("function", OTHERS.values(), ids=OTHERS)
+def test_what_only_looks_like_a_known_operation_is_another(function: Function) -> None:
+    assert operation_of(*last_call(function)) == Operation()
+
+
+def test_a_module_is_known_by_its_type_and_an_input_by_nothing() -> None:
+    gm = fxquant.trace(Net(lambda m, x: m.relu(x), relu=nn.Flatten()))
+    assert [operation_of(gm, node).kind for node in gm.graph.nodes] == ["other"] * 3
+    graph = fx.Graph()
+    graph.output(graph.placeholder("split"))
+    gm = fx.GraphModule({}, graph)
+    assert [operation_of(gm, node).kind for node in gm.graph.nodes] == ["other"] * 2
+
+
+def test_a_new_operation_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    conv = nn.Conv2d(3, 3, 1)
+    net = Net(lambda m, x: m.second(m.first(x).flip(2)), first=conv, second=conv)
+    x = torch.randn(2, 3, 8, 8)
+    assert quantized_tensors(fxquant.quantize(net, [x])) == ["x", "flip"]
+    monkeypatch.setitem(OPERATIONS, "flip", MOVED)
+    assert quantized_tensors(fxquant.quantize(net, [x])) == ["x", "first"]
+
+
+def quantized_tensors(model: nn.Module) -> list[str]:
+    gm = whole(model)
+    is_quantizer = [isinstance(module_of(gm, node), FakeQuantize) for node in gm.graph.nodes]
+    return [node.args[0].name for node in itertools.compress(gm.graph.nodes, is_quantizer)]
+
+
+PADDINGS: dict[str, tuple[Function | nn.Module, tuple[int, ...] | None]] = {
+    "ZeroPad1d": (nn.ZeroPad1d(2), (2, 2)),
+    "ZeroPad2d": (nn.ZeroPad2d((1, 2, 0, 3)), (1, 2, 0, 3)),
+    "ZeroPad3d": (nn.ZeroPad3d(1), (1,) * 6),
+    "F.pad": (lambda m, x: F.pad(x, (1, 2)), (1, 2)),
+    "F.pad, keywords": (lambda m, x: F.pad(input=x, pad=(1, 2), mode="constant"), (1, 2)),
+    "F.pad, reflect": (lambda m, x: F.pad(x, (1, 2), "reflect"), None),
+    "ReflectionPad2d": (nn.ReflectionPad2d(1), None),
+    "MaxPool2d": (nn.MaxPool2d(2), None),
+}
+
+
+@pytest.mark.parametrize(("pad", "sides"), PADDINGS.values(), ids=PADDINGS)
+def test_reads_how_many_zeros_are_added(
+    pad: Function | nn.Module, sides: tuple[int, ...] | None
+) -> None:
+    assert operation_of(*last_call(pad)).padding == sides
+
+
+AVERAGES: dict[str, tuple[Function | nn.Module, tuple[tuple[int, ...], bool] | None]] = {
+    "AdaptiveAvgPool2d(1)": (nn.AdaptiveAvgPool2d(1), ((-2, -1), True)),
+    "AdaptiveAvgPool2d((1, 1))": (nn.AdaptiveAvgPool2d((1, 1)), ((-2, -1), True)),
+    "F.adaptive_avg_pool2d": (lambda m, x: F.adaptive_avg_pool2d(x, 1), ((-2, -1), True)),
+    "F.adaptive_avg_pool2d, keywords": (
+        lambda m, x: F.adaptive_avg_pool2d(input=x, output_size=(1, 1)),
+        ((-2, -1), True),
+    ),
+    ".mean((2, 3))": (lambda m, x: x.mean((2, 3)), ((2, 3), False)),
+    ".mean(1, True)": (lambda m, x: x.mean(1, True), ((1,), True)),
+    "torch.mean, keywords": (
+        lambda m, x: torch.mean(x, dim=[-1], keepdim=True),
+        ((-1,), True),
+    ),
+    "AdaptiveAvgPool2d((1, None))": (nn.AdaptiveAvgPool2d((1, None)), None),
+    "AdaptiveAvgPool2d(2)": (nn.AdaptiveAvgPool2d(2), None),
+    "AdaptiveAvgPool1d(1)": (nn.AdaptiveAvgPool1d(1), None),
+    "AvgPool2d": (nn.AvgPool2d(2), None),
+    ".mean()": (lambda m, x: x.mean(), None),
+    ".mean(axis=1)": (lambda m, x: x.mean(axis=1), None),
+    ".mean(computed)": (lambda m, x: x.mean(x.dim() - 1), None),
+    ".mean([])": (lambda m, x: x.mean([]), None),
+    ".sum(1)": (lambda m, x: x.sum(1), None),
+}
+
+
+@pytest.mark.parametrize(("average", "averaged"), AVERAGES.values(), ids=AVERAGES)
+def test_reads_the_dimensions_of_a_mean(
+    average: Function | nn.Module, averaged: tuple[tuple[int, ...], bool] | None
+) -> None:
+    assert operation_of(*last_call(average)).averaged == averaged
