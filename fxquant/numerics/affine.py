@@ -111,13 +111,13 @@ class Affine:
 
     @property
     def lowest(self) -> Tensor:
-        """The least integer minus the zero-point: how many steps the grid reaches below zero."""
-        return self.grid.quant_min - self.zero_point
+        """The least integer minus the zero-point, in the scale's dtype: steps from real zero."""
+        return (self.grid.quant_min - self.zero_point).to(self.scale.dtype)
 
     @property
     def highest(self) -> Tensor:
         """The greatest integer minus the zero-point."""
-        return self.grid.quant_max - self.zero_point
+        return (self.grid.quant_max - self.zero_point).to(self.scale.dtype)
 
     def unsigned(self) -> Affine:
         """Return the same map on a grid that starts at 0."""

@@ -21,6 +21,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fxquant.rounding.grouped_layer import Rounding
 from fxquant.rounding.losses import Loss
 
 _BETAS = (0.9, 0.999)
@@ -28,33 +29,25 @@ _WEIGHT_RATE, _SCALE_RATE, _BIAS_RATE = 1.0, 0.1, 0.1  # of the learning rate
 
 
 def learn_freely(
-    weight: Tensor,
-    scale: Tensor,
-    low: Tensor,
-    high: Tensor,
-    loss: Loss,
-    steps: int,
-    learning_rate: float,
-    per_channel: bool,
+    rounding: Rounding, loss: Loss, steps: int, learning_rate: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the integers minus the zero-point, the scales, and what to add to the bias.
 
     Args:
-        weight: W, float32, (groups, out, in).
-        scale: s at the start, (groups, out, 1).
-        low: n, the least integer minus the zero-point; broadcasts against `weight`.
-        high: p, the greatest.
+        rounding: W, s at the start, and the grid from n to p.
         loss: of a layer with one input more, the last, that is always 1.
         steps: of Adam.
         learning_rate: of the weight, in steps of its grid; falls to 0 along a cosine.
-        per_channel: whether each output has a scale of its own.
 
     Returns:
         (groups, out, in), (groups, out, 1) and (groups, out), float32.
     """
-    start = scale.clone()
+    weight, affine = rounding.weight, rounding.affine
+    low, high = affine.lowest, affine.highest
+    start = affine.scale.clone()
     units = weight / start  # W'/s, s as it was
-    growth = torch.zeros_like(start if per_channel else start[:1, :1])  # ln of s over what it was
+    one_each = start if rounding.per_channel else start[:1, :1]
+    growth = torch.zeros_like(one_each)  # ln of s over what it was
     shift = torch.zeros_like(start)  # of the bias, in units of s
     optimizer = torch.optim.Adam(
         [

@@ -25,10 +25,12 @@ All tensors are grouped: weights (groups, out, in), H (groups, in, in), C (group
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from fxquant.rounding.grouped_layer import Rounding
 
 _DAMPING = 0.01  # of the mean variance: inputs that never vary still have a place in H⁻¹
 _BLOCK = 128  # inputs that are rounded before the others hear of it
@@ -40,45 +42,32 @@ class GramProblem:
     """What is minimized, and over what.
 
     Args:
-        weight: W, float32, (groups, out, in).
-        low: the least integer minus the zero-point; broadcasts against `weight`.
-        high: the greatest.
+        rounding: W, and what its integers may be.
         gram: H, (groups, in, in).
         cross: C, (groups, out, in).
-        per_channel: whether each output has a scale of its own.
     """
 
-    weight: Tensor
-    low: Tensor
-    high: Tensor
+    rounding: Rounding
     gram: Tensor
     cross: Tensor
-    per_channel: bool = True
 
     def ordered(self) -> tuple[GramProblem, Tensor]:
         """Return the problem damped, inputs of most variance first, and that order."""
         gram = _damped(self.gram)
         order = gram.diagonal(dim1=1, dim2=2).sum(0).argsort(descending=True)
-        sizes = *self.weight.shape[:2], 1
-        ordered = GramProblem(
-            self.weight[:, :, order],
-            self.low.expand(sizes),
-            self.high.expand(sizes),
-            gram[:, order][:, :, order],
-            self.cross[:, :, order],
-            self.per_channel,
-        )
-        return ordered, order
+        rounding = replace(self.rounding, weight=self.rounding.weight[:, :, order])
+        gram = gram[:, order][:, :, order]
+        return GramProblem(rounding, gram, self.cross[:, :, order]), order
 
     def loss(self, integers: Tensor, scale: Tensor) -> Tensor:
         """Return (2) of each output, or of all that share a scale: it has the scale's shape."""
-        difference = integers * scale - self.weight
+        difference = integers * scale - self.rounding.weight
         per_weight = (torch.bmm(difference, self.gram) + 2 * self.cross) * difference
         return self._per_scale(per_weight)
 
     def best_scale(self, integers: Tensor, scale: Tensor) -> Tensor:
         """Return the scale of least loss for these integers; `scale` where none is positive."""
-        product = torch.bmm(self.weight, self.gram) - self.cross
+        product = torch.bmm(self.rounding.weight, self.gram) - self.cross
         wanted = self._per_scale(integers * product)
         power = self._per_scale(integers * torch.bmm(integers, self.gram))
         usable = (wanted > 0) & (power > 0)
@@ -86,18 +75,18 @@ class GramProblem:
 
     def _per_scale(self, per_weight: Tensor) -> Tensor:
         sums = per_weight.sum(dim=2, keepdim=True)
-        return sums if self.per_channel else sums.sum().expand_as(sums)
+        return sums if self.rounding.per_channel else sums.sum().expand_as(sums)
 
 
-def round_on_gram(problem: GramProblem, scale: Tensor, sweeps: int) -> tuple[Tensor, Tensor]:
+def round_on_gram(problem: GramProblem, sweeps: int) -> tuple[Tensor, Tensor]:
     """Return the integers minus the zero-point, (groups, out, in), and their scale, float32.
 
     Args:
-        problem: what to minimize.
-        scale: s to start with, (groups, out, 1).
+        problem: what to minimize; its scale is the one to start with.
         sweeps: of coordinate descent, at most.
     """
     ordered, order = problem.ordered()
+    scale = problem.rounding.affine.scale
     integers = round_at_scale(ordered, scale, sweeps)
     refitted = ordered.best_scale(integers, scale)
     again = round_at_scale(ordered, refitted, sweeps)
@@ -129,12 +118,13 @@ def _damped(gram: Tensor) -> Tensor:
 
 def _compensated(problem: GramProblem, scale: Tensor) -> Tensor:
     """Round input by input; those behind make up for the error."""
-    weight, gram = problem.weight, problem.gram
+    weight, gram = problem.rounding.weight, problem.gram
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
     factor = torch.linalg.cholesky(inverse, upper=True)
     rest = weight - torch.bmm(problem.cross, inverse)
     integers = torch.empty_like(rest)
-    per_output = scale.mT, problem.low.mT, problem.high.mT
+    affine = problem.rounding.affine
+    per_output = scale.mT, affine.lowest.mT, affine.highest.mT
     for start in range(0, weight.shape[2], _BLOCK):
         end = min(start + _BLOCK, weight.shape[2])
         own = rest[:, :, start:end].mT.contiguous()  # (groups, inputs, out): an input is a row
@@ -160,10 +150,11 @@ def _descend(integers: Tensor, problem: GramProblem, scale: Tensor, sweeps: int)
     It ends where a sweep moves next to nothing.
     """
     gram = problem.gram
-    per_output = scale.mT, problem.low.mT, problem.high.mT
+    affine = problem.rounding.affine
+    per_output = scale.mT, affine.lowest.mT, affine.highest.mT
     inverse_variance = 1 / gram.diagonal(dim1=1, dim2=2)
     # Half of the gradient of (2) by D.
-    gradient = torch.baddbmm(problem.cross, integers * scale - problem.weight, gram)
+    gradient = torch.baddbmm(problem.cross, integers * scale - problem.rounding.weight, gram)
     for _ in range(sweeps):
         num_moved = 0
         for start in range(0, integers.shape[2], _BLOCK):

@@ -1,7 +1,8 @@
-"""One layer's weight as reconstruction sees it: grouped, and without the zero-point."""
+"""One layer's weight as reconstruction sees it: grouped, its integers without the zero-point."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -9,44 +10,41 @@ from torch import Tensor
 
 from fxquant.modules.layers import Layer
 from fxquant.modules.quantized_layer import QuantizedLayer
+from fxquant.numerics.affine import Affine
 from fxquant.rounding.rows import grouped_weight, ungrouped_weight
 
 
+@dataclass(frozen=True, eq=False)
 class Rounding:
-    """What integers a layer's weight may take.
-
-    `weight` is the float one, (groups, out, in), float32; `scale`, and the bounds `low` and `high`
-    of the integers minus the zero-point, are (groups, out, 1); `per_channel` says whether each
-    output has a scale of its own.
+    """A weight, and what the integers that stand for it may be.
 
     Args:
-        layer: the quantized layer.
-        reference: the float one.
+        weight: W, the float one, float32, (groups, out, in).
+        affine: (groups, out, 1).
+        per_channel: whether each output has a scale of its own.
     """
 
-    def __init__(self, layer: QuantizedLayer, reference: Layer) -> None:
-        self._layer = cast(Layer, layer)
-        weight = reference.weight.detach().to(torch.float32)
-        self.weight = grouped_weight(reference, weight).contiguous()
-        self.per_channel = layer.weight_scale.dim() > 0
-        self._affine = layer.weight_affine.map(self._grouped)
-        self.scale = self._affine.scale
-        self.low = self._affine.lowest.to(torch.float32)
-        self.high = self._affine.highest.to(torch.float32)
+    weight: Tensor
+    affine: Affine
+    per_channel: bool = True
 
-    def _grouped(self, values: Tensor) -> Tensor:
-        """Return a value per output channel, or one for all, as (groups, out, 1)."""
-        groups, outputs = self.weight.shape[:2]
-        return values.expand(groups * outputs).reshape(groups, outputs, 1)
+    @classmethod
+    def of(cls, layer: QuantizedLayer, reference: Layer) -> Rounding:
+        """Return that of `layer`, whose float weight is that of `reference`."""
+        weight = grouped_weight(reference, reference.weight.detach().to(torch.float32))
+        groups, outputs, _ = weight.shape
+
+        def grouped(values: Tensor) -> Tensor:  # one per output channel, or one for all
+            return values.expand(groups * outputs).reshape(groups, outputs, 1)
+
+        per_channel = layer.weight_scale.dim() > 0
+        return cls(weight.contiguous(), layer.weight_affine.map(grouped), per_channel)
 
     def nearest(self) -> Tensor:
         """Return the integers of rounding to nearest, minus the zero-point."""
-        return self._affine.quantize(self.weight) - self._affine.zero_point
+        return self.affine.quantize(self.weight) - self.affine.zero_point
 
-    def difference(self, integers: Tensor) -> Tensor:
-        """Return W̃ - W for integers minus the zero-point."""
-        return integers * self.scale - self.weight
-
-    def layer_integers(self, integers: Tensor) -> Tensor:
-        """Return what the layer keeps for integers minus the zero-point: int8, in its shape."""
-        return ungrouped_weight(self._layer, integers + self._affine.zero_point).to(torch.int8)
+    def layer_integers(self, layer: QuantizedLayer, integers: Tensor) -> Tensor:
+        """Return what `layer` keeps for integers minus the zero-point: int8, in its shape."""
+        whole = ungrouped_weight(cast(Layer, layer), integers + self.affine.zero_point)
+        return whole.to(torch.int8)

@@ -48,7 +48,7 @@ class Learned:
     @classmethod
     def rounded(cls, rounding: Rounding, integers: Tensor) -> Learned:
         """Return integers with the scales and the bias that the layer has."""
-        return cls(integers, rounding.scale, torch.zeros_like(integers[..., 0]))
+        return cls(integers, rounding.affine.scale, torch.zeros_like(integers[..., 0]))
 
     def error(self, rounding: Rounding, rows: Rows, activation: Activation) -> Tensor:
         """Return Σ (f(y) - t)² and Σ t² over `rows`: (2,), float64."""
@@ -57,7 +57,7 @@ class Learned:
 
     def write_to(self, layer: QuantizedLayer, rounding: Rounding) -> None:
         """Give `layer` the integers, and the scales and the bias where they moved."""
-        layer.weight_integers.copy_(rounding.layer_integers(self.integers))
+        layer.weight_integers.copy_(rounding.layer_integers(layer, self.integers))
         scale = self.scale.flatten() if rounding.per_channel else self.scale[0, 0, 0]
         layer.weight_scale.copy_(scale)
         if torch.any(self.shift != 0):
@@ -80,9 +80,9 @@ def _adaround(
     loss = _loss(rows, activation, options)
     integers = learn_rounding(
         rounding.weight,
-        rounding.scale,
-        rounding.low,
-        rounding.high,
+        rounding.affine.scale,
+        rounding.affine.lowest,
+        rounding.affine.highest,
         loss,
         Schedule.of(options),
     )
@@ -92,17 +92,9 @@ def _adaround(
 def _adaquant(
     rounding: Rounding, rows: Rows, activation: Activation, options: Reconstruction
 ) -> Learned:
-    learned = learn_freely(
-        rounding.weight,
-        rounding.scale,
-        rounding.low,
-        rounding.high,
-        _loss(_with_ones(rows), activation, options),
-        options.steps,
-        _FREE_RATE * options.learning_rate,
-        rounding.per_channel,
-    )
-    return Learned(*learned)
+    loss = _loss(_with_ones(rows), activation, options)
+    rate = _FREE_RATE * options.learning_rate
+    return Learned(*learn_freely(rounding, loss, options.steps, rate))
 
 
 def _loss(rows: Rows, activation: Activation, options: Reconstruction) -> Loss:
@@ -124,15 +116,8 @@ def _on_gram(
     activation.write_gradient(rows.outputs, rows.targets, error)
     inputs, errors = _mean(rows.inputs), _mean(error)
     centred = rows.inputs - inputs[:, None]
-    problem = GramProblem(
-        rounding.weight,
-        rounding.low,
-        rounding.high,
-        _mean_product(centred, centred),
-        _mean_product(error, centred),
-        rounding.per_channel,
-    )
-    integers, scale = round_on_gram(problem, rounding.scale, _SWEEPS)
+    gram, cross = _mean_product(centred, centred), _mean_product(error, centred)
+    integers, scale = round_on_gram(GramProblem(rounding, gram, cross), _SWEEPS)
     difference = integers * scale - rounding.weight
     shift = -errors - torch.bmm(difference, inputs[:, :, None]).squeeze(2)
     return Learned(integers, scale, shift)

@@ -63,7 +63,7 @@ class ReconstructRounding(Lesson, Pass):
         pool = RowPool(subgraph.name, reference, sides.num_samples(subgraph), self.options, number)
         for inputs, targets in sides.rows(subgraph):
             pool.add(inputs, targets)
-        rounding = Rounding(layer, reference)
+        rounding = Rounding.of(layer, reference)
         learned_from, judged = pool.rows(rounding.weight, reference.bias)
         learned = learn(rounding, learned_from, subgraph.activation, self.options)
         errors = [

@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor
 
+from fxquant.numerics.affine import Affine, Grid
 from fxquant.rounding.activations import Clamp, Identity
 from fxquant.rounding.adaquant import learn_freely
+from fxquant.rounding.grouped_layer import Rounding
 from fxquant.rounding.losses import Rows, SampledRows
 
-LOW, HIGH = torch.tensor(-2.0), torch.tensor(1.0)
+TWO_BITS = Grid(-2, 1)
 
 
 def rows(groups: int = 1, outputs: int = 4, inputs: int = 12) -> tuple[Rows, Tensor]:
@@ -26,54 +28,53 @@ def error(of: Rows, weight: Tensor, integers: Tensor, scale: Tensor, shift: Tens
     return of.error(difference, Clamp())[0].item()
 
 
-def start(weight: Tensor) -> tuple[Tensor, Tensor]:
+def start(weight: Tensor, per_channel: bool = True) -> Rounding:
     scale = weight.abs().amax(dim=2, keepdim=True) / 2
-    return scale, (weight / scale).round().clamp(LOW, HIGH)
+    if not per_channel:
+        scale = scale.amax().expand_as(scale)
+    return Rounding(weight, Affine(scale, torch.zeros_like(scale), TWO_BITS), per_channel)
 
 
-def learned(
-    of: Rows, weight: Tensor, *, steps: int = 300, per_channel: bool = True
-) -> tuple[Tensor, Tensor, Tensor]:
-    loss = SampledRows(of, Clamp(), 128)
-    scale, _ = start(weight)
-    return learn_freely(weight, scale, LOW, HIGH, loss, steps, 0.02, per_channel)
+def learned(of: Rows, rounding: Rounding, steps: int = 300) -> tuple[Tensor, Tensor, Tensor]:
+    return learn_freely(rounding, SampledRows(of, Clamp(), 128), steps, 0.02)
 
 
 def test_the_error_falls_to_a_fraction() -> None:
     for groups in (1, 3):
         of, weight = rows(groups)
-        scale, nearest = start(weight)
-        before = error(of, weight, nearest, scale, torch.zeros(weight.shape[:2]))
-        integers, scales, shift = learned(of, weight)
+        rounding = start(weight)
+        no_shift = torch.zeros(weight.shape[:2])
+        before = error(of, weight, rounding.nearest(), rounding.affine.scale, no_shift)
+        integers, scales, shift = learned(of, rounding)
         assert error(of, weight, integers, scales, shift) < 0.4 * before
-        assert torch.equal(integers, integers.round().clamp(LOW, HIGH))
+        assert torch.equal(integers, integers.round().clamp(-2, 1))
         assert (scales > 0).all()
 
 
 def test_one_scale_for_all_stays_one_scale() -> None:
     of, weight = rows()
-    loss = SampledRows(of, Clamp(), 128)
-    scale = start(weight)[0].amax().expand(1, 4, 1)
-    _, scales, _ = learn_freely(weight, scale, LOW, HIGH, loss, 50, 0.02, False)
+    rounding = start(weight, per_channel=False)
+    _, scales, _ = learned(of, rounding, steps=50)
     assert (scales == scales[0, 0]).all()
     assert scales.shape == (1, 4, 1)
-    assert not torch.equal(scales, scale)
+    assert not torch.equal(scales, rounding.affine.scale)
 
 
 def test_no_step_leaves_rounding_to_nearest() -> None:
     of, weight = rows()
-    scale, nearest = start(weight)
-    integers, scales, shift = learned(of, weight, steps=0)
-    assert torch.equal(integers, nearest)
-    assert torch.equal(scales, scale)
+    rounding = start(weight)
+    integers, scales, shift = learned(of, rounding, steps=0)
+    assert torch.equal(integers, rounding.nearest())
+    assert torch.equal(scales, rounding.affine.scale)
     assert torch.equal(shift, torch.zeros(1, 4))
 
 
 def test_a_bias_that_is_off_is_learned() -> None:
     of, weight = rows()
     scale = torch.full((1, 4, 1), 1e-3)
-    grid = torch.tensor(-1e6), torch.tensor(1e6)  # so fine that the weight alone is right
+    grid = Grid(-1_000_000, 1_000_000)  # so fine that the weight alone is right
+    rounding = Rounding(weight, Affine(scale, torch.zeros_like(scale), grid))
     off = Rows(of.inputs, of.outputs, of.outputs + 3e-3)
     loss = SampledRows(off, Identity(), 512)
-    _, _, shift = learn_freely(weight, scale, *grid, loss, 1000, 0.5, True)
+    _, _, shift = learn_freely(rounding, loss, 1000, 0.5)
     torch.testing.assert_close(shift, torch.full((1, 4), 3e-3), rtol=0.1, atol=0)
