@@ -19,7 +19,7 @@ from datetime import timedelta
 from pathlib import Path
 from torch import distributed, nn
 import fxquant
-from fxquant import checkpoint as checkpoints
+from fxquant.rounding import learners
 
 torch.set_num_threads(1)
 ranks = int(os.environ.get("WORLD_SIZE", 1))
@@ -43,7 +43,7 @@ images = torch.rand(256, 3, 8, 8) + 0.3 * torch.randn(256, 3, 1, 1)
 share = images.chunk(ranks)[rank]
 
 if "die" in sys.argv and rank == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
-    learn = fxquant.passes.convert.reconstruct_rounding.learn_rounding
+    learn = learners.learn_rounding
     calls = iter(range(9))
 
     def learn_or_die(*arguments):
@@ -51,7 +51,7 @@ if "die" in sys.argv and rank == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] 
             os.kill(os.getpid(), 9)
         return learn(*arguments)
 
-    fxquant.passes.convert.reconstruct_rounding.learn_rounding = learn_or_die
+    learners.learn_rounding = learn_or_die
 
 kind = sys.argv[2]
 if kind == "adaround":
