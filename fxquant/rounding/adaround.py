@@ -4,8 +4,8 @@
     W̃ = s · clamp(⌊W/s⌋ + h(V), n, p)                                        (19)
     h(V) = clamp(σ(V)(ζ - γ) + γ, 0, 1),  ζ = 1.1, γ = -0.1                  (20)
 
-V starts where h(V) = W/s - ⌊W/s⌋; Adam; no regulariser during the warm start, then β falls
-linearly.
+V starts where h(V) = W/s - ⌊W/s⌋ (`fxquant.rounding.soft_rounding`); Adam; no regulariser during
+the warm start, then β falls linearly.
 
 An output channel's error is measured in units of s² E[x̂²], so that λ weighs the same whatever the
 scale of weights and inputs is; the paper's λ does not.
@@ -26,12 +26,10 @@ from fxquant.rounding.soft_rounding import (
     BETA1,
     BETA2,
     EPS,
-    FIXED,
     GAMMA,
     STRETCH,
     Schedule,
-    initial_v,
-    soft_rounding,
+    SoftWeight,
 )
 
 _NORMAL = 1e-18  # keeps Adam's moments out of the denormals, which cost 100 cycles each
@@ -81,17 +79,14 @@ class RoundingOptimizer:
         schedule: Schedule,
     ) -> None:
         self._loss, self._schedule = loss, schedule
-        whole = torch.floor(weight / scale)
-        is_free = (whole >= low) & (whole < high)
-        self._floor = torch.clamp(whole, low, high)
-        fraction = (weight / scale - whole).clamp_(0, 1)
-        self.v = torch.where(is_free, initial_v(fraction), FIXED)
+        self._soft = SoftWeight(weight, scale, low, high)
+        self.v = self._soft.v
         power = loss.input_power.to(weight.dtype)[:, None, None]
         scale = scale.expand_as(weight[..., :1])
         inputs = weight.shape[2]
         columns = {
             "v": self.v,
-            "offset": (self._floor + 0.5) * scale - weight,
+            "offset": (self._soft.floor + 0.5) * scale - weight,
             "half_scale": scale / 2,
             "gain": torch.where(power > 0, STRETCH / (scale * power), 0.0),
             "sigmoid": torch.empty_like(weight),
@@ -149,7 +144,7 @@ class RoundingOptimizer:
 
     def integers(self) -> Tensor:
         """Return ⌊W/s⌋ + [h(V) ≥ ½], clamped."""
-        return self._floor + (soft_rounding(self.v) >= 0.5)
+        return self._soft.integers()
 
 
 class _Block:

@@ -17,7 +17,7 @@ from fxquant.recipe.reconstruction import Reconstruction
 
 ZETA, GAMMA = 1.1, -0.1
 STRETCH = ZETA - GAMMA
-FIXED = -20.0  # a V whose h is 0 and whose gradient is exactly 0
+_FIXED = -20.0  # a V whose h is 0 and whose gradient is exactly 0
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 
 
@@ -66,6 +66,41 @@ class Schedule:
         step = torch.arange(1, self.steps + 1, dtype=torch.float64)
         root = (1 - BETA2**step).sqrt()
         return (-self.learning_rate * root / (1 - BETA1**step)).to(torch.float32)
+
+
+class SoftWeight:
+    """A weight between the two grid points next to it, s · (⌊W/s⌋ + h(V)).
+
+    V starts where h(V) = W/s - ⌊W/s⌋. What is exactly on the grid, or outside of it, stays where it
+    is: so pruned weights stay zero.
+
+    Args:
+        weight: W, float32, of any shape.
+        scale: s, broadcasts against `weight`.
+        low: n, the least integer minus the zero-point; broadcasts against `weight`.
+        high: p, the greatest.
+    """
+
+    def __init__(self, weight: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> None:
+        whole = torch.floor(weight / scale)
+        fraction = (weight / scale - whole).clamp_(0, 1)
+        is_free = (whole >= low) & (whole < high) & (fraction > 0)
+        self.scale = scale
+        self.floor = torch.clamp(whole, low, high)
+        self.v = torch.where(is_free, initial_v(fraction), _FIXED)
+
+    def soft(self) -> Tensor:
+        """Return W̃ with soft roundings; autograd sees through it to V."""
+        return (self.floor + soft_rounding(self.v)) * self.scale
+
+    def undecided(self, beta: int) -> Tensor:
+        """Return the regulariser 1 - |2 h(V) - 1|^β of each weight; β is even."""
+        u = soft_rounding(self.v).mul(2).sub(1)
+        return 1 - u.square() ** (beta // 2)
+
+    def integers(self) -> Tensor:
+        """Return ⌊W/s⌋ + [h(V) ≥ ½], minus the zero-point."""
+        return self.floor + (soft_rounding(self.v) >= 0.5)
 
 
 def initial_v(fraction: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from fxquant.rounding.activations import Activation, Clamp, Identity
 from fxquant.rounding.adaround import RoundingOptimizer, learn_rounding
 from fxquant.rounding.losses import Loss, Rows, cheaper_loss
-from fxquant.rounding.soft_rounding import Schedule, initial_v, soft_rounding
+from fxquant.rounding.soft_rounding import Schedule, soft_rounding
 
 SCHEDULE = Schedule(400, 0.05, 0.3, 0.2, (8.0, 2.0))
 LOW, HIGH = torch.tensor(-4.0), torch.tensor(3.0)
@@ -32,16 +32,6 @@ def problem(
 
 def error(rows: Rows, weight: Tensor, scale: Tensor, integers: Tensor, f: Activation) -> float:
     return rows.error(integers * scale - weight, f)[0].item()
-
-
-def test_v_starts_where_soft_rounding_gives_the_fraction() -> None:
-    fraction = torch.linspace(0, 0.999, 100)
-    torch.testing.assert_close(soft_rounding(initial_v(fraction)), fraction, rtol=0, atol=1e-6)
-
-
-def test_soft_rounding_reaches_0_and_1() -> None:
-    v = torch.tensor([-100.0, -3.0, 0.0, 3.0, 100.0])
-    torch.testing.assert_close(soft_rounding(v), torch.tensor([0.0, 0.0, 0.5, 1.0, 1.0]))
 
 
 @pytest.mark.parametrize("beta", [0, 2, 4, 6, 8, 14, 20])
@@ -151,14 +141,6 @@ def test_large_layers_are_done_block_by_block_with_the_same_result(
         loss = cheaper_loss(rows, Clamp(), 256, 400)
         results.append(learn_rounding(weight, scale, LOW, HIGH, loss, SCHEDULE))
     assert torch.equal(*results)
-
-
-def test_beta_is_off_in_the_warm_start_and_falls_to_its_end() -> None:
-    betas = Schedule(10, 0.01, 0.1, 0.2, (20.0, 2.0)).betas()
-    assert betas[:3] == [0, 0, 20]
-    assert sorted(betas[2:], reverse=True) == betas[2:]
-    assert 2 <= betas[-1] <= 4
-    assert not any(beta % 2 for beta in betas)
 
 
 def test_a_step_is_adams() -> None:

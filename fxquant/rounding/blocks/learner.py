@@ -35,9 +35,8 @@ from fxquant.rounding.blocks.find import Block
 from fxquant.rounding.blocks.forward import BlockForward, Round
 from fxquant.rounding.blocks.learned_scale import Drops, Quantizer, round_activation
 from fxquant.rounding.blocks.samples import Batch, Samples
-from fxquant.rounding.soft_rounding import Schedule, initial_v, soft_rounding
+from fxquant.rounding.soft_rounding import Schedule, SoftWeight
 
-_FIXED = -20.0  # a V whose h is 0 and whose gradient is exactly 0
 _PROBES = 8  # random signs for the units of λ
 Weights = Mapping[QuantizedLayer, Tensor]
 Scales = Mapping[FakeQuantize, Tensor]
@@ -179,22 +178,18 @@ class BlockLearner:
         return noise / max(power, 1e-300)
 
 
-class _Weight:
-    """V of one layer, and what weight it stands for; all in the layer's own shape."""
+class _Weight(SoftWeight):
+    """A layer's weight, in its own shape, with a unit for λ."""
 
     def __init__(self, layer: QuantizedLayer, reference: Layer) -> None:
         self._layer = cast(Layer, layer)
         weight = reference.weight.detach().to(torch.float32)
         affine = layer.weight_affine.map(lambda each: per_output(self._layer, each, weight))
-        self.scale, self._zero_point = affine.scale, affine.zero_point
         low, high = affine.lowest.to(torch.float32), affine.highest.to(torch.float32)
-        whole = torch.floor(weight / self.scale)
-        fraction = (weight / self.scale - whole).clamp_(0, 1)
-        # What is exactly on the grid stays there, so pruned weights stay zero.
-        is_free = (whole >= low) & (whole < high) & (fraction > 0)
-        self._floor = torch.clamp(whole, low, high)
+        super().__init__(weight, affine.scale, low, high)
+        self.v.requires_grad_()
+        self._zero_point = affine.zero_point
         self.nearest = affine.quantize(weight) - affine.zero_point
-        self.v = torch.where(is_free, initial_v(fraction), _FIXED).requires_grad_()
         self.unit = torch.ones_like(self.scale)
 
     def set_unit(self, growth: Tensor) -> None:
@@ -202,18 +197,9 @@ class _Weight:
         mean = output_rows(self._layer, growth).mean(dim=1)
         self.unit = self.scale.square() * per_output(self._layer, mean, growth)
 
-    def soft(self) -> Tensor:
-        """Return s · (⌊W/s⌋ + h(V))."""
-        return (self._floor + soft_rounding(self.v)) * self.scale
-
     def regularizer(self, beta: int) -> Tensor:
         """Return Σ (1 - |2 h(V) - 1|^β) in units of the loss; β is even."""
-        u = soft_rounding(self.v).mul(2).sub(1)
-        return (self.unit * (1 - u.square() ** (beta // 2))).sum()
-
-    def integers(self) -> Tensor:
-        """Return ⌊W/s⌋ + [h(V) ≥ ½], minus the zero-point."""
-        return self._floor + (soft_rounding(self.v) >= 0.5)
+        return (self.unit * self.undecided(beta)).sum()
 
     def layer_integers(self, integers: Tensor) -> Tensor:
         """Return what the layer keeps for integers minus the zero-point: int8."""
