@@ -10,15 +10,9 @@ from torch import fx, nn
 from fxquant.capture.naming import find_regions, node_name
 from fxquant.errors import CalibrationError
 from fxquant.graph.operations import data_input, module_of
-from fxquant.modules.channel_observers import ChannelMean, ChannelObserver
-from fxquant.modules.observers import LogitObserver, Observer
-from fxquant.streaming.distributed import (
-    gather_objects,
-    greatest_over_ranks,
-    least_over_ranks,
-    num_ranks,
-    sum_over_ranks,
-)
+from fxquant.modules.observers import Observer
+from fxquant.modules.own import own_modules
+from fxquant.streaming.distributed import gather_objects, num_ranks
 
 
 def find_observers(gm: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node, Observer]]:
@@ -57,32 +51,12 @@ def was_called(gm: fx.GraphModule) -> bool:
 
 
 def combine_observers(model: nn.Module) -> None:
-    """Give every rank of `torch.distributed` what all of them saw.
-
-    Minima, maxima and histograms come out as if one process had seen all batches. Moving averages
-    depend on the order of batches, which ranks do not have: theirs are averaged by batches seen.
-    """
+    """Give every rank of `torch.distributed` what all of them saw."""
     if num_ranks() == 1:
         return
-    for module in model.modules():
-        if isinstance(module, Observer):
-            least_over_ranks(module.low)
-            greatest_over_ranks(module.high)
-            own = module.num_batches.to(torch.float32)
-            sum_over_ranks(module.num_batches)
-            for average in (module.ema_low, module.ema_high):
-                sum_over_ranks(average.mul_(own / module.num_batches.clamp(min=1)))
-            sum_over_ranks(module.counts)
-            sum_over_ranks(module.nonfinite)
-            module.ranks = set().union(*gather_objects(module.ranks))
-            if isinstance(module, ChannelObserver):
-                module.take_in(gather_objects((own.item(), module.channel_state())))
-            if isinstance(module, LogitObserver):
-                module.rows = torch.cat(gather_objects(module.rows.cpu())).to(module.low.device)
-        elif isinstance(module, ChannelMean):
-            own = module.num_values.to(torch.float32)
-            sum_over_ranks(module.num_values)
-            sum_over_ranks(module.mean.mul_(own / module.num_values.clamp(min=1)))
+    for module in own_modules(model):
+        if module.watches:
+            module.take_in(gather_objects(module.state()))
 
 
 def nonfinite_tensors(model: nn.Module) -> list[str]:

@@ -8,17 +8,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fxquant.modules.channel_observers import ChannelObserver
 from fxquant.modules.dynamic_quantize import DynamicQuantize
 from fxquant.modules.fake_quantize import FakeQuantize
-from fxquant.modules.observers import LogitObserver, Observer
-from fxquant.numerics.activation_ranges import activation_range
+from fxquant.modules.observers import Observer
 from fxquant.numerics.affine import Affine, activation_grid
 from fxquant.numerics.channel_bits import channel_bits, uneven_affine
-from fxquant.numerics.channel_ranges import channel_range
-from fxquant.numerics.cross_entropy import cross_entropy_range
 from fxquant.numerics.decibels import decibels
-from fxquant.recipe.spec import TensorSpec
 
 
 def quantizer_of(observer: Observer) -> FakeQuantize | DynamicQuantize:
@@ -26,7 +21,7 @@ def quantizer_of(observer: Observer) -> FakeQuantize | DynamicQuantize:
     spec = observer.spec
     if spec.dynamic:
         return DynamicQuantize(spec, observer.clamp, observer.axis)
-    low, high = _range(observer, spec)
+    low, high = observer.range_by(spec)
     if spec.bit_allocation and observer.axis is not None and low.dim():
         return _uneven_quantizer(observer, low, high)
     grid = activation_grid(low.min().item(), spec)
@@ -42,7 +37,7 @@ def _uneven_quantizer(observer: Observer, low: Tensor, high: Tensor) -> FakeQuan
     bits = channel_bits(high.clamp_min(0) - low.clamp_max(0), observer.spec.bits)
     for width in sorted(set(bits.tolist())):  # fewer bits clip earlier
         spec = replace(observer.spec, bits=max(width, 2))
-        own_low, own_high = _range(observer, spec)
+        own_low, own_high = observer.range_by(spec)
         low, high = (
             torch.where(bits == width, own_low, low),
             torch.where(bits == width, own_high, high),
@@ -51,24 +46,6 @@ def _uneven_quantizer(observer: Observer, low: Tensor, high: Tensor) -> FakeQuan
     affine, last = uneven_affine(low, high, bits)
     affine = affine.map(lambda values: values.to(device))
     return FakeQuantize(affine, observer.spec, math.nan, observer.axis, last.to(device))
-
-
-def _range(observer: Observer, spec: TensorSpec) -> tuple[Tensor, Tensor]:
-    """Return the range (low, high) by `spec`, () or (channels,) each, on the CPU."""
-    if observer.known is not None:
-        return observer.known[0].cpu(), observer.known[1].cpu()
-    if isinstance(observer, ChannelObserver):
-        channels = observer.channel_statistics()
-        if channels is not None:
-            low, high = channel_range(channels, spec)
-            return low.cpu(), high.cpu()
-    if isinstance(observer, LogitObserver) and spec.range == "cross_entropy":
-        ends = cross_entropy_range(
-            observer.rows.cpu(), observer.low.item(), observer.high.item(), spec
-        )
-    else:
-        ends = activation_range(observer.statistics(), spec)
-    return tuple(torch.tensor(ends, dtype=torch.float64).unbind())  # type: ignore[return-value]
 
 
 def _sqnr(observer: Observer, affine: Affine) -> float:

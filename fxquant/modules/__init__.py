@@ -30,7 +30,7 @@ from fxquant.modules.layers import (
     per_output,
 )
 from fxquant.modules.observers import LogitObserver, Observer
-from fxquant.modules.own import OwnModule, Stage
+from fxquant.modules.own import OwnModule, Stage, own_modules
 from fxquant.modules.packed_weights import PackedWeights
 from fxquant.modules.quantized_layer import LearnedRounding, QuantizedLayer, quantize_layer
 from fxquant.modules.torchvision_names import (
@@ -73,6 +73,7 @@ __all__ = [
     "num_outputs",
     "output_moments",
     "output_rows",
+    "own_modules",
     "per_input",
     "per_output",
     "quantize_layer",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from fxquant.modules.observers import Observer
+from fxquant.modules.observers import Observer, from_ranks, weighted_mean
 from fxquant.modules.own import FixedDtypeModule
-from fxquant.numerics.channel_ranges import ChannelStatistics, channel_moments
+from fxquant.numerics.channel_ranges import ChannelStatistics, channel_moments, channel_range
 from fxquant.recipe.spec import TensorSpec
 from fxquant.stored_names import stored_as
 
@@ -71,29 +74,27 @@ class ChannelObserver(Observer):
         positions = x.numel() // (x.shape[0] * num_channels)
         self.max_positions.clamp_(min=positions)
 
-    def channel_state(self) -> list[Tensor]:
-        """Return what was seen of the channels, and the most positions, on the CPU."""
-        return [getattr(self, name).cpu() for name in (*self.sized_by_data, "max_positions")]
+    def _range_of_seen(self, spec: TensorSpec) -> tuple[Tensor, Tensor]:
+        channels = self.channel_statistics()
+        return super()._range_of_seen(spec) if channels is None else channel_range(channels, spec)
 
-    def take_in(self, states: list[tuple[float, list[Tensor]]]) -> None:
-        """Become what all ranks saw: pairs of the number of batches and `channel_state()`."""
-        seen = [(batches, state) for batches, state in states if batches > 0]
-        total = max(sum(batches for batches, _ in seen), 1)
-        for index, name in enumerate(self.sized_by_data):
-            values = [state[index] for _, state in seen]
-            if not values:
-                return
+    def take_in(self, states: Sequence[dict[str, Any]]) -> None:
+        """Become what all ranks saw; one that saw nothing has no channels yet."""
+        super().take_in(states)
+        seen = [state for state in states if state["num_batches"] > 0]
+        if not seen:
+            return
+        num_batches = from_ranks(seen, "num_batches")
+        for name in self.sized_by_data:
+            values = from_ranks(seen, name)
             if name == "channel_low":
-                value = torch.stack(values).amin(0)
+                value = values.amin(0)
             elif name == "channel_high":
-                value = torch.stack(values).amax(0)
+                value = values.amax(0)
             else:
-                shares = [batches / total for batches, _ in seen]
-                value = torch.stack(
-                    [each * share for each, share in zip(values, shares, strict=True)]
-                ).sum(0)
+                value = weighted_mean(values, num_batches)
             setattr(self, name, value.to(self.low.device))
-        self.max_positions.fill_(max(int(state[-1]) for _, state in seen))
+        self.max_positions.copy_(from_ranks(seen, "max_positions").amax(0))
 
     def channel_statistics(self) -> ChannelStatistics | None:
         """Return what was seen of the channels; None where a channel never had two positions.
@@ -126,6 +127,8 @@ class ChannelMean(FixedDtypeModule):
         axis: of the channels, from the end: -1 for a linear layer, -3 for images.
     """
 
+    watches = True
+
     mean: Tensor
     num_values: Tensor
 
@@ -147,3 +150,9 @@ class ChannelMean(FixedDtypeModule):
             change = (batch_mean - self.mean) * (num_values / self.num_values)
             self.mean += torch.where(finite, change, 0.0)
         return x
+
+    def take_in(self, states: Sequence[dict[str, Any]]) -> None:
+        """Become the mean of all values that the ranks saw."""
+        num_values = from_ranks(states, "num_values")
+        self.mean.copy_(weighted_mean(from_ranks(states, "mean"), num_values))
+        self.num_values.copy_(num_values.sum(0))

@@ -6,13 +6,15 @@ same memory for 100 images as for 100,000. Nothing here waits for the host on a 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fxquant.modules.own import FixedDtypeModule
-from fxquant.numerics.activation_ranges import Statistics
+from fxquant.numerics.activation_ranges import Statistics, activation_range
+from fxquant.numerics.cross_entropy import cross_entropy_range
 from fxquant.numerics.histogram import NUM_BINS, Histogram, count_values
 from fxquant.recipe.spec import TensorSpec
 from fxquant.stored_names import stored_as
@@ -35,6 +37,7 @@ class Observer(FixedDtypeModule):
     """
 
     stage = "prepared"
+    watches = True
 
     low: Tensor
     high: Tensor
@@ -106,6 +109,39 @@ class Observer(FixedDtypeModule):
             clamp=self.clamp,
         )
 
+    def range_by(self, spec: TensorSpec) -> tuple[Tensor, Tensor]:
+        """Return the range (low, high) that `spec` chooses, () or (channels,) each, on the CPU."""
+        low, high = self.known if self.known is not None else self._range_of_seen(spec)
+        return low.cpu(), high.cpu()
+
+    def _range_of_seen(self, spec: TensorSpec) -> tuple[Tensor, Tensor]:
+        return _scalars(activation_range(self.statistics(), spec))
+
+    @property
+    def seen_rank(self) -> int | None:
+        """How many axes the tensors had; None if there were none, or not all had as many."""
+        return next(iter(self.ranks)) if len(self.ranks) == 1 else None
+
+    def state(self) -> dict[str, Any]:
+        """Return all buffers and the numbers of axes."""
+        return {"ranks": set(self.ranks), **super().state()}
+
+    def take_in(self, states: Sequence[dict[str, Any]]) -> None:
+        """Become what all ranks saw.
+
+        Minima, maxima and histograms come out as if one process had seen all batches. Moving
+        averages depend on the order of batches, which ranks do not have: they are averaged by
+        batches seen.
+        """
+        num_batches = from_ranks(states, "num_batches")
+        self.low.copy_(from_ranks(states, "low").amin(0))
+        self.high.copy_(from_ranks(states, "high").amax(0))
+        for name in ("ema_low", "ema_high"):
+            getattr(self, name).copy_(weighted_mean(from_ranks(states, name), num_batches))
+        for name in ("num_batches", "nonfinite", "counts"):
+            getattr(self, name).copy_(from_ranks(states, name).sum(0))
+        self.ranks = set().union(*(state["ranks"] for state in states))
+
     def facts(self) -> str:
         """Return the spec."""
         return str(self.spec)
@@ -137,3 +173,30 @@ class LogitObserver(Observer):
         rows = rows[:: max(1, len(rows) // _ROWS_PER_BATCH)][:_ROWS_PER_BATCH]
         kept = torch.cat([self.rows, rows]) if self.rows.numel() else rows.clone()
         self.rows = kept[::2] if len(kept) > _MAX_ROWS else kept
+
+    def _range_of_seen(self, spec: TensorSpec) -> tuple[Tensor, Tensor]:
+        if spec.range != "cross_entropy":
+            return super()._range_of_seen(spec)
+        ends = self.low.item(), self.high.item()
+        return _scalars(cross_entropy_range(self.rows.cpu(), *ends, spec))
+
+    def take_in(self, states: Sequence[dict[str, Any]]) -> None:
+        """Become what all ranks saw, with all their rows."""
+        super().take_in(states)
+        self.rows = torch.cat([state["rows"] for state in states]).to(self.low.device)
+
+
+def _scalars(ends: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    low, high = torch.tensor(ends, dtype=torch.float64).unbind()
+    return low, high
+
+
+def from_ranks(states: Sequence[dict[str, Any]], name: str) -> Tensor:
+    """Return the buffers of one name, (ranks, *shape)."""
+    return torch.stack([state[name] for state in states])
+
+
+def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Return Σ wᵢ xᵢ / Σ wᵢ over the ranks; (ranks, *shape) and (ranks,) -> (*shape,)."""
+    shares = weights.to(torch.float32) / weights.sum().clamp(min=1)
+    return (values * shares.reshape(-1, *[1] * (values.dim() - 1))).sum(0)

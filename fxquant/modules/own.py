@@ -1,11 +1,13 @@
 """What all modules that fxquant puts into graphs have in common.
 
-Each says which stage of a model it belongs to, and what the printed graph shows of it, so that
-nobody outside asks for its type. Where buffers must keep their dtype, `FixedDtypeModule` does it.
+Each says what others need to know of it (which stage of a model it belongs to, what the printed
+graph shows of it, what calibration left in it), so that nobody outside asks for its type. Where
+buffers must keep their dtype, `FixedDtypeModule` does it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
 from torch import nn
@@ -19,9 +21,41 @@ class OwnModule(nn.Module):
     stage: ClassVar[Stage | None] = None
     """Of a model that holds such a module; None where it tells nothing."""
 
+    watches: ClassVar[bool] = False
+    """Whether it does nothing but keep, in calibration, something of what goes by."""
+
+    @property
+    def seen_rank(self) -> int | None:
+        """How many axes the tensors had that went by; None if that is not known, or varied."""
+        return None
+
     def facts(self) -> str:
         """Return what the printed graph says of the module, behind the name of its class."""
         return self.extra_repr()
+
+    def state(self) -> dict[str, Any]:
+        """Return what calibration left in the module on this rank, on the CPU, to be pickled."""
+        return {name: buffer.to("cpu", copy=True) for name, buffer in self.named_buffers()}
+
+    def take_in(self, states: Sequence[dict[str, Any]]) -> None:
+        """Become what all ranks saw; `states` are their `state()`s."""
+
+
+_FOREIGN = OwnModule()
+
+
+def as_own(module: nn.Module | None) -> OwnModule:
+    """Return `module` itself; for one that is not fxquant's, one that knows nothing.
+
+    >>> as_own(nn.ReLU()).stage is None
+    True
+    """
+    return module if isinstance(module, OwnModule) else _FOREIGN
+
+
+def own_modules(model: nn.Module) -> Iterator[OwnModule]:
+    """Yield the modules of `model` that are fxquant's own."""
+    return (module for module in model.modules() if isinstance(module, OwnModule))
 
 
 class FixedDtypeModule(OwnModule):

@@ -30,20 +30,6 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def least_over_ranks(tensor: Tensor) -> Tensor:
-    """Put the ranks' minimum into `tensor` and return it."""
-    if num_ranks() > 1:
-        distributed.all_reduce(tensor, op=distributed.ReduceOp.MIN)
-    return tensor
-
-
-def greatest_over_ranks(tensor: Tensor) -> Tensor:
-    """Put the ranks' maximum into `tensor` and return it."""
-    if num_ranks() > 1:
-        distributed.all_reduce(tensor, op=distributed.ReduceOp.MAX)
-    return tensor
-
-
 def copy_from_first_rank(tensor: Tensor) -> Tensor:
     """Put rank 0's values into `tensor` and return it."""
     if num_ranks() > 1:

@@ -3,14 +3,16 @@
 import copy
 import math
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from fxquant.modules.channel_observers import ChannelMean
-from fxquant.modules.observers import Observer
+from fxquant.modules.channel_observers import ChannelMean, ChannelObserver
+from fxquant.modules.observers import LogitObserver, Observer
+from fxquant.modules.own import OwnModule
 from fxquant.numerics.activation_ranges import activation_range
 from fxquant.recipe.spec import TensorSpec
 
@@ -212,3 +214,40 @@ def test_channel_mean_sums_half_precision_in_float32(dtype: torch.dtype) -> None
         watch(batch)
     assert watch.mean.dtype == torch.float32
     torch.testing.assert_close(watch.mean, x.double().mean(0).float())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Observer(TensorSpec(range="ema")),
+        lambda: LogitObserver(TensorSpec()),
+        lambda: ChannelObserver(TensorSpec(range="ema"), None, axis=-1),
+        lambda: ChannelMean(3, axis=-1),
+    ],
+    ids=["Observer", "LogitObserver", "ChannelObserver", "ChannelMean"],
+)
+def test_a_rank_takes_in_what_all_ranks_saw(make: Callable[[], OwnModule]) -> None:
+    batches = [torch.randn(4, 3) for _ in range(4)] + [torch.full((4, 3), math.nan)]
+    alone, *ranks, idle = (make() for _ in range(4))
+    for number, batch in enumerate(batches):
+        alone(batch)
+        ranks[number > 0](batch)
+    before = [each.state() for each in (*ranks, idle)]
+    ranks[0].take_in(pickle.loads(pickle.dumps(before)))
+    found, expected = ranks[0].state(), alone.state()
+    assert found.pop("ranks", None) == expected.pop("ranks", None)
+    for name, value in found.items():
+        if "ema" not in name:
+            torch.testing.assert_close(value, expected[name])
+        else:  # one rank saw 1 batch, the other 3
+            shares = [before[0][name] / 4, before[1][name] * 3 / 4]
+            torch.testing.assert_close(value, shares[0] + shares[1])
+
+
+def test_ranks_that_saw_other_numbers_of_axes_leave_the_rank_unknown() -> None:
+    one, other = Observer(TensorSpec()), Observer(TensorSpec())
+    one(torch.ones(2, 3))
+    other(torch.ones(2, 3, 4))
+    assert (one.seen_rank, other.seen_rank) == (2, 3)
+    one.take_in([one.state(), other.state()])
+    assert one.seen_rank is None

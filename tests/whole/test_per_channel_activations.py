@@ -138,8 +138,7 @@ def test_batches_of_ranks_are_taken_in_as_if_one_had_seen_them() -> None:
     for index, batch in enumerate(torch.split(X, 4)):
         alone(batch)
         (one if index < 3 else other)(batch)
-    states = [(float(each.num_batches), each.channel_state()) for each in (one, other)]
-    one.take_in(states)
+    one.take_in([one.state(), other.state()])
     for name in one.sized_by_data:
         if "ema" not in name:
             torch.testing.assert_close(getattr(one, name), getattr(alone, name))
