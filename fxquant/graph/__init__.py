@@ -1,6 +1,7 @@
 """What nodes compute, what is known of them, and how graphs are changed and printed."""
 
 from fxquant.graph.axes import known_ranks
+from fxquant.graph.chains import Chain, find_chains
 from fxquant.graph.channel_moments import Moments, channel_moments_of, range_of
 from fxquant.graph.journal import Journal, read_recipe, read_untraced, write_journals
 from fxquant.graph.mutations import (
@@ -24,17 +25,15 @@ from fxquant.graph.operations import (
 from fxquant.graph.pairs import Pair, find_pairs
 from fxquant.graph.placement import QuantizedTensors
 from fxquant.graph.printing import text
-from fxquant.graph.records import Record, annotate, record, refuse
+from fxquant.graph.records import Record, annotate, record, refuse, value_of
 from fxquant.graph.rewriting import (
     delete_unused,
-    find_chains,
     free_name,
     insert_after,
     require_same_nodes,
     separate_calls,
     users_by_module,
     why_not_changeable,
-    why_not_fusable,
 )
 from fxquant.graph.selection import (
     call_name,
@@ -46,6 +45,7 @@ from fxquant.graph.states import require_converted, require_float, require_prepa
 
 __all__ = [
     "Call",
+    "Chain",
     "Journal",
     "Moments",
     "Pair",
@@ -89,7 +89,7 @@ __all__ = [
     "sources_of_values",
     "text",
     "users_by_module",
+    "value_of",
     "why_not_changeable",
-    "why_not_fusable",
     "write_journals",
 ]

@@ -13,7 +13,8 @@ from typing import cast
 
 from torch import fx, nn
 
-from fxquant.graph.operations import is_layer, module_of, operation_of
+from fxquant.graph.chains import Chain
+from fxquant.graph.operations import is_layer, module_of, operation_of, relu_bounds
 from fxquant.graph.records import refuse
 from fxquant.graph.rewriting import users_by_module, why_not_changeable
 from fxquant.modules.layers import Layer, num_inputs, num_outputs
@@ -53,18 +54,21 @@ def _follow(gm: fx.GraphModule, first: fx.Node) -> tuple[Pair | None, str | None
 
     An addition, a concatenation or the output follows, or the result branches.
     """
-    node, between = first, list[fx.Node]()
-    while len(node.users) == 1:
-        node = next(iter(node.users))
-        operation = operation_of(gm, node)
-        if operation.kind == "layer":
-            return Pair(first, node, tuple(between)), None
-        if operation.bounds is not None and operation.bounds != _RELU:
-            return None, f"{node.name} clips at {operation.bounds[1]:g}, whatever the scale"
-        if operation.kind not in ("relu", "leaky_relu") and not operation.keeps_channels:
-            return None, None
-        between.append(node)
-    return None, None
+    chain = Chain.behind(gm, first).take_all(_lets_scales_through)
+    after = chain.next
+    if after is None:
+        return None, None
+    if is_layer(gm, after):
+        return Pair(first, after, chain.nodes[1:]), None
+    bounds = relu_bounds(gm, after)
+    return None, f"{after.name} clips at {bounds[1]:g}, whatever the scale" if bounds else None
+
+
+def _lets_scales_through(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Say whether the node's result has the scale of its input, channel by channel."""
+    operation = operation_of(gm, node)
+    is_linear = operation.bounds == _RELU or operation.kind == "leaky_relu"
+    return is_linear or operation.keeps_channels
 
 
 def _why_not(gm: fx.GraphModule, pair: Pair, users: dict[nn.Module, list[fx.Node]]) -> str | None:

@@ -53,6 +53,15 @@ def record(node: fx.Node) -> Record:
     return found
 
 
+def value_of(node: fx.Node) -> str:
+    """Return the name of the node of the fake-quantized graph whose value `node` computes.
+
+    "" if it computes none: the result is in other units.
+    """
+    known = record(node).value_of
+    return node.name if known is None else known
+
+
 def annotate(node: fx.Node, **facts: Any) -> None:
     """Write `facts` (fields of `Record`) over what the node's record says of them."""
     node.meta[KEY] = replace(record(node), **facts)

@@ -3,38 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from torch import fx, nn
 
 from fxquant.errors import PassError
-from fxquant.graph.operations import data_input
 from fxquant.graph.records import annotate, record
-
-Predicate = Callable[[fx.GraphModule, fx.Node], Any]
-
-
-def find_chains(
-    gm: fx.GraphModule, first: Predicate, then: Predicate
-) -> Iterator[tuple[fx.Node, fx.Node]]:
-    """Yield every pair of nodes where `then` works on the result of `first`.
-
-    Matching is generous: whether the pair may be fused is `why_not_fusable`'s to say.
-    """
-    for node in list(gm.graph.nodes):
-        source = data_input(node)
-        if source is not None and then(gm, node) and first(gm, source):
-            yield source, node
-
-
-def why_not_fusable(first: fx.Node, then: fx.Node) -> str | None:
-    """Return why `then` cannot be computed inside `first`, or None if it can.
-
-    It cannot if the result of `first` is seen by anyone else.
-    """
-    others = [user.name for user in first.users if user is not then]
-    return f"{first.name} also feeds {', '.join(others)}" if others else None
 
 
 def why_not_changeable(module: nn.Module) -> str | None:

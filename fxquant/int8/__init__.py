@@ -7,10 +7,7 @@ from fxquant.int8.integers import (
     integers_behind,
     is_quantize,
     mark_integers,
-    only_user,
     quantize,
-    replace_chain,
-    value_of,
 )
 from fxquant.int8.kernel_arguments import kernel_activation, max_pool2d_arguments
 from fxquant.int8.modules import (
@@ -39,10 +36,7 @@ __all__ = [
     "kernel_activation",
     "mark_integers",
     "max_pool2d_arguments",
-    "only_user",
     "quantize",
-    "replace_chain",
-    "value_of",
     "why_not_int8",
     "why_unavailable",
 ]

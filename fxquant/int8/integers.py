@@ -48,14 +48,9 @@ def affine_of(node: fx.Node) -> AffineNumbers:
     return known
 
 
-def is_quantize(node: fx.Node) -> bool:
-    """Say whether `node` turns floating point into integers."""
+def is_quantize(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Say whether a node of `gm` turns floating point into integers."""
     return node.target is kernels.quantize
-
-
-def only_user(node: fx.Node) -> fx.Node | None:
-    """Return the node that alone uses the result of `node`, or None."""
-    return next(iter(node.users)) if len(node.users) == 1 else None
 
 
 def mark_integers(node: fx.Node, integers: AffineNumbers, value_of: str) -> None:
@@ -65,28 +60,6 @@ def mark_integers(node: fx.Node, integers: AffineNumbers, value_of: str) -> None
     in_float = dequantize(node)
     for user in users:
         user.replace_input_with(node, in_float)
-
-
-def value_of(node: fx.Node) -> str:
-    """Return the name of the node of the fake-quantized graph whose value `node` computes.
-
-    "" if it computes none: the result is in other units.
-    """
-    known = record(node).value_of
-    return node.name if known is None else known
-
-
-def replace_chain(chain: list[fx.Node], by: fx.Node, name: str) -> None:
-    """Let `by` take the place of a chain of nodes whose last result is all that is used.
-
-    It gets the `name` of one of them, and the records of the last.
-    """
-    last = chain[-1]
-    annotate(by, integers=record(last).integers, value_of=value_of(last))
-    last.replace_all_uses_with(by, delete_user_cb=lambda user: user is not by)
-    for node in reversed(chain):
-        node.graph.erase_node(node)
-    by.name = name
 
 
 def drop_unused_dequantize(gm: fx.GraphModule) -> bool:

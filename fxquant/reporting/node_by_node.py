@@ -21,9 +21,8 @@ from fxquant.capture.naming import find_regions, node_name
 from fxquant.errors import PassError
 from fxquant.graph.journal import read_recipe
 from fxquant.graph.operations import module_of
-from fxquant.graph.records import record
+from fxquant.graph.records import record, value_of
 from fxquant.int8 import kernels
-from fxquant.int8.integers import value_of
 from fxquant.modules.fake_quantize import FakeQuantize
 from fxquant.numerics.affine import AffineNumbers
 from fxquant.reporting.comparison import Comparison, Difference, NodeComparison

@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx
 
+from fxquant.graph.chains import Chain
 from fxquant.graph.operations import data_input, module_of, operation_of
 from fxquant.modules.layers import Layer
 from fxquant.modules.quantized_layer import LearnedRounding, QuantizedLayer
@@ -144,20 +145,23 @@ def _subgraph(
 
 def _activation_behind(gm: fx.GraphModule, node: fx.Node) -> tuple[Activation, fx.Node]:
     """Return the activation function behind a call, and the node that computes it."""
-    if len(node.users) != 1:
-        return Identity(), node
-    user = next(iter(node.users))
-    if user.all_input_nodes != [node] or data_input(user) is not node:
-        return Identity(), node
-    operation, module = operation_of(gm, user), module_of(gm, user)
+    output = Chain.behind(gm, node).take(_activation).last
+    return _activation(gm, output) or Identity(), output
+
+
+def _activation(gm: fx.GraphModule, node: fx.Node) -> Activation | None:
+    """Return the function that `node` computes of one tensor, None if it computes no such one."""
+    if node.all_input_nodes != [data_input(node)]:
+        return None
+    operation, module = operation_of(gm, node), module_of(gm, node)
     if operation.bounds is not None:
-        return Clamp(*operation.bounds), user
+        return Clamp(*operation.bounds)
     if not operation.is_elementwise:
-        return Identity(), node
+        return None
     if module is not None:
-        return Differentiated(module), user
-    function = getattr(torch, user.target) if isinstance(user.target, str) else user.target
-    return Differentiated(_Function(function, user.args[1:], dict(user.kwargs))), user
+        return Differentiated(module)
+    function = getattr(torch, node.target) if isinstance(node.target, str) else node.target
+    return Differentiated(_Function(function, node.args[1:], dict(node.kwargs)))
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxquant.graph.chains import Chain
 from fxquant.graph.operations import data_input, relu_bounds
 from fxquant.graph.rewriting import delete_unused
 from fxquant.passes.pipeline import Pass
@@ -54,7 +55,7 @@ def _ends_behind_relu(gm: fx.GraphModule, quantize: fx.Node) -> tuple[int, int, 
     known: Any = quantize.args
     relu, scale, zero_point, low, high, dtype = known
     bounds = relu_bounds(gm, relu)
-    if bounds is None or len(relu.users) > 1:
+    if bounds is None or Chain.behind(gm, relu).next is not quantize:
         return low, high, None
     if bounds[1] == math.inf and zero_point == torch.iinfo(dtype).min:
         return low, high, None

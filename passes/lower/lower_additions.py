@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from fxquant.graph.chains import Chain
 from fxquant.graph.operations import is_add, relu_bounds
 from fxquant.graph.rewriting import free_name
 from fxquant.int8.integers import (
@@ -20,8 +21,6 @@ from fxquant.int8.integers import (
     drop_unused_dequantize,
     integers_behind,
     is_quantize,
-    only_user,
-    replace_chain,
 )
 from fxquant.int8.modules import Int8Add
 from fxquant.passes.pipeline import Pass
@@ -41,18 +40,14 @@ class LowerAdditions(Pass):
 
 def _lower(gm: fx.GraphModule, add: fx.Node, container: str) -> bool:
     operands = [each for operand in add.args if (each := integers_behind(operand)) is not None]
-    chain, after = [add], only_user(add)
-    clamp = None if after is None else relu_bounds(gm, after)
-    if after is not None and clamp is not None:
-        chain.append(after)
-        after = only_user(after)
-    if len(operands) < 2 or after is None or not is_quantize(after):
+    chain = Chain.behind(gm, add).take(relu_bounds).take(is_quantize)
+    if len(operands) < 2 or not is_quantize(gm, chain.last):
         return False
-    chain.append(after)
     target = f"{container}.{add.name}"
     first, second = (affine_of(each) for each in operands)
-    gm.add_submodule(target, Int8Add(first, second, affine_of(after), clamp))
-    with gm.graph.inserting_before(after):
+    clamp = relu_bounds(gm, chain.nodes[1])
+    gm.add_submodule(target, Int8Add(first, second, affine_of(chain.last), clamp))
+    with gm.graph.inserting_before(chain.last):
         lowered = gm.graph.call_module(target, tuple(operands))
-    replace_chain(chain, lowered, add.name)
+    chain.replace(lowered)
     return True

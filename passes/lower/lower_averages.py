@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from fxquant.graph.chains import Chain
 from fxquant.graph.operations import data_input, operation_of
 from fxquant.graph.records import annotate
 from fxquant.int8 import kernels
@@ -21,8 +22,6 @@ from fxquant.int8.integers import (
     drop_unused_dequantize,
     integers_behind,
     is_quantize,
-    only_user,
-    replace_chain,
 )
 from fxquant.passes.pipeline import Pass
 
@@ -43,9 +42,9 @@ def _lower(
     gm: fx.GraphModule, node: fx.Node, averaged: tuple[tuple[int, ...], bool] | None
 ) -> bool:
     """Lower an average, over the dimensions `averaged` or over windows."""
-    source, after = data_input(node), only_user(node)
-    x = integers_behind(source)
-    if source is None or x is None or after is None or not is_quantize(after):
+    source, chain = data_input(node), Chain.behind(gm, node).take(is_quantize)
+    x, after = integers_behind(source), chain.last
+    if source is None or x is None or not is_quantize(gm, after):
         return False
     mine, theirs = affine_of(after), affine_of(x)
     ratio, greatest = theirs.scale / mine.scale, mine.grid.quant_max
@@ -57,11 +56,11 @@ def _lower(
         with gm.graph.inserting_before(after):
             ends = (ratio, mine.zero_point, 0, greatest)
             lowered = gm.graph.call_function(kernels.narrow, (node, *ends))
-        replace_chain([after], lowered, after.name)
+        Chain.behind(gm, after).replace(lowered)
         return True
     with gm.graph.inserting_before(node):
         dims, keepdim = averaged
         rest = (theirs.zero_point, list(dims), keepdim, ratio, mine.zero_point, greatest)
         lowered = gm.graph.call_function(kernels.average, (x, *rest))
-    replace_chain([node, after], lowered, node.name)
+    chain.replace(lowered)
     return True

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
+from fxquant.graph.chains import Chain
 from fxquant.graph.mutations import changed_while_read, may_be_view
 from fxquant.graph.operation_table import argument
 from fxquant.graph.operations import data_input, is_add, module_of, relu_bounds
@@ -30,8 +31,6 @@ from fxquant.int8.integers import (
     drop_unused_dequantize,
     integers_behind,
     is_quantize,
-    only_user,
-    replace_chain,
 )
 from fxquant.int8.kernel_arguments import kernel_activation
 from fxquant.int8.modules import Clamp, Int8Conv, Int8Linear, why_not_int8
@@ -60,71 +59,68 @@ class LowerLayers(Pass):
             is_shared = len(users[layer]) > 1
             users[layer].remove(node)
             target = free_name(gm, str(node.target)) if is_shared else str(node.target)
-            _lower(gm, target, layer, x, _chain_behind(gm, node, layer))
+            _lower(gm, target, layer, x, _fusion(gm, node, layer))
             modified = True
         if modified:
             _keep_views(gm)
         return modified | drop_unused_dequantize(gm)
 
 
-@dataclass
-class _Chain:
+@dataclass(frozen=True)
+class _Fusion:
     """A layer's node and those behind it that its kernel computes too."""
 
-    nodes: list[fx.Node]
-    other: fx.Node | None = None
+    chain: Chain
+    other: fx.Node | None
     """The integers that are added."""
-    activation: str = "none"
-    clamp: Clamp = None
-    output: AffineNumbers | None = None
+    activation: str
+    clamp: Clamp
+    output: AffineNumbers | None
     """What the result is quantized to."""
 
-    @property
-    def next(self) -> fx.Node | None:
-        """The node that alone uses the result."""
-        return only_user(self.nodes[-1])
 
-
-def _chain_behind(gm: fx.GraphModule, node: fx.Node, layer: nn.Module) -> _Chain:
-    add = only_user(node)
-    if add is not None and is_add(gm, add) and isinstance(layer, nn.Conv2d):
+def _fusion(gm: fx.GraphModule, node: fx.Node, layer: nn.Module) -> _Fusion:
+    alone = Chain.behind(gm, node)
+    added = alone.take(is_add)
+    if added is not alone and isinstance(layer, nn.Conv2d):
         # Of y + y both operands are the layer's result.
-        other = next((integers_behind(each) for each in add.args if each is not node), None)
-        chain = _Chain([node, add], other)
-        _extend(gm, chain, layer)
-        if other is not None and chain.output is not None and chain.activation == "none":
-            return chain
-    chain = _Chain([node])
-    _extend(gm, chain, layer)
-    return chain
+        operands = (integers_behind(each) for each in added.last.args if each is not node)
+        fusion = _with_activation(added, layer, next(operands, None))
+        can_add = fusion.other is not None and fusion.output is not None
+        if can_add and fusion.activation == "none":
+            return fusion
+    return _with_activation(alone, layer)
 
 
-def _extend(gm: fx.GraphModule, chain: _Chain, layer: nn.Module) -> None:
+def _with_activation(chain: Chain, layer: nn.Module, other: fx.Node | None = None) -> _Fusion:
     """Take the activation function and the quantization along."""
-    after = chain.next
-    if after is not None:
-        chain.clamp = relu_bounds(gm, after)
-        chain.activation = kernel_activation(gm, after, layer) or "none"
-        if chain.clamp is not None or chain.activation != "none":
-            chain.nodes.append(after)
-    after = chain.next
-    if after is not None and is_quantize(after):
-        chain.output = affine_of(after)
-        chain.nodes.append(after)
+
+    def bounds_or_name(gm: fx.GraphModule, node: fx.Node) -> object:
+        return relu_bounds(gm, node) or kernel_activation(gm, node, layer)
+
+    gm, activated = chain.gm, chain.take(bounds_or_name)
+    quantized = activated.take(is_quantize)
+    return _Fusion(
+        chain=quantized,
+        other=other,
+        activation=kernel_activation(gm, activated.last, layer) or "none",
+        clamp=relu_bounds(gm, activated.last),
+        output=affine_of(quantized.last) if quantized is not activated else None,
+    )
 
 
 def _lower(
-    gm: fx.GraphModule, target: str, layer: QuantizedLayer, x: fx.Node, chain: _Chain
+    gm: fx.GraphModule, target: str, layer: QuantizedLayer, x: fx.Node, fusion: _Fusion
 ) -> None:
     """Put one call of an `Int8Conv` or `Int8Linear`, named `target`, in the place of the chain."""
     kind = Int8Linear if isinstance(layer, nn.Linear) else Int8Conv
-    other = None if chain.other is None else affine_of(chain.other)
-    module = kind(layer, affine_of(x), chain.output, chain.activation, chain.clamp, other)
+    other = None if fusion.other is None else affine_of(fusion.other)
+    module = kind(layer, affine_of(x), fusion.output, fusion.activation, fusion.clamp, other)
     gm.add_submodule(target, module)
-    operands = (x,) if chain.other is None else (x, chain.other)
-    with gm.graph.inserting_before(chain.nodes[-1]):
+    operands = (x,) if fusion.other is None else (x, fusion.other)
+    with gm.graph.inserting_before(fusion.chain.last):
         lowered = gm.graph.call_module(target, operands)
-    replace_chain(chain.nodes, lowered, chain.nodes[0].name)
+    fusion.chain.replace(lowered)
 
 
 def _keep_views(gm: fx.GraphModule) -> None:

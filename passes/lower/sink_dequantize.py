@@ -19,9 +19,10 @@ from typing import Any
 from torch import fx
 from torch.nn import functional as F
 
+from fxquant.graph.chains import Chain
 from fxquant.graph.mutations import changed_while_read
 from fxquant.graph.operations import operation_of, sources_of_values
-from fxquant.graph.records import annotate
+from fxquant.graph.records import annotate, value_of
 from fxquant.graph.rewriting import insert_after
 from fxquant.int8 import kernels
 from fxquant.int8.integers import (
@@ -29,8 +30,6 @@ from fxquant.int8.integers import (
     drop_unused_dequantize,
     integers_behind,
     mark_integers,
-    replace_chain,
-    value_of,
 )
 from fxquant.int8.kernel_arguments import max_pool2d_arguments
 from fxquant.numerics.affine import AffineNumbers
@@ -112,8 +111,7 @@ def _select_integers(
         else:
             _widen(node, integers, affine)
             return
-    name = node.name
-    replace_chain([node], result, name)
+    Chain.behind(gm, node).replace(result)
     mark_integers(result, affine, value_of(result))
 
 

@@ -19,9 +19,9 @@ import torch.ao.quantization.fx._decomposed
 from torch import fx, nn
 from torch.nn import functional as F
 
+from fxquant.graph.chains import Chain
 from fxquant.graph.operations import data_input, module_of
 from fxquant.graph.rewriting import delete_unused, free_name
-from fxquant.int8.integers import replace_chain
 from fxquant.modules.fake_quantize import FakeQuantize
 from fxquant.modules.layers import is_transposed, layer_type, num_groups
 from fxquant.modules.quantized_layer import QuantizedLayer
@@ -78,7 +78,7 @@ def _expose_quantizer(gm: fx.GraphModule, node: fx.Node, quantizer: FakeQuantize
             per_channel = (*_channel_parameters(gm, node, quantizer), 1, *ends)
             q = gm.graph.call_function(operators.quantize_per_channel.default, (x, *per_channel))
             dq = gm.graph.call_function(operators.dequantize_per_channel.default, (q, *per_channel))
-    replace_chain([node], dq, dq.name)
+    Chain.behind(gm, node).replace(dq, dq.name)
 
 
 def _channel_parameters(
@@ -108,7 +108,7 @@ def _expose_layer(gm: fx.GraphModule, node: fx.Node, layer: QuantizedLayer) -> N
             sides = tuple(known._reversed_padding_repeated_twice)
             x = gm.graph.call_function(F.pad, (x, sides, known.padding_mode))
         exposed = gm.graph.call_function(function, (x, weight, bias, *geometry))
-    replace_chain([node], exposed, node.name)
+    Chain.behind(gm, node).replace(exposed)
 
 
 def _weight(gm: fx.GraphModule, target: str, layer: QuantizedLayer) -> fx.Node:

@@ -19,15 +19,14 @@ from torch import fx, nn
 
 from fxquant.capture.naming import target_name
 from fxquant.graph.axes import known_ranks
+from fxquant.graph.chains import Chain, find_chains
 from fxquant.graph.operations import is_batchnorm, is_layer, module_of
 from fxquant.graph.records import annotate, record, refuse
 from fxquant.graph.rewriting import (
     delete_unused,
-    find_chains,
     separate_calls,
     users_by_module,
     why_not_changeable,
-    why_not_fusable,
 )
 from fxquant.modules.batchnorm import (
     BatchNorm,
@@ -54,44 +53,44 @@ class FoldBatchNorm(Pass):
 
 def _fold_all(gm: fx.GraphModule) -> bool:
     ranks = known_ranks(gm)
-    groups: dict[tuple[nn.Module | None, ...], list[tuple[fx.Node, fx.Node]]] = {}
+    groups: dict[tuple[nn.Module | None, ...], list[Chain]] = {}
     folded = set()
-    for layer, batchnorm in find_chains(gm, is_layer, is_batchnorm):
-        reason = _why_not(gm, layer, batchnorm, ranks.get(layer))
+    for chain in find_chains(gm, is_layer, is_batchnorm):
+        layer, batchnorm = chain.nodes
+        reason = _why_not(chain, ranks.get(layer))
         if reason is not None:
             refuse(batchnorm, f"not folded: {reason}")
             continue
         folded.add(str(batchnorm.target))
         key = (module_of(gm, layer), module_of(gm, batchnorm))
-        groups.setdefault(key, []).append((layer, batchnorm))
+        groups.setdefault(key, []).append(chain)
     users = users_by_module(gm)
     for chains in groups.values():
-        separate_calls(gm, [layer for layer, _ in chains], users)
+        separate_calls(gm, [chain.first for chain in chains], users)
         _fold(gm, chains)
     delete_unused(gm, folded)
     return bool(groups)
 
 
-def _fold(gm: fx.GraphModule, chains: list[tuple[fx.Node, fx.Node]]) -> None:
+def _fold(gm: fx.GraphModule, chains: list[Chain]) -> None:
     """Fold one batch-norm module into one layer module, for all calls of the pair."""
-    first, norm = chains[0]
+    first, norm = chains[0].nodes
     norm_module = cast(BatchNorm, module_of(gm, norm))
     fold_after(cast(Layer, module_of(gm, first)), *scale_and_shift(norm_module))
-    for layer, batchnorm in chains:
+    for chain in chains:
+        layer, batchnorm = chain.nodes
         folded = (*record(layer).folded, target_name(gm, str(batchnorm.target)))
         annotate(layer, folded=folded, moments=output_moments(norm_module))
         batchnorm.replace_all_uses_with(layer)
         gm.graph.erase_node(batchnorm)
 
 
-def _why_not(
-    gm: fx.GraphModule, layer: fx.Node, batchnorm: fx.Node, rank: int | None
-) -> str | None:
-    layer_module, norm_module = module_of(gm, layer), module_of(gm, batchnorm)
+def _why_not(chain: Chain, rank: int | None) -> str | None:
+    layer_module, norm_module = (module_of(chain.gm, node) for node in chain.nodes)
     assert layer_module is not None
     assert norm_module is not None
     return (
-        why_not_fusable(layer, batchnorm)
+        chain.why_not_fusable()
         or why_not_affine(cast(BatchNorm, norm_module))
         or why_not_changeable(layer_module)
         or why_not_changeable(norm_module)

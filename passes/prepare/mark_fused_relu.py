@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from fxquant.graph.chains import find_chains
 from fxquant.graph.operations import is_add, is_batchnorm, is_layer, relu_bounds
 from fxquant.graph.records import annotate, record, refuse
-from fxquant.graph.rewriting import find_chains, why_not_fusable
 from fxquant.passes.pipeline import Pass
 
 
@@ -27,10 +27,11 @@ class MarkFusedRelu(Pass):
     def run(self, gm: fx.GraphModule) -> bool:
         """Annotate each pair; a ReLU whose input is used elsewhere too is refused."""
         modified = False
-        for call, relu in find_chains(gm, _takes_relu, relu_bounds):
+        for chain in find_chains(gm, _takes_relu, relu_bounds):
+            call, relu = chain.nodes
             if record(relu).fused_into == call.name:
                 continue
-            reason = why_not_fusable(call, relu)
+            reason = chain.why_not_fusable()
             if reason is not None:
                 refuse(relu, f"not fused: {reason}")
                 continue

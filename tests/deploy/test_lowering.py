@@ -97,9 +97,11 @@ def test_models_work_on_integers_from_layer_to_layer(name: str) -> None:
     assert modules_of(lowered, QuantizedLayer) == modules_of(lowered, FakeQuantize) == []
     assert len(modules_of(lowered, Int8Layer)) == len(modules_of(quantized, QuantizedLayer))
     nodes = list(lowered.graph.nodes)
-    assert not any(is_quantize(node) and integers_behind(data_input(node)) for node in nodes)
+    assert not any(
+        is_quantize(lowered, node) and integers_behind(data_input(node)) for node in nodes
+    )
     floats = sum(integers_behind(node) is not None for node in nodes)
-    assert (sum(map(is_quantize, nodes)), floats) == TORCHVISION[name]
+    assert (sum(is_quantize(lowered, node) for node in nodes), floats) == TORCHVISION[name]
     added = [each for each in lowered.modules() if isinstance(each, Int8Conv) and each.other]
     assert not any(each.keep_other for each in added)
     assert refusals(lowered) == {}

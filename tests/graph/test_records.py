@@ -11,7 +11,7 @@ from torch import fx, nn
 import fxquant
 from fxquant import Recipe
 from fxquant.graph.journal import read_recipe, write_journals
-from fxquant.graph.records import Record, annotate, record, refuse
+from fxquant.graph.records import Record, annotate, record, refuse, value_of
 from tests.helpers import Net, node
 
 RECIPE = Recipe.minmax(weight_bits=4)
@@ -51,6 +51,15 @@ def test_a_refusal_is_recorded_and_logged_once(caplog: pytest.LogCaptureFixture)
     assert record(fc).refused == ("too old", "too new")
     assert caplog.messages == ["fc: too old", "fc: too new"]
     assert {each.levelname for each in caplog.records} == {"WARNING"}
+
+
+def test_a_node_computes_its_own_value_unless_it_is_told_otherwise() -> None:
+    fc = node(traced(), "fc")
+    assert value_of(fc) == "fc"
+    annotate(fc, value_of="relu")
+    assert value_of(fc) == "relu"
+    annotate(fc, value_of="")
+    assert value_of(fc) == ""
 
 
 def test_what_is_written_on_a_copy_stays_there() -> None:

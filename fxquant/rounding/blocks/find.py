@@ -22,7 +22,8 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from fxquant.graph.operations import module_of, operation_of
+from fxquant.graph.chains import Chain
+from fxquant.graph.operations import module_of, operation_of, relu_bounds
 from fxquant.graph.records import refuse
 from fxquant.modules.dynamic_quantize import DynamicQuantize
 from fxquant.modules.fake_quantize import FakeQuantize
@@ -219,10 +220,11 @@ def _regions(flow: Flow) -> Iterator[_Region]:
 
 def _relu_behind(flow: Flow, join: fx.Node) -> fx.Node:
     """Return the ReLU that alone reads the join, or the join itself."""
-    users = flow.users[join]
-    if len(users) != 1 or flow.inputs[users[0]] != [join]:
-        return join
-    return users[0] if operation_of(flow.gm, users[0]).kind == "relu" else join
+
+    def is_relu(gm: fx.GraphModule, node: fx.Node) -> bool:
+        return flow.inputs[node] == [join] and relu_bounds(gm, node) is not None
+
+    return Chain.behind(flow.gm, join, flow.users).take(is_relu).last
 
 
 def _paths(flow: Flow, subgraph: Subgraph) -> Iterator[Path]:

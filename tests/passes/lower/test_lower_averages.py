@@ -10,7 +10,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import fxquant
-from fxquant.int8.integers import affine_of, value_of
+from fxquant.graph.records import value_of
+from fxquant.int8.integers import affine_of
 from fxquant.modules.fake_quantize import FakeQuantize
 from fxquant.numerics.affine import Grid
 from fxquant.passes import LowerAverages, SinkDequantize, SplitQuantizers

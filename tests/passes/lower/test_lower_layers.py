@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 import fxquant
 from fxquant import Recipe, Rule, TensorSpec
-from fxquant.int8.integers import affine_of, value_of
+from fxquant.graph.records import value_of
+from fxquant.int8.integers import affine_of
 from fxquant.int8.modules import Int8Conv, Int8Layer, Int8Linear
 from fxquant.modules.quantized_layer import QuantizedLayer
 from fxquant.passes import LowerLayers, SinkDequantize, SplitQuantizers

@@ -11,7 +11,8 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 import fxquant
-from fxquant.int8.integers import affine_of, value_of
+from fxquant.graph.records import value_of
+from fxquant.int8.integers import affine_of
 from fxquant.numerics.affine import Grid
 from fxquant.passes import SinkDequantize, SplitQuantizers
 from tests.helpers import Net, apply, node, outputs, quantizer, short_text

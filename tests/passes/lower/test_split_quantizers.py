@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 import fxquant
 from fxquant import TensorSpec
-from fxquant.int8.integers import affine_of, value_of
+from fxquant.graph.records import value_of
+from fxquant.int8.integers import affine_of
 from fxquant.modules.fake_quantize import FakeQuantize
 from fxquant.numerics.affine import Affine, AffineNumbers, Grid
 from fxquant.passes import SplitQuantizers
