@@ -114,7 +114,7 @@ def node(gm: fx.GraphModule, name: str) -> fx.Node:
 
 def refusals(gm: fx.GraphModule) -> dict[str, tuple[str, ...]]:
     """Return what was refused, by node name."""
-    known = {each.name: record(each).refused for each in gm.graph.nodes}
+    known = {each.name: tuple(map(str, record(each).refused)) for each in gm.graph.nodes}
     return {name: reasons for name, reasons in known.items() if reasons}
 
 

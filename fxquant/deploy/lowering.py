@@ -72,7 +72,9 @@ def lower(quantized: nn.Module, example_inputs: Any = None, *, backend: str = "x
             ReuseOperands(),
         )(gm)
     if not any(isinstance(module, Int8Layer) for module in lowered.modules()):
-        raise LoweringError(f"lower: no layer can work on integers: {'; '.join(_reasons(lowered))}")
+        raise LoweringError(
+            f"lower: no layer can work on integers: {'; '.join(_refusals(lowered))}"
+        )
     write_journals(lowered, recipe)
     if example_inputs is not None:
         with torch.no_grad():
@@ -102,13 +104,13 @@ def to_qdq(quantized: nn.Module) -> nn.Module:
     return exposed
 
 
-def _reasons(model: nn.Module) -> list[str]:
+def _refusals(model: nn.Module) -> str:
     """Return why nothing was lowered, each reason once."""
     refused = [
-        reason
+        str(refusal)
         for gm in find_regions(model).values()
         for node in gm.graph.nodes
-        for reason in record(node).refused
-        if reason.startswith("not lowered")
+        for refusal in record(node).refused
+        if refusal.step == "not lowered"
     ]
-    return list(dict.fromkeys(refused))
+    return "; ".join(dict.fromkeys(refused))

@@ -31,10 +31,10 @@ class Pair:
     between: tuple[fx.Node, ...]
 
 
-def find_pairs(gm: fx.GraphModule, refusal: str) -> Iterator[Pair]:
+def find_pairs(gm: fx.GraphModule, step: str) -> Iterator[Pair]:
     """Yield the pairs of `gm`, in execution order.
 
-    Why two layers are none is recorded on the first, behind `refusal` ("not equalized").
+    Why two layers are none is recorded on the first, as a refusal of the `step` ("not equalized").
     """
     users = users_by_module(gm)
     for first in gm.graph.nodes:
@@ -44,7 +44,7 @@ def find_pairs(gm: fx.GraphModule, refusal: str) -> Iterator[Pair]:
         if pair is not None:
             reason = _why_not(gm, pair, users)
         if reason is not None:
-            refuse(first, f"{refusal}: {reason}")
+            refuse(first, step, reason)
         elif pair is not None:
             yield pair
 

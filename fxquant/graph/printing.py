@@ -104,7 +104,7 @@ def _facts(gm: fx.GraphModule, node: fx.Node) -> list[str]:
         facts.append(f"fused: {known.relu}")
     if known.fused_into:
         facts.append(f"fused into {known.fused_into}")
-    facts += [f"refused: {reason}" for reason in known.refused]
+    facts += [f"refused: {refusal}" for refusal in known.refused]
     return facts
 
 

@@ -14,9 +14,28 @@ from typing import Any
 from torch import Tensor, fx
 
 from fxquant.numerics.affine import AffineNumbers
+from fxquant.stored_names import stored_as
 
 KEY = "fxquant"
 _logger = logging.getLogger("fxquant")
+
+
+@stored_as("Refusal")
+@dataclass(frozen=True)
+class Refusal:
+    """What was not done with a node, and why.
+
+    >>> str(Refusal("not folded", "conv also feeds add"))
+    'not folded: conv also feeds add'
+    """
+
+    step: str
+    """In the words of a report: "not folded", "left in float"."""
+    reason: str
+
+    def __str__(self) -> str:
+        """Return both as one sentence."""
+        return f"{self.step}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -35,8 +54,7 @@ class Record:
     """On both: the ReLU's bounds, (0, ∞) or (0, 6) for ReLU6."""
     skipped: bool = False
     """The recipe leaves the call in float."""
-    refused: tuple[str, ...] = ()
-    """What was not done with the node, and why."""
+    refused: tuple[Refusal, ...] = ()
     integers: AffineNumbers | None = None
     """In a lowered graph: what the node's integers stand for; None: its result is in float."""
     value_of: str | None = None
@@ -67,8 +85,9 @@ def annotate(node: fx.Node, **facts: Any) -> None:
     node.meta[KEY] = replace(record(node), **facts)
 
 
-def refuse(node: fx.Node, reason: str) -> None:
-    """Record why something was not done with `node`; the first time, log a warning too."""
-    if reason not in record(node).refused:
-        annotate(node, refused=(*record(node).refused, reason))
-        _logger.warning("%s: %s", node.name, reason)
+def refuse(node: fx.Node, step: str, reason: str) -> None:
+    """Record that a step was not done with `node`, and why; the first time, log a warning too."""
+    refusal, known = Refusal(step, reason), record(node).refused
+    if refusal not in known:
+        annotate(node, refused=(*known, refusal))
+        _logger.warning("%s: %s", node.name, refusal)

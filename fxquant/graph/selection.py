@@ -68,9 +68,9 @@ def record_calls_with_weights_inside(gm: fx.GraphModule) -> None:
     for node in gm.graph.nodes:
         module = module_of(gm, node)
         if module is not None and layer_type(module) is None and _has_matrices(module):
-            refuse(node, f"left in float: {type(module).__name__} is called as a whole")
+            refuse(node, "left in float", f"{type(module).__name__} is called as a whole")
         elif node.op == "call_function" and _takes_matrices(gm, node):
-            refuse(node, f"left in float: {node.name} takes weights as arguments")
+            refuse(node, "left in float", f"{node.name} takes weights as arguments")
 
 
 def _has_matrices(module: nn.Module) -> bool:
@@ -100,7 +100,7 @@ def _possible(gm: fx.GraphModule, node: fx.Node, call: CallSpec) -> CallSpec:
     reason = why_not_changeable(module)
     if reason is None:
         return call
-    refuse(node, f"left in float: {reason}")
+    refuse(node, "left in float", reason)
     return CallSpec(None, None)
 
 

@@ -131,7 +131,7 @@ def _notes(known: Record) -> list[str]:
         notes.append(f"fused {known.relu}")
     if known.skipped:
         notes.append("left in float by the recipe")
-    return notes + list(known.refused)
+    return notes + [str(refusal) for refusal in known.refused]
 
 
 def _quantizers(gm: fx.GraphModule, node: fx.Node) -> list[FakeQuantize | DynamicQuantize]:

@@ -45,7 +45,7 @@ class ChooseRanges(Pass):
             containers.add(observers)
             gm.graph.erase_node(node)
             if observer.needs_data and observer.num_batches == 0:
-                refuse(tensor, "left in float: no floating-point value seen in calibration")
+                refuse(tensor, "left in float", "no floating-point value seen in calibration")
                 continue
             if observer not in quantizers:
                 quantizers[observer] = f"{container}.{label}"

@@ -54,7 +54,7 @@ class CorrectBias(Pass):
             source = data_input(node)
             assert source is not None
             if mean.num_values == 0:
-                refuse(layer, "bias not corrected: no finite batch seen in calibration")
+                refuse(layer, "bias not corrected", "no finite batch seen in calibration")
             elif layer.target not in corrected:
                 _correct(
                     cast(QuantizedLayer, module_of(gm, layer)),

@@ -52,9 +52,12 @@ class LowerLayers(Pass):
             if not isinstance(layer, QuantizedLayer):
                 continue
             x = integers_behind(data_input(node))
-            reason = why_not_int8(layer) if x is not None else "its input is in float"
-            if x is None or reason is not None:
-                refuse(node, f"not lowered: {reason}")
+            if x is None:
+                refuse(node, "not lowered", "its input is in float")
+                continue
+            reason = why_not_int8(layer)
+            if reason is not None:
+                refuse(node, "not lowered", reason)
                 continue
             is_shared = len(users[layer]) > 1
             users[layer].remove(node)

@@ -38,7 +38,7 @@ class SplitQuantizers(Pass):
                 continue
             reason = _why_not_integers(quantizer, changed.get(node))
             if reason is not None:
-                refuse(node, f"not lowered: {reason}")
+                refuse(node, "not lowered", reason)
                 continue
             x = data_input(node)
             assert x is not None

@@ -55,7 +55,7 @@ class AbsorbBatchNorm(Pass):
                 continue
             reason = _why_not(gm, batchnorm, ranks.get(batchnorm))
             if reason is not None:
-                refuse(batchnorm, f"not folded forward: {reason}")
+                refuse(batchnorm, "not folded forward", reason)
                 continue
             _absorb(gm, batchnorm, users)
             absorbed.add(str(batchnorm.target))

@@ -48,7 +48,7 @@ class AbsorbBiases(Pass):
             second = cast(Layer, module_of(gm, pair.second))
             reason = why_shift_inexact(second)
             if reason is not None:
-                refuse(pair.first, f"bias not absorbed: {pair.second.name}: {reason}")
+                refuse(pair.first, "bias not absorbed", f"{pair.second.name}: {reason}")
                 continue
             ones = torch.ones_like(moved)
             fold_after(cast(Layer, module_of(gm, pair.first)), ones, -moved)

@@ -59,7 +59,7 @@ def _fold_all(gm: fx.GraphModule) -> bool:
         layer, batchnorm = chain.nodes
         reason = _why_not(chain, ranks.get(layer))
         if reason is not None:
-            refuse(batchnorm, f"not folded: {reason}")
+            refuse(batchnorm, "not folded", reason)
             continue
         folded.add(str(batchnorm.target))
         key = (module_of(gm, layer), module_of(gm, batchnorm))

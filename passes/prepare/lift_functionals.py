@@ -108,7 +108,7 @@ class LiftFunctionals(Pass):
             given.pop("input")
             reason = _why_not_liftable(gm, node, given)
             if reason is not None:
-                refuse(node, f"left in float: {reason}")
+                refuse(node, "left in float", reason)
                 continue
             key = (node.target, *[_identity(value) for value in given.values()])
             if key not in names:

@@ -33,7 +33,7 @@ class MarkFusedRelu(Pass):
                 continue
             reason = chain.why_not_fusable()
             if reason is not None:
-                refuse(relu, f"not fused: {reason}")
+                refuse(relu, "not fused", reason)
                 continue
             clamp = relu_bounds(gm, relu)
             annotate(call, relu=relu.name, clamp=clamp)

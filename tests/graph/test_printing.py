@@ -96,12 +96,12 @@ def test_prints_what_is_known_of_a_node_in_one_column() -> None:
     gm = fxquant.trace(Net(lambda m, x: m.fc(x).relu(), fc=nn.Linear(4, 4)))
     annotate(node(gm, "fc"), folded=("bn1", "bn2"), relu="relu")
     annotate(node(gm, "relu"), fused_into="fc")
-    refuse(node(gm, "relu"), "first")
-    refuse(node(gm, "relu"), "second")
+    refuse(node(gm, "relu"), "not fused", "first")
+    refuse(node(gm, "relu"), "not fused", "second")
     assert fxquant.text(gm) == cleandoc("""
         x = input()
         fc = self.fc(x)                                         # Linear · folded: bn1, bn2 · fused: relu
-        relu = fc.relu()                                        # fused into fc · refused: first · refused: second
+        relu = fc.relu()                                        # fused into fc · refused: not fused: first · refused: not fused: second
         return relu
     """)  # noqa: E501
 

@@ -11,7 +11,7 @@ from torch import fx, nn
 import fxquant
 from fxquant import Recipe
 from fxquant.graph.journal import read_recipe, write_journals
-from fxquant.graph.records import Record, annotate, record, refuse, value_of
+from fxquant.graph.records import Record, Refusal, annotate, record, refuse, value_of
 from tests.helpers import Net, node
 
 RECIPE = Recipe.minmax(weight_bits=4)
@@ -47,9 +47,18 @@ def test_a_record_is_frozen() -> None:
 def test_a_refusal_is_recorded_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     fc = node(traced(), "fc")
     for reason in ("too old", "too new", "too old"):
-        refuse(fc, reason)
-    assert record(fc).refused == ("too old", "too new")
-    assert caplog.messages == ["fc: too old", "fc: too new"]
+        refuse(fc, "not folded", reason)
+    refuse(fc, "not lowered", "too old")
+    assert record(fc).refused == (
+        Refusal("not folded", "too old"),
+        Refusal("not folded", "too new"),
+        Refusal("not lowered", "too old"),
+    )
+    assert caplog.messages == [
+        "fc: not folded: too old",
+        "fc: not folded: too new",
+        "fc: not lowered: too old",
+    ]
     assert {each.levelname for each in caplog.records} == {"WARNING"}
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import fxquant
 from fxquant.errors import StorageError
-from fxquant.graph.records import Record, annotate, record
+from fxquant.graph.records import Record, Refusal, annotate, record
 from fxquant.storage.allowed import Allowed
 from fxquant.storage.decoding import Decoder
 from fxquant.storage.encoding import Encoder
@@ -70,11 +70,12 @@ def test_a_name_that_fx_would_not_give_comes_back() -> None:
 def test_what_is_known_of_nodes_comes_back_without_moments() -> None:
     gm = fxquant.trace(nn.Sequential(nn.ReLU()))
     moments = (torch.ones(2), torch.ones(2))
+    refused = (Refusal("not folded", "why"), Refusal("not fused", "why"))
     for node in gm.graph.find_nodes(op="call_module"):
-        annotate(node, folded=("bn",), clamp=(0.0, math.inf), moments=moments, refused=("why",))
+        annotate(node, folded=("bn",), clamp=(0.0, math.inf), moments=moments, refused=refused)
     (node,) = through(gm).graph.find_nodes(op="call_module")
     known = record(node)
-    assert known == Record(folded=("bn",), clamp=(0.0, math.inf), refused=("why",))
+    assert known == Record(folded=("bn",), clamp=(0.0, math.inf), refused=refused)
     assert known.moments is None
 
 

@@ -194,7 +194,7 @@ def _choose(flow: Flow, subgraphs: Sequence[Subgraph], max_layers: int) -> list[
             chosen.append(region)
             taken |= region.nodes
         elif not any(region.exit in other.nodes for other in refused):
-            refuse(region.exit, f"not learned as one block: {reason}")
+            refuse(region.exit, "not learned as one block", reason)
             refused.append(region)
     return chosen
 
@@ -232,13 +232,13 @@ def _paths(flow: Flow, subgraph: Subgraph) -> Iterator[Path]:
     regions = []
     for call in subgraph.calls:
         if call.node not in flow.inputs:
-            refuse(call.node, "rounded to nearest: its input does not depend on the model's")
+            refuse(call.node, "rounded to nearest", "its input does not depend on the model's")
             return
         entry = flow.inputs[call.node][0]
         region = _Region(flow, entry, call.output, {call.node, call.output})
         foreign = region.foreign()
         if foreign is not None:
-            refuse(call.node, f"rounded to nearest: it needs the size of {foreign.name}")
+            refuse(call.node, "rounded to nearest", f"it needs the size of {foreign.name}")
             return
         regions.append((region, call.node in subgraph.ahead))
     yield from (region.path(is_ahead) for region, is_ahead in regions)

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 import fxquant
 from fxquant import CalibrationError, PassError, Recipe, Reconstruction, StorageError
-from fxquant.graph.records import record
 from fxquant.modules.fake_quantize import FakeQuantize
 from fxquant.modules.quantized_layer import QuantizedLayer
 from fxquant.passes import QuantizeWeights
@@ -21,7 +20,7 @@ from fxquant.passes.convert.reconstruct_blocks import ReconstructBlocks
 from fxquant.rounding.blocks.learner import BlockLearner, LearnedBlock
 from fxquant.rounding.blocks.samples import Samples
 from fxquant.streaming.long_runs import Run
-from tests.helpers import Net, apply, graph_text, node, outputs, whole
+from tests.helpers import Net, apply, graph_text, node, outputs, refusals, whole
 
 OPTIONS = Reconstruction(steps=150, samples=64, blocks=True, activation_learning_rate=1e-3)
 
@@ -224,7 +223,7 @@ def test_a_join_that_is_no_block_is_reported_with_the_reason() -> None:
     model = Net(lambda m, x: (m.b(y := m.a(x)) + x, y), a=nn.Linear(4, 4), b=nn.Linear(4, 4))
     _, learned, _ = rounded(model, torch.rand(64, 4))
     reason = "not learned as one block: a inside of it also feeds output"
-    assert record(node(learned, "add")).refused == (reason,)
+    assert refusals(learned)["add"] == (reason,)
     assert reason in str(fxquant.report(learned))
     assert all(each.rounding is not None for each in layers(learned).values())
 
