@@ -13,13 +13,16 @@ from fxquant.graph.mutations import (
 )
 from fxquant.graph.operation_table import Call, argument
 from fxquant.graph.operations import (
+    batchnorm_of,
     data_input,
     is_add,
     is_batchnorm,
     is_layer,
+    layer_of,
     module_of,
     operation_of,
     relu_bounds,
+    source_of,
     sources_of_values,
 )
 from fxquant.graph.pairs import Pair, find_pairs
@@ -32,6 +35,7 @@ from fxquant.graph.rewriting import (
     insert_after,
     require_same_nodes,
     separate_calls,
+    take_out,
     users_by_module,
     why_not_changeable,
 )
@@ -53,6 +57,7 @@ __all__ = [
     "Record",
     "annotate",
     "argument",
+    "batchnorm_of",
     "call_name",
     "changed_while_read",
     "channel_moments_of",
@@ -68,6 +73,7 @@ __all__ = [
     "is_inplace",
     "is_layer",
     "known_ranks",
+    "layer_of",
     "may_be_view",
     "module_of",
     "operation_of",
@@ -86,7 +92,9 @@ __all__ = [
     "run_out_of_place",
     "select_calls",
     "separate_calls",
+    "source_of",
     "sources_of_values",
+    "take_out",
     "text",
     "users_by_module",
     "value_of",

@@ -12,14 +12,14 @@ keeps them. What comes from the model's input alone is not known.
 from __future__ import annotations
 
 import math
-from typing import TypeAlias, cast
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, fx
 
-from fxquant.graph.operations import data_input, module_of, operation_of
+from fxquant.graph.operations import batchnorm_of, data_input, operation_of
 from fxquant.graph.records import record
-from fxquant.modules.batchnorm import BatchNorm, output_moments, why_not_affine
+from fxquant.modules.batchnorm import output_moments, why_not_affine
 
 Moments: TypeAlias = tuple[Tensor, Tensor]
 """Mean and standard deviation of each channel."""
@@ -61,7 +61,7 @@ def _moments(gm: fx.GraphModule, node: fx.Node, moments: dict[fx.Node, Moments])
         return known
     operation = operation_of(gm, node)
     if operation.kind == "batchnorm":
-        batchnorm = cast(BatchNorm, module_of(gm, node))
+        batchnorm = batchnorm_of(gm, node)
         return None if why_not_affine(batchnorm) else output_moments(batchnorm)
     inputs = operation.concatenated or node.all_input_nodes
     found = [moments[each] for each in inputs if each in moments]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import fx, nn
 
 from fxquant.graph.operation_table import BATCHNORM, LAYER, OPERATIONS, OTHER, Call, Operation
-from fxquant.modules.batchnorm import is_batchnorm_module
-from fxquant.modules.layers import layer_type
+from fxquant.modules.batchnorm import BatchNorm, is_batchnorm_module
+from fxquant.modules.layers import Layer, as_layer, layer_type
 from fxquant.modules.torchvision_names import defined_as
 
 
@@ -38,10 +40,29 @@ def module_of(gm: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     return gm.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
+def layer_of(gm: fx.GraphModule, node: fx.Node) -> Layer:
+    """Return the layer that `node`, a call of one, calls."""
+    return as_layer(module_of(gm, node))
+
+
+def batchnorm_of(gm: fx.GraphModule, node: fx.Node) -> BatchNorm:
+    """Return the batch norm that `node`, a call of one, calls."""
+    module = module_of(gm, node)
+    assert is_batchnorm_module(module), type(module)
+    return cast(BatchNorm, module)
+
+
 def data_input(node: fx.Node) -> fx.Node | None:
     """Return the node whose tensor the call works on: its first argument."""
     first = node.args[0] if node.args else node.kwargs.get("input", node.kwargs.get("x"))
     return first if isinstance(first, fx.Node) else None
+
+
+def source_of(node: fx.Node) -> fx.Node:
+    """Return the node whose tensor `node`, a call of a tensor, works on."""
+    source = data_input(node)
+    assert source is not None, f"{node.name} works on no node's result"
+    return source
 
 
 def sources_of_values(gm: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, ...]:

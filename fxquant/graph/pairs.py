@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
 
 from torch import fx, nn
 
 from fxquant.graph.chains import Chain
-from fxquant.graph.operations import is_layer, module_of, operation_of, relu_bounds
+from fxquant.graph.operations import is_layer, layer_of, operation_of, relu_bounds
 from fxquant.graph.records import refuse
 from fxquant.graph.rewriting import users_by_module, why_not_changeable
-from fxquant.modules.layers import Layer, num_inputs, num_outputs
+from fxquant.modules.layers import num_inputs, num_outputs
 
 _RELU = (0.0, float("inf"))
 
@@ -73,15 +72,14 @@ def _lets_scales_through(gm: fx.GraphModule, node: fx.Node) -> bool:
 
 def _why_not(gm: fx.GraphModule, pair: Pair, users: dict[nn.Module, list[fx.Node]]) -> str | None:
     for node in (pair.first, pair.second):
-        module = module_of(gm, node)
-        assert module is not None
+        module = layer_of(gm, node)
         if len(users[module]) > 1:
             return f"{node.target} is called {len(users[module])} times"
         reason = why_not_changeable(module)
         if reason is not None:
             return reason
-    outputs = num_outputs(cast(Layer, module_of(gm, pair.first)))
-    inputs = num_inputs(cast(Layer, module_of(gm, pair.second)))
+    outputs = num_outputs(layer_of(gm, pair.first))
+    inputs = num_inputs(layer_of(gm, pair.second))
     if outputs != inputs:
         return f"{pair.first.name} makes {outputs} channels, {pair.second.name} takes {inputs}"
     return None

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Set
-from typing import cast
 
 from torch import fx, nn
 
-from fxquant.graph.operations import data_input, is_layer, module_of, operation_of
-from fxquant.modules.layers import Layer, channel_axis
+from fxquant.graph.operations import data_input, is_layer, layer_of, operation_of
+from fxquant.modules.layers import channel_axis
 from fxquant.recipe.spec import CallSpec, TensorSpec
 
 
@@ -47,7 +46,7 @@ class QuantizedTensors:
     def _visit(self, node: fx.Node) -> None:
         gm, call = self._gm, self._calls.get(node)
         if call is not None and call.weights is not None and is_layer(gm, node):
-            layer = cast(Layer, module_of(gm, node))
+            layer = layer_of(gm, node)
             axis = None if isinstance(layer, nn.Linear) else channel_axis(layer)
             self._demand(data_input(node), call.activations, {axis})
         demanded = node in self._parent

@@ -9,6 +9,7 @@ from typing import Any
 from torch import fx, nn
 
 from fxquant.errors import PassError
+from fxquant.graph.operations import source_of
 from fxquant.graph.records import annotate, record
 
 
@@ -95,6 +96,12 @@ def require_same_nodes(where: str, reference: fx.GraphModule, nodes: Iterable[fx
                 f"{where}: the reference has no node {node.name!r}: give a copy made before "
                 "QuantizeWeights"
             )
+
+
+def take_out(node: fx.Node) -> None:
+    """Erase `node` and let its users take what it works on."""
+    node.replace_all_uses_with(source_of(node))
+    node.graph.erase_node(node)
 
 
 def insert_after(node: fx.Node) -> Any:

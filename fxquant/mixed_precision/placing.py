@@ -18,7 +18,7 @@ from fxquant.mixed_precision.probes import ActivationProbe, Group, Tap, WeightPr
 from fxquant.modules.channel_observers import ChannelMean
 from fxquant.modules.dynamic_quantize import DynamicQuantize
 from fxquant.modules.fake_quantize import FakeQuantize
-from fxquant.modules.layers import Layer
+from fxquant.modules.layers import Layer, as_layer
 from fxquant.modules.quantized_layer import QuantizedLayer, quantize_layer
 from fxquant.passes.convert.choose_ranges import ChooseRanges
 from fxquant.passes.convert.drop_observers import DropObservers
@@ -51,8 +51,9 @@ def place_probes(
             if module is not None and call.weights is None:
                 continue
             if module is not None and not any(module in known for known in layers.values()):
-                layers.setdefault(name, []).append(cast(Layer, module))
-                places[cast(Layer, module)] = path, str(node.target)
+                layer = as_layer(module)
+                layers.setdefault(name, []).append(layer)
+                places[layer] = path, str(node.target)
                 specs.setdefault(name, cast(TensorSpec, call.weights))
             if call.activations is not None:
                 _join(groups, name, _taps_read(gm, node))

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fxquant.calibration.quantizer_choice import quantizer_of
 from fxquant.errors import CalibrationError
 from fxquant.mixed_precision.options import Option
-from fxquant.modules.layers import Layer, is_transposed, num_inputs, num_outputs
+from fxquant.modules.layers import Layer, as_layer, is_transposed, num_inputs, num_outputs
 from fxquant.modules.observers import Observer
 from fxquant.modules.quantized_layer import QuantizedLayer
 from fxquant.streaming.distributed import gather_objects
@@ -79,7 +79,7 @@ class WeightProbe(Probe):
             layer.register_forward_hook(self._count, with_kwargs=True)
 
     def _count(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Tensor) -> None:
-        layer = cast(Layer, module)
+        layer = as_layer(module)
         if is_transposed(layer):
             source = args[0] if args else kwargs["input"]
             count = source.numel() * layer.weight.numel() // num_inputs(layer)

@@ -17,6 +17,7 @@ from fxquant.modules.fake_quantize import FakeQuantize
 from fxquant.modules.layers import (
     LAYERS,
     Layer,
+    as_layer,
     channel_axis,
     input_rows,
     is_functional_layer,
@@ -59,6 +60,7 @@ __all__ = [
     "PackedWeights",
     "QuantizedLayer",
     "Stage",
+    "as_layer",
     "channel_axis",
     "defined_as",
     "fold_after",

@@ -37,6 +37,12 @@ def layer_type(module: nn.Module | None) -> type[nn.Module] | None:
     return None
 
 
+def as_layer(module: nn.Module | None) -> Layer:
+    """Return `module`, which is known to be one of `LAYERS` or of their subclasses."""
+    assert isinstance(module, LAYERS), type(module)
+    return module
+
+
 def is_transposed(layer: Layer) -> bool:
     """Say whether the weight's first axis is the input's channels."""
     return isinstance(layer, TRANSPOSED_CONVS)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
 
-from fxquant.modules.layers import Layer
+from fxquant.modules.layers import Layer, as_layer
 from fxquant.modules.quantized_layer import QuantizedLayer
 from fxquant.numerics.affine import Affine
 from fxquant.rounding.rows import grouped_weight, ungrouped_weight
@@ -46,5 +45,5 @@ class Rounding:
 
     def layer_integers(self, layer: QuantizedLayer, integers: Tensor) -> Tensor:
         """Return what `layer` keeps for integers minus the zero-point: int8, in its shape."""
-        whole = ungrouped_weight(cast(Layer, layer), integers + self.affine.zero_point)
+        whole = ungrouped_weight(as_layer(layer), integers + self.affine.zero_point)
         return whole.to(torch.int8)

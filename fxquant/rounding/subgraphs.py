@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from fxquant.graph.chains import Chain
 from fxquant.graph.operations import data_input, module_of, operation_of
-from fxquant.modules.layers import Layer
+from fxquant.modules.layers import as_layer
 from fxquant.modules.quantized_layer import LearnedRounding, QuantizedLayer
 from fxquant.rounding.activations import Activation, Clamp, Differentiated, Identity
 
@@ -73,7 +73,7 @@ class Subgraph:
 
     @property
     def _bias(self) -> Tensor | None:
-        return cast(Layer, self.layer).bias
+        return as_layer(self.layer).bias
 
 
 def find_subgraphs(gm: fx.GraphModule) -> list[Subgraph]:

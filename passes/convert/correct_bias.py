@@ -19,11 +19,11 @@ import torch
 from torch import fx, nn
 
 from fxquant.errors import PassError
-from fxquant.graph.operations import data_input, module_of
+from fxquant.graph.operations import module_of
 from fxquant.graph.records import refuse
-from fxquant.graph.rewriting import delete_unused
+from fxquant.graph.rewriting import delete_unused, take_out
 from fxquant.modules.channel_observers import ChannelMean
-from fxquant.modules.layers import Layer, is_transposed, output_rows, per_input
+from fxquant.modules.layers import Layer, as_layer, is_transposed, output_rows, per_input
 from fxquant.modules.quantized_layer import QuantizedLayer
 from fxquant.passes.pipeline import Pass
 
@@ -51,20 +51,17 @@ class CorrectBias(Pass):
         corrected = set()
         containers = set()
         for node, layer, mean in list(_find_means(gm)):
-            source = data_input(node)
-            assert source is not None
             if mean.num_values == 0:
                 refuse(layer, "bias not corrected", "no finite batch seen in calibration")
             elif layer.target not in corrected:
                 _correct(
                     cast(QuantizedLayer, module_of(gm, layer)),
-                    cast(Layer, self.reference.get_submodule(str(layer.target))),
+                    as_layer(self.reference.get_submodule(str(layer.target))),
                     mean.mean,
                 )
             corrected.add(layer.target)
             containers.add(str(node.target).rpartition(".")[0])
-            node.replace_all_uses_with(source)
-            gm.graph.erase_node(node)
+            take_out(node)
         delete_unused(gm, containers)
         return bool(corrected)
 

@@ -11,13 +11,12 @@ that integer kernels can use.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, fx
 
 from fxquant.errors import PassError
-from fxquant.modules.layers import Layer, output_rows
+from fxquant.modules.layers import as_layer, output_rows
 from fxquant.modules.quantized_layer import QuantizedLayer
 from fxquant.numerics.decibels import sqnr
 from fxquant.passes.pipeline import Pass
@@ -41,8 +40,8 @@ class CorrectWeights(Pass):
         """Correct each quantized layer once."""
         layers = _uncorrected(gm)
         for name, quantized in layers:
-            layer = cast(Layer, quantized)
-            reference = cast(Layer, self.reference.get_submodule(name))
+            layer = as_layer(quantized)
+            reference = as_layer(self.reference.get_submodule(name))
             weight = reference.weight.detach().to(torch.float32)
             rows, rounded = output_rows(layer, weight), output_rows(layer, layer.weight.float())
             gain, shift = gain_and_shift(rows, rounded)

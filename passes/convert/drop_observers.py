@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from torch import fx
 
 from fxquant.calibration.input_keeper import InputKeeper
-from fxquant.graph.operations import data_input, module_of
-from fxquant.graph.rewriting import delete_unused
+from fxquant.graph.operations import module_of
+from fxquant.graph.rewriting import delete_unused, take_out
 from fxquant.modules.channel_observers import ChannelMean
 from fxquant.modules.observers import Observer
 from fxquant.passes.pipeline import Pass
@@ -30,10 +30,7 @@ class DropObservers(Pass):
         containers = set()
         for node in list(gm.graph.nodes):
             if isinstance(module_of(gm, node), self.kinds):
-                source = data_input(node)
-                assert source is not None
-                node.replace_all_uses_with(source)
-                gm.graph.erase_node(node)
+                take_out(node)
                 path = str(node.target)
                 containers.add(path.rpartition(".")[0] or path)
         delete_unused(gm, containers)

@@ -10,7 +10,6 @@ module that is called several times, or under several names, is quantized once.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import cast
 
 import torch
 from torch import fx, nn
@@ -18,7 +17,7 @@ from torch import fx, nn
 from fxquant.errors import CalibrationError
 from fxquant.graph.operations import module_of
 from fxquant.graph.selection import select_calls
-from fxquant.modules.layers import Layer
+from fxquant.modules.layers import as_layer
 from fxquant.modules.quantized_layer import QuantizedLayer, quantize_layer
 from fxquant.passes.pipeline import Pass
 from fxquant.recipe.recipe import Recipe
@@ -38,7 +37,7 @@ class QuantizeWeights(Pass):
             if module is None or isinstance(module, QuantizedLayer) or call.weights is None:
                 continue
             if module not in done:
-                layer = cast(Layer, module)
+                layer = as_layer(module)
                 if not torch.isfinite(layer.weight).all():
                     raise CalibrationError(
                         f"{node.target}: NaN or infinity in its weight "

@@ -18,12 +18,11 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import cast
 
 import torch
 from torch import fx
 
-from fxquant.modules.layers import Layer
+from fxquant.modules.layers import as_layer
 from fxquant.modules.quantized_layer import LearnedRounding
 from fxquant.numerics.decibels import sqnr
 from fxquant.passes.pipeline import Pass
@@ -59,7 +58,7 @@ class ReconstructRounding(Lesson, Pass):
     def _learn(self, sides: LayersSideBySide, subgraph: Subgraph, number: int) -> None:
         start = time.perf_counter()
         layer = subgraph.layer
-        reference = cast(Layer, self.reference.get_submodule(subgraph.name))
+        reference = as_layer(self.reference.get_submodule(subgraph.name))
         pool = RowPool(subgraph.name, reference, sides.num_samples(subgraph), self.options, number)
         for inputs, targets in sides.rows(subgraph):
             pool.add(inputs, targets)

@@ -15,14 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import cast
 
 import torch
 from torch import Tensor, fx
 
 from fxquant.capture.naming import target_name
 from fxquant.errors import CalibrationError
-from fxquant.modules.layers import Layer, channel_axis, num_outputs
+from fxquant.modules.layers import as_layer, channel_axis, num_outputs
 from fxquant.modules.quantized_layer import QuantizedLayer
 from fxquant.numerics.decibels import sqnr
 from fxquant.passes.pipeline import Pass
@@ -57,7 +56,7 @@ class TuneBatchNorm(Lesson, Pass):
             for subgraph in bar(subgraphs, "tuning", self.how.progress, unit="layer"):
                 layer = subgraph.layer
                 _tune(layer, sides.rows(subgraph), target_name(gm, subgraph.name))
-                weight = cast(Layer, self.reference.get_submodule(subgraph.name)).weight.detach()
+                weight = as_layer(self.reference.get_submodule(subgraph.name)).weight.detach()
                 layer.weight_sqnr = sqnr(weight.float(), layer.weight.float())
         return bool(subgraphs)
 
@@ -68,10 +67,10 @@ def _before_activation(subgraph: Subgraph) -> Subgraph:
 
 
 def _tune(layer: QuantizedLayer, rows: Iterator[tuple[Tensor, Tensor]], name: str) -> None:
-    channels = num_outputs(cast(Layer, layer))
+    channels = num_outputs(as_layer(layer))
     device = layer.weight_integers.device
     ours, floats = _Moments(channels, device), _Moments(channels, device)
-    axis = channel_axis(cast(Layer, layer))
+    axis = channel_axis(as_layer(layer))
     for inputs, target in rows:
         ours.add(layer(inputs), axis)
         floats.add(target, axis)

@@ -23,8 +23,8 @@ import torch
 from torch import fx
 
 from fxquant.graph.chains import Chain
-from fxquant.graph.operations import data_input, relu_bounds
-from fxquant.graph.rewriting import delete_unused
+from fxquant.graph.operations import relu_bounds
+from fxquant.graph.rewriting import delete_unused, take_out
 from fxquant.passes.pipeline import Pass
 
 
@@ -62,10 +62,7 @@ def _ends_behind_relu(gm: fx.GraphModule, quantize: fx.Node) -> tuple[int, int, 
     low = max(low, zero_point)
     if bounds[1] < math.inf:
         high = min(high, zero_point + round(bounds[1] / scale))
-    source = data_input(relu)
-    assert source is not None
-    relu.replace_all_uses_with(source)
-    gm.graph.erase_node(relu)
+    take_out(relu)
     return low, high, relu
 
 

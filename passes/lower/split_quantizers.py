@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from fxquant.graph.mutations import changed_while_read
-from fxquant.graph.operations import data_input, module_of
+from fxquant.graph.operations import module_of, source_of
 from fxquant.graph.records import refuse
 from fxquant.graph.rewriting import delete_unused
 from fxquant.int8.integers import dequantize, quantize
@@ -40,10 +40,10 @@ class SplitQuantizers(Pass):
             if reason is not None:
                 refuse(node, "not lowered", reason)
                 continue
-            x = data_input(node)
-            assert x is not None
             with gm.graph.inserting_after(node):
-                integers = quantize(x, quantizer.affine.unsigned().numbers(), node.name)
+                integers = quantize(
+                    source_of(node), quantizer.affine.unsigned().numbers(), node.name
+                )
             node.replace_all_uses_with(dequantize(integers))
             gm.graph.erase_node(node)
             split.add(str(node.target))

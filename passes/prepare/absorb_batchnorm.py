@@ -13,23 +13,22 @@ after `FoldBatchNorm`, which needs no such condition.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
 
 from fxquant.capture.naming import target_name
 from fxquant.graph.axes import known_ranks
-from fxquant.graph.operations import data_input, is_batchnorm, is_layer, module_of
+from fxquant.graph.operations import batchnorm_of, is_batchnorm, is_layer, layer_of
 from fxquant.graph.records import annotate, record, refuse
 from fxquant.graph.rewriting import (
     delete_unused,
     separate_calls,
+    take_out,
     users_by_module,
     why_not_changeable,
 )
 from fxquant.modules.batchnorm import (
-    BatchNorm,
     fold_before,
     scale_and_shift,
     why_not_affine,
@@ -64,32 +63,29 @@ class AbsorbBatchNorm(Pass):
 
 
 def _absorb(gm: fx.GraphModule, batchnorm: fx.Node, users: dict[nn.Module, list[fx.Node]]) -> None:
-    scale, shift = scale_and_shift(cast(BatchNorm, module_of(gm, batchnorm)))
-    behind: dict[nn.Module | None, list[fx.Node]] = {}
+    scale, shift = scale_and_shift(batchnorm_of(gm, batchnorm))
+    behind: dict[Layer, list[fx.Node]] = {}
     for user in batchnorm.users:
-        behind.setdefault(module_of(gm, user), []).append(user)
+        behind.setdefault(layer_of(gm, user), []).append(user)
     for layers in behind.values():
         separate_calls(gm, layers, users)
-        fold_before(cast(Layer, module_of(gm, layers[0])), scale, shift)
+        fold_before(layer_of(gm, layers[0]), scale, shift)
         for layer in layers:
             annotate(layer, folded=(*record(layer).folded, target_name(gm, str(batchnorm.target))))
-    source = data_input(batchnorm)
-    assert source is not None
-    batchnorm.replace_all_uses_with(source)
-    gm.graph.erase_node(batchnorm)
+    take_out(batchnorm)
 
 
 def _why_not(gm: fx.GraphModule, batchnorm: fx.Node, rank: int | None) -> str | None:
     others = [user.name for user in batchnorm.users if not is_layer(gm, user)]
     if others:
         return f"it also feeds {', '.join(others)}"
-    module = cast(BatchNorm, module_of(gm, batchnorm))
+    module = batchnorm_of(gm, batchnorm)
     reason = why_not_affine(module) or why_not_changeable(module)
     if reason is not None:
         return reason
     _, shift = scale_and_shift(module)
     for user in batchnorm.users:
-        layer = cast(Layer, module_of(gm, user))
+        layer = layer_of(gm, user)
         reason = why_not_changeable(layer) or _why_inexact(layer, shift, rank)
         if reason is not None:
             return f"{user.name}: {reason}"

@@ -13,16 +13,14 @@ be missing at the borders: such a pair is refused.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import fx
 
-from fxquant.graph.operations import module_of, relu_bounds
+from fxquant.graph.operations import layer_of, relu_bounds
 from fxquant.graph.pairs import find_pairs
 from fxquant.graph.records import annotate, record, refuse
 from fxquant.modules.batchnorm import fold_after, fold_before, why_shift_inexact
-from fxquant.modules.layers import Layer
 from fxquant.passes.pipeline import Pass
 
 _SIGMAS = 3.0
@@ -45,13 +43,13 @@ class AbsorbBiases(Pass):
             moved = torch.where(moved > _LEAST * deviation, moved, 0)
             if not torch.any(moved > 0):
                 continue
-            second = cast(Layer, module_of(gm, pair.second))
+            second = layer_of(gm, pair.second)
             reason = why_shift_inexact(second)
             if reason is not None:
                 refuse(pair.first, "bias not absorbed", f"{pair.second.name}: {reason}")
                 continue
             ones = torch.ones_like(moved)
-            fold_after(cast(Layer, module_of(gm, pair.first)), ones, -moved)
+            fold_after(layer_of(gm, pair.first), ones, -moved)
             fold_before(second, ones, moved)
             annotate(pair.first, moments=(mean - moved, deviation))
             modified = True

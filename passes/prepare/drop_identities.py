@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from fxquant.graph.operations import data_input, module_of, operation_of
-from fxquant.graph.rewriting import delete_unused, why_not_changeable
+from fxquant.graph.rewriting import delete_unused, take_out, why_not_changeable
 from fxquant.passes.pipeline import Pass
 
 
@@ -26,12 +26,10 @@ class DropIdentities(Pass):
         """Erase each identity and let its users take its input."""
         dropped = set()
         for node in list(gm.graph.nodes):
-            source = data_input(node)
-            if source is not None and _is_identity(gm, node):
+            if data_input(node) is not None and _is_identity(gm, node):
                 if node.op == "call_module":
                     dropped.add(str(node.target))
-                node.replace_all_uses_with(source)
-                gm.graph.erase_node(node)
+                take_out(node)
                 dropped.add("")
         delete_unused(gm, dropped - {""})
         return bool(dropped)

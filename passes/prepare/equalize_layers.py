@@ -14,16 +14,15 @@ above all.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, fx
 
-from fxquant.graph.operations import module_of
+from fxquant.graph.operations import layer_of
 from fxquant.graph.pairs import Pair, find_pairs
 from fxquant.graph.records import annotate, record
 from fxquant.modules.batchnorm import fold_after, fold_before
-from fxquant.modules.layers import Layer, input_rows, output_rows
+from fxquant.modules.layers import input_rows, output_rows
 from fxquant.passes.pipeline import Pass
 
 
@@ -50,7 +49,7 @@ class EqualizeLayers(Pass):
 
 def _equalize(gm: fx.GraphModule, pair: Pair, tolerance: float) -> bool:
     """Rescale the channels between two layers; return whether one of them moved."""
-    before, after = cast(Layer, module_of(gm, pair.first)), cast(Layer, module_of(gm, pair.second))
+    before, after = layer_of(gm, pair.first), layer_of(gm, pair.second)
     made = _largest(output_rows(before, before.weight.detach()))
     met = _largest(input_rows(after, after.weight.detach()))
     scale = torch.sqrt(made / met)

@@ -13,18 +13,18 @@ also used elsewhere is refused.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 from torch import fx, nn
 
 from fxquant.capture.naming import target_name
 from fxquant.graph.axes import known_ranks
 from fxquant.graph.chains import Chain, find_chains
-from fxquant.graph.operations import is_batchnorm, is_layer, module_of
+from fxquant.graph.operations import batchnorm_of, is_batchnorm, is_layer, layer_of
 from fxquant.graph.records import annotate, record, refuse
 from fxquant.graph.rewriting import (
     delete_unused,
     separate_calls,
+    take_out,
     users_by_module,
     why_not_changeable,
 )
@@ -53,7 +53,7 @@ class FoldBatchNorm(Pass):
 
 def _fold_all(gm: fx.GraphModule) -> bool:
     ranks = known_ranks(gm)
-    groups: dict[tuple[nn.Module | None, ...], list[Chain]] = {}
+    groups: dict[tuple[Layer, BatchNorm], list[Chain]] = {}
     folded = set()
     for chain in find_chains(gm, is_layer, is_batchnorm):
         layer, batchnorm = chain.nodes
@@ -62,7 +62,7 @@ def _fold_all(gm: fx.GraphModule) -> bool:
             refuse(batchnorm, "not folded", reason)
             continue
         folded.add(str(batchnorm.target))
-        key = (module_of(gm, layer), module_of(gm, batchnorm))
+        key = (layer_of(gm, layer), batchnorm_of(gm, batchnorm))
         groups.setdefault(key, []).append(chain)
     users = users_by_module(gm)
     for chains in groups.values():
@@ -75,31 +75,28 @@ def _fold_all(gm: fx.GraphModule) -> bool:
 def _fold(gm: fx.GraphModule, chains: list[Chain]) -> None:
     """Fold one batch-norm module into one layer module, for all calls of the pair."""
     first, norm = chains[0].nodes
-    norm_module = cast(BatchNorm, module_of(gm, norm))
-    fold_after(cast(Layer, module_of(gm, first)), *scale_and_shift(norm_module))
+    norm_module = batchnorm_of(gm, norm)
+    fold_after(layer_of(gm, first), *scale_and_shift(norm_module))
     for chain in chains:
         layer, batchnorm = chain.nodes
         folded = (*record(layer).folded, target_name(gm, str(batchnorm.target)))
         annotate(layer, folded=folded, moments=output_moments(norm_module))
-        batchnorm.replace_all_uses_with(layer)
-        gm.graph.erase_node(batchnorm)
+        take_out(batchnorm)
 
 
 def _why_not(chain: Chain, rank: int | None) -> str | None:
-    layer_module, norm_module = (module_of(chain.gm, node) for node in chain.nodes)
-    assert layer_module is not None
-    assert norm_module is not None
+    layer, batchnorm = layer_of(chain.gm, chain.first), batchnorm_of(chain.gm, chain.last)
     return (
         chain.why_not_fusable()
-        or why_not_affine(cast(BatchNorm, norm_module))
-        or why_not_changeable(layer_module)
-        or why_not_changeable(norm_module)
-        or _why_axes_differ(layer_module, rank)
-        or _why_sizes_differ(cast(Layer, layer_module), cast(BatchNorm, norm_module))
+        or why_not_affine(batchnorm)
+        or why_not_changeable(layer)
+        or why_not_changeable(batchnorm)
+        or _why_axes_differ(layer, rank)
+        or _why_sizes_differ(layer, batchnorm)
     )
 
 
-def _why_axes_differ(module: nn.Module, rank: int | None) -> str | None:
+def _why_axes_differ(module: Layer, rank: int | None) -> str | None:
     """Return why the layer's output channels are not on axis 1, which batch norm works on."""
     if isinstance(module, nn.Linear) and rank != 2:
         seen = "of unknown rank (prepare with example_inputs)" if rank is None else f"{rank}-D"

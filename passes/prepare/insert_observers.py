@@ -25,19 +25,18 @@ from __future__ import annotations
 
 from collections.abc import Set
 from dataclasses import dataclass, field
-from typing import cast
 
 from torch import fx, nn
 
 from fxquant.capture.region import Region
 from fxquant.graph.channel_moments import Moments, channel_moments_of, range_of
-from fxquant.graph.operations import data_input, module_of
+from fxquant.graph.operations import data_input, module_of, source_of
 from fxquant.graph.placement import QuantizedTensors
 from fxquant.graph.records import record
 from fxquant.graph.rewriting import free_name, insert_after
 from fxquant.graph.selection import record_calls_with_weights_inside, select_calls
 from fxquant.modules.channel_observers import ChannelMean, ChannelObserver
-from fxquant.modules.layers import Layer, channel_axis, num_inputs
+from fxquant.modules.layers import as_layer, channel_axis, num_inputs
 from fxquant.modules.observers import LogitObserver, Observer
 from fxquant.passes.pipeline import Pass
 from fxquant.recipe.recipe import Recipe
@@ -74,8 +73,7 @@ def _insert(gm: fx.GraphModule, tensors: QuantizedTensors) -> None:
         label = tensors.label(node)
         # Tensors that share parameters are watched before their ReLUs if all bounds are the same.
         clamp = _fused_bounds(node) if len(bounds[label]) == 1 else None
-        watched = data_input(node) if clamp else node
-        assert watched is not None
+        watched = source_of(node) if clamp else node
         if label not in observers:
             alone = sum(tensors.label(each) == label for each in tensors.places) == 1
             known = moments.get(watched) if alone else None
@@ -136,7 +134,7 @@ def _insert_means(gm: fx.GraphModule, calls: dict[fx.Node, CallSpec]) -> bool:
             continue
         if layer not in names:
             names[layer] = f"{container}.{str(node.target).replace('.', '_')}"
-            known = cast(Layer, layer)
+            known = as_layer(layer)
             gm.add_submodule(names[layer], ChannelMean(num_inputs(known), channel_axis(known)))
         with gm.graph.inserting_before(node):
             mean = gm.graph.call_module(names[layer], (source,))

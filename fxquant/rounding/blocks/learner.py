@@ -22,13 +22,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, fx
 
 from fxquant.modules.fake_quantize import FakeQuantize
-from fxquant.modules.layers import Layer, output_rows, per_output
+from fxquant.modules.layers import Layer, as_layer, output_rows, per_output
 from fxquant.modules.quantized_layer import QuantizedLayer
 from fxquant.recipe.reconstruction import Reconstruction
 from fxquant.rounding.blocks.find import Block
@@ -75,7 +74,7 @@ class BlockLearner:
         self._forward = BlockForward(block, gm, reference)
         self._samples, self._options = samples, options
         self._weights = {
-            each.layer: _Weight(each.layer, cast(Layer, reference.get_submodule(each.name)))
+            each.layer: _Weight(each.layer, as_layer(reference.get_submodule(each.name)))
             for each in block.subgraphs
         }
         self._log_scales = {
@@ -182,7 +181,7 @@ class _Weight(SoftWeight):
     """A layer's weight, in its own shape, with a unit for λ."""
 
     def __init__(self, layer: QuantizedLayer, reference: Layer) -> None:
-        self._layer = cast(Layer, layer)
+        self._layer = as_layer(layer)
         weight = reference.weight.detach().to(torch.float32)
         affine = layer.weight_affine.map(lambda each: per_output(self._layer, each, weight))
         low, high = affine.lowest.to(torch.float32), affine.highest.to(torch.float32)

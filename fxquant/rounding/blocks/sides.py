@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from fxquant.graph.operations import data_input
+from fxquant.graph.operations import source_of
 from fxquant.rounding.blocks.find import Block, is_quantizer
 from fxquant.rounding.blocks.samples import Samples
 from fxquant.rounding.side_by_side import SideBySide
@@ -46,7 +46,5 @@ def ends_in_float(gm: fx.GraphModule, block: Block) -> list[fx.Node]:
 
 def _before_rounding(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
     while is_quantizer(gm, node):
-        source = data_input(node)
-        assert source is not None
-        node = source
+        node = source_of(node)
     return node
