@@ -72,9 +72,7 @@ def lower(quantized: nn.Module, example_inputs: Any = None, *, backend: str = "x
             ReuseOperands(),
         )(gm)
     if not any(isinstance(module, Int8Layer) for module in lowered.modules()):
-        raise LoweringError(
-            f"lower: no layer can work on integers: {'; '.join(_refusals(lowered))}"
-        )
+        raise LoweringError(f"lower: no layer can work on integers: {_refusals(lowered)}")
     write_journals(lowered, recipe)
     if example_inputs is not None:
         with torch.no_grad():
