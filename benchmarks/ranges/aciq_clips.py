@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from fxquant.numerics.affine import Grid
+from fxquant.numerics.affine import Affine, Grid
 from fxquant.numerics.closed_clips import corrected_range, report_range, weighted_range
 from fxquant.numerics.optimal_clip import expected_error, optimal_range
 
@@ -34,13 +34,14 @@ def worst_excess(solution: Any, bits: int, distribution: str, fused_relu: bool) 
     options: dict[str, Any] = {"distribution": distribution, "fused_relu": fused_relu}
     grid = Grid.of(bits, signed=False)
     low, high = solution(RATIOS, torch.ones_like(RATIOS), bits, **options)
-    actual = expected_error(RATIOS, low, high, grid, **options)
+    actual = expected_error(RATIOS, Affine.over(low, high, grid), **options)
     alphas = torch.linspace(0.02, 20, 4000, dtype=torch.float64)
     excess: list[float] = []
     for ratio, error in zip(RATIOS, actual, strict=True):
         lows = torch.zeros_like(alphas) if fused_relu else ratio - alphas
         highs = alphas if fused_relu else ratio + alphas
-        least = expected_error(ratio.expand_as(alphas), lows, highs, grid, **options).min()
+        affine = Affine.over(lows, highs, grid)
+        least = expected_error(ratio.expand_as(alphas), affine, **options).min()
         excess.append((error / least - 1).item() * 100)
     return max(excess)
 

@@ -36,7 +36,7 @@ from matplotlib import pyplot as plt
 from tabulate import tabulate
 from torch import Tensor
 
-from fxquant.numerics.affine import Grid
+from fxquant.numerics.affine import Affine, Grid
 from fxquant.numerics.closed_clips import corrected_range, laplace_constant
 from fxquant.numerics.optimal_clip import expected_error
 
@@ -84,9 +84,8 @@ def best_clip(ratio: Tensor, bits: int) -> Tensor:
 
 def clip_error(ratio: Tensor, alpha: Tensor, bits: int) -> Tensor:
     """Return the expected squared error, in b², of the quantizer over [0, α]."""
-    grid = Grid.of(bits, signed=False)
-    low = torch.zeros_like(alpha)
-    return expected_error(ratio, low, alpha, grid, distribution="laplace", fused_relu=True)
+    affine = Affine.over(torch.zeros_like(alpha), alpha, Grid.of(bits, signed=False))
+    return expected_error(ratio, affine, "laplace", fused_relu=True)
 
 
 def residual(alpha: Tensor, ratio: Tensor, bits: int) -> Tensor:

@@ -76,9 +76,9 @@ def batch_range(
     centred = x - along_axis(mean, axis, x.dim())
     if spec.distribution == "gauss":
         sigma = centred.square_().mean(others, dtype=torch.float32).sqrt()
-        return _clip(mean, sigma, low, high, spec, "gauss", clamp)
+        return _clip(mean, sigma, (low, high), spec, "gauss", clamp)
     deviation = centred.abs_().mean(others, dtype=torch.float32)
-    clipped = _clip(mean, deviation, low, high, spec, "laplace", clamp)
+    clipped = _clip(mean, deviation, (low, high), spec, "laplace", clamp)
     if spec.distribution == "laplace":
         return clipped
     return _least_error([clipped, (low, high)], _some_values(x, axis, clamp), spec)
@@ -120,29 +120,22 @@ def _aciq_channels(statistics: ChannelStatistics, spec: TensorSpec) -> tuple[Ten
     "auto" is Laplace here, as in the report: no values are kept to judge by, and moments alone take
     Gauss for tensors with heavier tails (ResNet-20 on CIFAR-10 at 8/8 bits: 11 dB of the logits).
     """
-    is_gauss = spec.distribution == "gauss"
-    low, high = _clamped(statistics.low, statistics.high, statistics.clamp)
-    return _clip(
-        statistics.mean,
-        statistics.sigma if is_gauss else statistics.deviation,
-        low,
-        high,
-        spec,
-        "gauss" if is_gauss else "laplace",
-        statistics.clamp,
-    )
+    seen = _clamped(statistics.low, statistics.high, statistics.clamp)
+    if spec.distribution == "gauss":
+        return _clip(statistics.mean, statistics.sigma, seen, spec, "gauss", statistics.clamp)
+    return _clip(statistics.mean, statistics.deviation, seen, spec, "laplace", statistics.clamp)
 
 
 def _clip(
     mean: Tensor,
     spread: Tensor,
-    low: Tensor,
-    high: Tensor,
+    seen: tuple[Tensor, Tensor],
     spec: TensorSpec,
     distribution: str,
     clamp: tuple[float, float] | None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the clip for a distribution, never wider than [low, high], what was seen."""
+    """Return the clip (low, high) for a distribution, never wider than what was `seen`."""
+    low, high = seen
     fused_relu = clamp is not None and clamp[0] == 0
     wanted = clip_range(mean, spread.clamp(min=1e-30), spec, distribution, fused_relu)
     wanted_low, wanted_high = _clamped(wanted[0].to(low.dtype), wanted[1].to(low.dtype), clamp)

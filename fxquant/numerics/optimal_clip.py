@@ -63,42 +63,26 @@ def _search(
         alphas = start[:, None] + (end - start)[:, None] * share  # (n, count)
         low = torch.zeros_like(alphas) if fused_relu else ratio[:, None] - alphas
         high = alphas if fused_relu else ratio[:, None] + alphas
-        errors = expected_error(
-            ratio[:, None],
-            low,
-            high,
-            grid,
-            distribution=distribution,
-            fused_relu=fused_relu,
-            symmetric=symmetric,
-        )
+        affine = Affine.over(low, high, grid, symmetric=symmetric)
+        errors = expected_error(ratio[:, None], affine, distribution, fused_relu)
         best = alphas.gather(1, errors.argmin(dim=1, keepdim=True)).squeeze(1)
         step = (end - start) / (count - 1)
         start, end = (best - step).clamp(min=1e-3), best + step
     return best
 
 
-def expected_error(
-    ratio: Tensor,
-    low: Tensor,
-    high: Tensor,
-    grid: Grid,
-    *,
-    distribution: str,
-    fused_relu: bool,
-    symmetric: bool = False,
-) -> Tensor:
-    """Return E[(X - Q(X))²] for X of unit spread and mean `ratio`, quantized over [low, high].
+def expected_error(ratio: Tensor, affine: Affine, distribution: str, fused_relu: bool) -> Tensor:
+    """Return E[(X - Q(X))²] for X of unit spread and mean `ratio`, quantized by `affine`.
 
     Each level q owns the cell between its neighbours' midpoints; the outer cells reach to infinity.
     The integral over a cell is ΔM₂ - 2q·ΔM₁ + q²·ΔM₀ in the partial moments Mₖ(x) = ∫ tᵏ f(t) dt up
     to x. After a fused ReLU only x > 0 counts: below, the value is exactly 0, which is a level.
 
-    `ratio` is μ/spread; it broadcasts to `low` and `high`, which have one shape.
+    `ratio` is μ/spread; it broadcasts to the shape of `affine`.
     """
-    affine = Affine.over(low[..., None], high[..., None], grid, symmetric=symmetric)
-    ends, device = (grid.quant_min, grid.quant_max + 1), low.device
-    levels = affine.dequantize(torch.arange(*ends, dtype=torch.float64, device=device))
+    grid, device = affine.grid, affine.scale.device
+    integers = torch.arange(grid.quant_min, grid.quant_max + 1, dtype=torch.float64, device=device)
+    levels = affine.map(lambda values: values[..., None]).dequantize(integers)
     lowest = torch.full_like(levels[..., :1], -_FAR)
     if fused_relu:
         levels = levels.clamp(min=0)

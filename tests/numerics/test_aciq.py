@@ -179,15 +179,8 @@ def test_expected_error_is_what_samples_show(
     grid = Grid.of(bits, signed=symmetric and not fused_relu)
     for ratio in RATIOS:
         low, high = clips(torch.tensor([0.3, 2.0, 6.0], dtype=torch.float64), ratio, fused_relu)
-        expected = expected_error(
-            ratio,
-            low,
-            high,
-            grid,
-            distribution=distribution,
-            fused_relu=fused_relu,
-            symmetric=symmetric,
-        )
+        affine = Affine.over(low, high, grid, symmetric=symmetric)
+        expected = expected_error(ratio, affine, distribution, fused_relu)
         x = samples(distribution, ratio.item(), fused_relu)
         measured = [
             x.error(*ends, grid, symmetric=symmetric) for ends in zip(low, high, strict=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fxquant.modules.dynamic_quantize import DynamicQuantize
 from fxquant.modules.fake_quantize import FakeQuantize
+from fxquant.numerics.affine import along_axis
 
 Quantizer = FakeQuantize | DynamicQuantize
 
@@ -37,12 +38,10 @@ def round_activation(
     if not isinstance(quantizer, FakeQuantize):
         rounded = value + (quantizer(value) - value).detach()
         return rounded if dropped is None else torch.lerp(rounded, value, dropped.to(value.dtype))
-    shape = [1] * value.dim()
-    if quantizer.axis is not None:
-        shape[quantizer.axis] = -1
-    scale = scales.get(quantizer, quantizer.scale).reshape(shape)
-    low = (quantizer.grid.quant_min - quantizer.zero_point).reshape(shape)
-    high = (quantizer.last - quantizer.zero_point).reshape(shape)
+    axis, rank = quantizer.axis, value.dim()
+    scale = along_axis(scales.get(quantizer, quantizer.scale), axis, rank)
+    low = along_axis(quantizer.grid.quant_min - quantizer.zero_point, axis, rank)
+    high = along_axis(quantizer.last - quantizer.zero_point, axis, rank)
     wide = value.to(torch.promote_types(value.dtype, torch.float32))
     result = _RoundToGrid.apply(wide, scale, low, high, dropped)
     assert isinstance(result, Tensor)
