@@ -12,8 +12,10 @@ from tabulate import tabulate
 
 from benchmarks.running.allocator import keep_memory
 from benchmarks.running.timing import interleaved_medians
+from fxquant.numerics.affine import Affine, Grid
 from fxquant.rounding.activations import Activation, Clamp, Identity
 from fxquant.rounding.adaround import RoundingOptimizer
+from fxquant.rounding.grouped_layer import Rounding
 from fxquant.rounding.losses import Rows, cheaper_loss, product_dtype
 from fxquant.rounding.soft_rounding import Schedule
 
@@ -43,9 +45,8 @@ def measure(
     loss = cheaper_loss(rows, activation, num_rows, 1000, dtype)
     scale = weight.abs().amax(2, keepdim=True) / 7
     schedule = Schedule(STEPS, 0.1, 0.3, 0.0, (8.0, 2.0))
-    optimizer = RoundingOptimizer(
-        weight, scale, torch.tensor(-8.0), torch.tensor(7.0), loss, schedule
-    )
+    affine = Affine(scale, torch.zeros_like(scale), Grid.of(4, signed=True))
+    optimizer = RoundingOptimizer(Rounding(weight, affine), loss, schedule)
     size = getattr(loss, "_size", None)
     if size is None:
         products = [(loss.difference, getattr(loss, "_gram"))]  # noqa: B009 (typed as a Loss)

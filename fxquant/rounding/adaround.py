@@ -21,6 +21,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fxquant.rounding.grouped_layer import Rounding
 from fxquant.rounding.losses import Loss
 from fxquant.rounding.soft_rounding import (
     BETA1,
@@ -36,27 +37,17 @@ _NORMAL = 1e-18  # keeps Adam's moments out of the denormals, which cost 100 cyc
 _BLOCK = 1 << 18  # elements: what a step reads and writes of them stays in the cache
 
 
-def learn_rounding(
-    weight: Tensor,
-    scale: Tensor,
-    low: Tensor,
-    high: Tensor,
-    loss: Loss,
-    schedule: Schedule,
-) -> Tensor:
+def learn_rounding(rounding: Rounding, loss: Loss, schedule: Schedule) -> Tensor:
     """Return the learned integers minus the zero-point, (groups, out, in) in float32.
 
     Args:
-        weight: W, float32, (groups, out, in).
-        scale: s, broadcasts against `weight`.
-        low: n, the least integer minus the zero-point; broadcasts against `weight`.
-        high: p, the greatest.
+        rounding: W, s, and the grid from n to p.
         loss: the data's part of the loss.
         schedule: the steps to take.
 
     A weight that is exactly on the grid stays there, so pruned weights stay zero.
     """
-    optimizer = RoundingOptimizer(weight, scale, low, high, loss, schedule)
+    optimizer = RoundingOptimizer(rounding, loss, schedule)
     optimizer.run()
     return optimizer.integers()
 
@@ -69,20 +60,12 @@ class RoundingOptimizer:
     λ ∂/∂h (1 - |u|^β) = -2λβ · u |u|^(β-2).
     """
 
-    def __init__(
-        self,
-        weight: Tensor,
-        scale: Tensor,
-        low: Tensor,
-        high: Tensor,
-        loss: Loss,
-        schedule: Schedule,
-    ) -> None:
+    def __init__(self, rounding: Rounding, loss: Loss, schedule: Schedule) -> None:
         self._loss, self._schedule = loss, schedule
-        self._soft = SoftWeight(weight, scale, low, high)
+        weight, scale = rounding.weight, rounding.affine.scale
+        self._soft = SoftWeight(weight, rounding.affine)
         self.v = self._soft.v
         power = loss.input_power.to(weight.dtype)[:, None, None]
-        scale = scale.expand_as(weight[..., :1])
         inputs = weight.shape[2]
         columns = {
             "v": self.v,

@@ -78,14 +78,7 @@ def _adaround(
     rounding: Rounding, rows: Rows, activation: Activation, options: Reconstruction
 ) -> Learned:
     loss = _loss(rows, activation, options)
-    integers = learn_rounding(
-        rounding.weight,
-        rounding.affine.scale,
-        rounding.affine.lowest,
-        rounding.affine.highest,
-        loss,
-        Schedule.of(options),
-    )
+    integers = learn_rounding(rounding, loss, Schedule.of(options))
     return Learned.rounded(rounding, integers)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fxquant.numerics.affine import Affine
 from fxquant.recipe.reconstruction import Reconstruction
 
 ZETA, GAMMA = 1.1, -0.1
@@ -76,12 +77,11 @@ class SoftWeight:
 
     Args:
         weight: W, float32, of any shape.
-        scale: s, broadcasts against `weight`.
-        low: n, the least integer minus the zero-point; broadcasts against `weight`.
-        high: p, the greatest.
+        affine: s, and the grid; it broadcasts against `weight`.
     """
 
-    def __init__(self, weight: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> None:
+    def __init__(self, weight: Tensor, affine: Affine) -> None:
+        scale, low, high = affine.scale, affine.lowest, affine.highest
         whole = torch.floor(weight / scale)
         fraction = (weight / scale - whole).clamp_(0, 1)
         is_free = (whole >= low) & (whole < high) & (fraction > 0)

@@ -9,42 +9,48 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fxquant.numerics.affine import Affine, Grid
 from fxquant.rounding.activations import Activation, Clamp, Identity
 from fxquant.rounding.adaround import RoundingOptimizer, learn_rounding
+from fxquant.rounding.grouped_layer import Rounding
 from fxquant.rounding.losses import Loss, Rows, cheaper_loss
 from fxquant.rounding.soft_rounding import Schedule, soft_rounding
 
 SCHEDULE = Schedule(400, 0.05, 0.3, 0.2, (8.0, 2.0))
-LOW, HIGH = torch.tensor(-4.0), torch.tensor(3.0)
+THREE_BITS = Grid(-4, 3)
 
 
 def problem(
     groups: int = 1, out: int = 4, inputs: int = 16, activation: Activation | None = None
-) -> tuple[Tensor, Tensor, Rows]:
-    """Return a weight, its scale at 3 bits, and correlated rows."""
+) -> tuple[Rounding, Rows]:
+    """Return a weight to round to 3 bits, and correlated rows."""
     weight = torch.randn(groups, out, inputs)
     scale = weight.abs().amax(2, keepdim=True) / 3.5
     mixing = torch.randn(groups, inputs, inputs)
     x = torch.bmm(torch.randn(groups, 256, inputs), mixing).relu()
     outputs = torch.bmm(x, weight.mT)
-    return weight, scale, Rows(x, outputs, (activation or Identity())(outputs))
+    return of(weight, scale), Rows(x, outputs, (activation or Identity())(outputs))
 
 
-def error(rows: Rows, weight: Tensor, scale: Tensor, integers: Tensor, f: Activation) -> float:
-    return rows.error(integers * scale - weight, f)[0].item()
+def of(weight: Tensor, scale: Tensor, grid: Grid = THREE_BITS) -> Rounding:
+    return Rounding(weight, Affine(scale, torch.zeros_like(scale), grid))
+
+
+def error(rows: Rows, rounding: Rounding, integers: Tensor) -> float:
+    difference = integers * rounding.affine.scale - rounding.weight
+    return rows.error(difference, Identity())[0].item()
 
 
 @pytest.mark.parametrize("beta", [0, 2, 4, 6, 8, 14, 20])
 @pytest.mark.parametrize("activation", [Identity(), Clamp(), Clamp(0.0, 2.0)], ids=str)
 @pytest.mark.parametrize("groups", [1, 3])
 def test_the_gradient_of_v_is_autograds(groups: int, activation: Activation, beta: int) -> None:
-    weight, scale, rows = problem(groups, activation=activation)
-    optimizer = RoundingOptimizer(
-        weight, scale, LOW, HIGH, cheaper_loss(rows, activation, 1000, 1000), SCHEDULE
-    )
+    rounding, rows = problem(groups, activation=activation)
+    weight, scale = rounding.weight, rounding.affine.scale
+    optimizer = RoundingOptimizer(rounding, cheaper_loss(rows, activation, 1000, 1000), SCHEDULE)
     optimizer.v += 0.5 * torch.randn_like(optimizer.v)
     v = optimizer.v.clone().requires_grad_()
-    rounded = scale * torch.clamp(torch.floor(weight / scale) + soft_rounding(v), LOW, HIGH)  # (19)
+    rounded = scale * torch.clamp(torch.floor(weight / scale) + soft_rounding(v), -4, 3)  # (19)
     y = rows.outputs + torch.bmm(rows.inputs, (rounded - weight).mT)
     errors = (activation(y) - rows.targets).square().mean(1, keepdim=True).mT
     power = rows.inputs.square().mean((1, 2))[:, None, None]
@@ -56,40 +62,38 @@ def test_the_gradient_of_v_is_autograds(groups: int, activation: Activation, bet
 
 
 def test_learning_comes_close_to_the_best_of_all_roundings() -> None:
-    weight, scale, rows = problem(out=32, inputs=8)
+    rounding, rows = problem(out=32, inputs=8)
+    weight, scale = rounding.weight, rounding.affine.scale
     whole = torch.floor(weight / scale)
     choices = torch.tensor(list(itertools.product([0.0, 1.0], repeat=8)))
-    every = (whole[0, :, None] + choices).clamp(LOW, HIGH)  # (out, choices, inputs)
+    every = (whole[0, :, None] + choices).clamp(-4, 3)  # (out, choices, inputs)
     wrong = (every * scale[0, :, None] - weight[0, :, None]) @ rows.inputs[0].T
     best = wrong.double().square().sum(2).amin(1).sum().item()
-    nearest = error(rows, weight, scale, torch.round(weight / scale).clamp(LOW, HIGH), Identity())
-    learned = learn_rounding(
-        weight, scale, LOW, HIGH, cheaper_loss(rows, Identity(), 256, 400), SCHEDULE
-    )
-    reached = error(rows, weight, scale, learned, Identity())
+    nearest = error(rows, rounding, rounding.nearest())
+    learned = learn_rounding(rounding, cheaper_loss(rows, Identity(), 256, 400), SCHEDULE)
+    reached = error(rows, rounding, learned)
     assert best <= reached < best + 0.2 * (nearest - best)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_integers_are_on_the_grid_and_next_to_the_weight(bits: int) -> None:
-    low, high = torch.tensor(-(2.0 ** (bits - 1))), torch.tensor(2.0 ** (bits - 1) - 1)
-    weight, _, rows = problem(2)
+    grid = Grid.of(bits, signed=True)
+    given, rows = problem(2)
+    weight = given.weight
     scale = weight.abs().amax(2, keepdim=True) / 2 ** (bits - 1) / 1.3  # some are clipped
     loss = cheaper_loss(rows, Identity(), 256, 400)
-    integers = learn_rounding(weight, scale, low, high, loss, SCHEDULE)
-    assert (integers >= low).all()
-    assert (integers <= high).all()
+    integers = learn_rounding(of(weight, scale, grid), loss, SCHEDULE)
+    assert (integers >= grid.quant_min).all()
+    assert (integers <= grid.quant_max).all()
     assert (integers == integers.round()).all()
-    clipped = (weight / scale).clamp(low, high)
+    clipped = (weight / scale).clamp(grid.quant_min, grid.quant_max)
     assert ((integers - clipped).abs() < 1).all()
 
 
 def test_weights_on_the_grid_stay_there_so_pruned_ones_stay_zero() -> None:
-    weight, scale, rows = problem()
-    weight[:, :, ::2] = 0
-    integers = learn_rounding(
-        weight, scale, LOW, HIGH, cheaper_loss(rows, Identity(), 256, 400), SCHEDULE
-    )
+    rounding, rows = problem()
+    rounding.weight[:, :, ::2] = 0
+    integers = learn_rounding(rounding, cheaper_loss(rows, Identity(), 256, 400), SCHEDULE)
     assert not integers[:, :, ::2].any()
 
 
@@ -97,18 +101,18 @@ def test_weights_on_the_grid_stay_there_so_pruned_ones_stay_zero() -> None:
 @settings(max_examples=8, deadline=None)
 def test_the_scale_of_weights_and_inputs_changes_nothing(w: int, x: int) -> None:
     torch.manual_seed(0)
-    weight, scale, rows = problem()
+    rounding, rows = problem()
 
-    def learned(weight: Tensor, scale: Tensor, rows: Rows) -> Tensor:
+    def learned(rounding: Rounding, rows: Rows) -> Tensor:
         schedule = Schedule(100, 0.05, 0.3, 0.2, (8.0, 2.0))
         loss: Loss = cheaper_loss(rows, Identity(), 256, 100)
-        return learn_rounding(weight, scale, LOW, HIGH, loss, schedule)
+        return learn_rounding(rounding, loss, schedule)
 
     scaled = Rows(
         rows.inputs * 2.0**x, rows.outputs * 2.0 ** (w + x), rows.targets * 2.0 ** (w + x)
     )
-    actual = learned(weight * 2.0**w, scale * 2.0**w, scaled)
-    assert torch.equal(actual, learned(weight, scale, rows))
+    larger = of(rounding.weight * 2.0**w, rounding.affine.scale * 2.0**w)
+    assert torch.equal(learned(larger, scaled), learned(rounding, rows))
 
 
 DEAD: dict[str, Callable[[Tensor, Rows], None]] = {
@@ -123,37 +127,36 @@ DEAD: dict[str, Callable[[Tensor, Rows], None]] = {
 def test_degenerate_layers_give_integers_all_the_same(
     change: Callable[[Tensor, Rows], None],
 ) -> None:
-    weight, _, rows = problem()
+    given, rows = problem()
+    weight = given.weight
     change(weight, rows)
     scale = (weight.abs().amax(2, keepdim=True) / 3.5).clamp(min=1e-6)
     loss = cheaper_loss(rows, Identity(), 256, 400)
-    integers = learn_rounding(weight, scale, LOW, HIGH, loss, SCHEDULE)
-    assert ((integers - (weight / scale).clamp(LOW, HIGH)).abs() <= 1).all()
+    integers = learn_rounding(of(weight, scale), loss, SCHEDULE)
+    assert ((integers - (weight / scale).clamp(-4, 3)).abs() <= 1).all()
 
 
 def test_large_layers_are_done_block_by_block_with_the_same_result(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    weight, scale, rows = problem(groups=2, out=6)
+    rounding, rows = problem(groups=2, out=6)
     results = []
     for block in (1 << 18, 32):
         monkeypatch.setattr("fxquant.rounding.adaround._BLOCK", block)
         loss = cheaper_loss(rows, Clamp(), 256, 400)
-        results.append(learn_rounding(weight, scale, LOW, HIGH, loss, SCHEDULE))
+        results.append(learn_rounding(rounding, loss, SCHEDULE))
     assert torch.equal(*results)
 
 
 def test_a_step_is_adams() -> None:
-    weight, scale, rows = problem()
+    rounding, rows = problem()
     # Else W̃ = W at the first step, and the gradient is rounding noise.
     rows = Rows(rows.inputs, rows.outputs, rows.targets + torch.randn_like(rows.targets))
     loss = cheaper_loss(rows, Identity(), 1000, 1000)
-    optimizer = RoundingOptimizer(
-        weight, scale, LOW, HIGH, loss, Schedule(3, 0.1, 0.0, 1.0, (8.0, 2.0))
-    )
+    optimizer = RoundingOptimizer(rounding, loss, Schedule(3, 0.1, 0.0, 1.0, (8.0, 2.0)))
     v = optimizer.v.clone().requires_grad_()
     torchs = torch.optim.Adam([v], lr=0.1)
-    shadow = RoundingOptimizer(weight, scale, LOW, HIGH, loss, SCHEDULE)
+    shadow = RoundingOptimizer(rounding, loss, SCHEDULE)
     for _ in range(3):
         shadow.v.copy_(v.detach())
         v.grad = shadow.gradient(0, 0)

@@ -2,10 +2,14 @@
 
 import pytest
 import torch
+from torch import Tensor
 
+from fxquant.numerics.affine import Affine, Grid
 from fxquant.rounding.soft_rounding import Schedule, SoftWeight, initial_v, soft_rounding
 
-LOW, HIGH = torch.tensor(-4.0), torch.tensor(3.0)
+
+def affine(scale: Tensor) -> Affine:
+    return Affine(scale, torch.zeros_like(scale), Grid(-4, 3))
 
 
 def test_v_starts_where_soft_rounding_gives_the_fraction() -> None:
@@ -20,13 +24,13 @@ def test_soft_rounding_reaches_0_and_1() -> None:
 
 def test_a_soft_weight_starts_at_the_weight_itself() -> None:
     weight = torch.tensor([[0.26, -0.99, 1.4], [-1.2, 0.1, 0.7]])
-    soft = SoftWeight(weight, torch.tensor([[0.5], [0.3]]), LOW, HIGH)
+    soft = SoftWeight(weight, affine(torch.tensor([[0.5], [0.3]])))
     torch.testing.assert_close(soft.soft(), weight, rtol=0, atol=1e-6)
     assert soft.integers().tolist() == [[1, -2, 3], [-4, 0, 2]]
 
 
 def test_what_is_outside_of_the_grid_goes_to_its_end_and_stays() -> None:
-    soft = SoftWeight(torch.tensor([-9.3, 3.2, 9.3]), torch.tensor(1.0), LOW, HIGH)
+    soft = SoftWeight(torch.tensor([-9.3, 3.2, 9.3]), affine(torch.tensor(1.0)))
     soft.v.requires_grad_()
     assert soft.soft().tolist() == soft.integers().tolist() == [-4, 3, 3]
     (gradient,) = torch.autograd.grad(soft.soft().sum(), soft.v)
@@ -34,7 +38,7 @@ def test_what_is_outside_of_the_grid_goes_to_its_end_and_stays() -> None:
 
 
 def test_what_is_on_the_grid_has_no_gradient() -> None:
-    soft = SoftWeight(torch.tensor([0.0, 0.25, 0.5, 0.6]), torch.tensor(0.25), LOW, HIGH)
+    soft = SoftWeight(torch.tensor([0.0, 0.25, 0.5, 0.6]), affine(torch.tensor(0.25)))
     soft.v.requires_grad_()
     (gradient,) = torch.autograd.grad(soft.soft().sum(), soft.v)
     assert (gradient != 0).tolist() == [False, False, False, True]
@@ -43,7 +47,7 @@ def test_what_is_on_the_grid_has_no_gradient() -> None:
 
 @pytest.mark.parametrize("beta", [2, 4, 8, 20])
 def test_undecided_is_one_half_way_and_zero_at_the_ends(beta: int) -> None:
-    soft = SoftWeight(torch.tensor([0.5, 0.0, 0.75]), torch.tensor(1.0), LOW, HIGH)
+    soft = SoftWeight(torch.tensor([0.5, 0.0, 0.75]), affine(torch.tensor(1.0)))
     expected = torch.tensor([1.0, 0.0, 1 - 0.5**beta])
     torch.testing.assert_close(soft.undecided(beta), expected, rtol=0, atol=1e-5)
 

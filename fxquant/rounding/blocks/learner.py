@@ -184,8 +184,7 @@ class _Weight(SoftWeight):
         self._layer = as_layer(layer)
         weight = reference.weight.detach().to(torch.float32)
         affine = layer.weight_affine.map(lambda each: per_output(self._layer, each, weight))
-        low, high = affine.lowest.to(torch.float32), affine.highest.to(torch.float32)
-        super().__init__(weight, affine.scale, low, high)
+        super().__init__(weight, affine)
         self.v.requires_grad_()
         self._zero_point = affine.zero_point
         self.nearest = affine.quantize(weight) - affine.zero_point
