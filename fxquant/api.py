@@ -21,8 +21,7 @@ from fxquant.errors import CalibrationError, CaptureError
 from fxquant.graph.journal import write_journals
 from fxquant.graph.selection import check_rules, select_calls
 from fxquant.graph.states import require_float, require_prepared
-from fxquant.modules.channel_observers import ChannelMean
-from fxquant.modules.observers import Observer
+from fxquant.modules.own import own_modules
 from fxquant.passes.pipeline import Pipeline
 from fxquant.passes.prepare.absorb_batchnorm import AbsorbBatchNorm
 from fxquant.passes.prepare.absorb_biases import AbsorbBiases
@@ -216,8 +215,8 @@ def _recipe(recipe: Recipe | str | None) -> Recipe:
 
 def _forward(where: str, model: nn.Module, batch: Any) -> Any:
     arguments = arguments_of(model, batch, where)
-    observed = any(isinstance(module, (Observer, ChannelMean)) for module in model.modules())
+    keeper = find_keeper(model)
+    observed = any(each.watches and each is not keeper for _, each in own_modules(model))
     if observed or not isinstance(model, fx.GraphModule):  # regions note what is called
         return model(*arguments)
-    keeper = find_keeper(model)
     return keeper(*arguments) if keeper is not None else None

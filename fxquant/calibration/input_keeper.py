@@ -13,10 +13,8 @@ from fxquant.calibration.batching import cut, in_batches_of, num_samples, take_s
 from fxquant.errors import CalibrationError
 from fxquant.graph.operations import data_input, module_of
 from fxquant.graph.rewriting import free_name
-from fxquant.modules.channel_observers import ChannelMean
 from fxquant.modules.layers import layer_type
-from fxquant.modules.observers import Observer
-from fxquant.modules.own import OwnModule
+from fxquant.modules.own import OwnModule, as_own
 from fxquant.recipe.reconstruction import Reconstruction
 from fxquant.stored_names import stored_as
 from fxquant.streaming.leaves import map_leaves
@@ -37,6 +35,7 @@ class InputKeeper(OwnModule):
             None if that is not known.
     """
 
+    watches = True
     _is_impure = True  # no one uses its result, and it must run all the same
 
     def __init__(self, max_samples: int, unbatched_rank: int | None = None) -> None:
@@ -120,7 +119,7 @@ def _unbatched_rank(gm: fx.GraphModule) -> int | None:
     first = next(iter(gm.graph.find_nodes(op="placeholder")))
     for node in gm.graph.nodes:
         layer, source = module_of(gm, node), data_input(node)
-        while source is not None and isinstance(module_of(gm, source), (Observer, ChannelMean)):
+        while source is not None and as_own(module_of(gm, source)).watches:
             source = data_input(source)
         if layer_type(layer) is not None and source is first:
             assert layer is not None

@@ -8,13 +8,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, fx, nn
 
-from fxquant.calibration.input_keeper import InputKeeper
 from fxquant.calibration.observed import find_observers, nonfinite_tensors
 from fxquant.capture.naming import find_regions, node_name
 from fxquant.errors import CalibrationError
 from fxquant.graph.operations import data_input, module_of
-from fxquant.modules.channel_observers import ChannelMean
-from fxquant.modules.observers import Observer
+from fxquant.modules.own import as_own
 from fxquant.streaming.running import interpreted
 
 
@@ -57,8 +55,7 @@ class _NonfiniteFinder(fx.Interpreter):
         """Run one node; observers only hand on their input, or they would count it twice."""
         assert isinstance(self.module, fx.GraphModule)
         watched = data_input(n)
-        seen_before = (Observer, ChannelMean, InputKeeper)
-        if watched is not None and isinstance(module_of(self.module, n), seen_before):
+        if watched is not None and as_own(module_of(self.module, n)).watches:
             return self.env[watched]
         result = super().run_node(n)
         is_float = isinstance(result, Tensor) and result.is_floating_point()

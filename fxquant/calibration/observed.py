@@ -54,7 +54,7 @@ def combine_observers(model: nn.Module) -> None:
     """Give every rank of `torch.distributed` what all of them saw."""
     if num_ranks() == 1:
         return
-    for module in own_modules(model):
+    for _, module in own_modules(model):
         if module.watches:
             module.take_in(gather_objects(module.state()))
 

@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from fxquant.errors import LoweringError
-from fxquant.modules.dynamic_quantize import DynamicQuantize
-from fxquant.modules.fake_quantize import FakeQuantize
+from fxquant.modules.own import own_modules
 from fxquant.modules.quantized_layer import QuantizedLayer
 
 
@@ -22,32 +21,16 @@ def require_integers(model: nn.Module, caller: str) -> None:
 
 def _obstacles(model: nn.Module) -> Iterator[str]:
     """Yield what of the model keeps it from integers as a whole, one sentence a kind."""
-    modules = dict(model.named_modules())
-    moments = [
-        name
-        for name, module in modules.items()
-        if isinstance(module, QuantizedLayer) and module.weight_gain is not None
-    ]
-    if moments:
-        yield (
-            f"{_some(moments)}: corrected moments leave the integers' grid "
-            "(bias_correction='weights'): choose bias_correction=True, which corrects the bias"
-        )
-    dynamic = [name for name, module in modules.items() if isinstance(module, DynamicQuantize)]
-    if dynamic:
-        yield (
-            f"{_some(dynamic)}: ranges taken from each batch (dynamic=True): calibrate them instead"
-        )
-    wide = [
-        name
-        for name, module in modules.items()
-        if isinstance(module, FakeQuantize) and module.spec.bits > 8
-    ]
-    if wide:
-        yield f"{_some(wide)}: activations of 16 bits: choose 2 to 8"
+    reasons: dict[str, list[str]] = {}
+    for name, module in own_modules(model):
+        reason = module.why_no_integers()
+        if reason is not None:
+            reasons.setdefault(reason, []).append(name)
+    for reason, names in reasons.items():
+        yield f"{_some(names)}: {reason}"
     halves = {
         str(module.dtype_probe.dtype)
-        for module in modules.values()
+        for module in model.modules()
         if isinstance(module, QuantizedLayer) and module.dtype_probe.dtype is not torch.float32
     }
     if halves:

@@ -11,8 +11,7 @@ from torch import fx, nn
 
 from fxquant.graph.operation_table import argument
 from fxquant.graph.operations import data_input, module_of, operation_of
-from fxquant.modules.channel_observers import ChannelMean
-from fxquant.modules.observers import Observer
+from fxquant.modules.own import as_own
 
 
 def known_ranks(gm: fx.GraphModule) -> dict[fx.Node, int]:
@@ -31,8 +30,9 @@ def _rank(gm: fx.GraphModule, node: fx.Node, ranks: dict[fx.Node, int]) -> int |
     if shape is not None:
         return len(shape)
     module = module_of(gm, node)
-    if isinstance(module, Observer) and len(module.ranks) == 1:
-        return next(iter(module.ranks))
+    seen_rank = as_own(module).seen_rank
+    if seen_rank is not None:
+        return seen_rank
     if _flattens_to_rows(node, module):
         return 2
     # Broadcasting gives the greater rank, if both are known.
@@ -58,7 +58,7 @@ def _flattens_to_rows(node: fx.Node, module: nn.Module | None) -> bool:
 
 
 def _keeps_rank(gm: fx.GraphModule, node: fx.Node, module: nn.Module | None) -> bool:
-    if isinstance(module, (Observer, ChannelMean, nn.Dropout)):
+    if isinstance(module, nn.Dropout) or as_own(module).watches:
         return True
     if type(module).__module__ == "torch.nn.modules.activation":
         return not isinstance(module, nn.MultiheadAttention)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from fxquant.capture.naming import find_regions
 from fxquant.graph.journal import read_recipe
 from fxquant.graph.records import record
-from fxquant.modules.own import OwnModule
+from fxquant.modules.own import as_own
 
 _NAMESPACES: tuple[tuple[Any, str], ...] = ((operator, "operator"), (torch, "torch"), (F, "F"))
 _COMMENT_COLUMN = 56
@@ -110,4 +110,4 @@ def _facts(gm: fx.GraphModule, node: fx.Node) -> list[str]:
 
 def _module_facts(module: nn.Module) -> str:
     kind = type(module).__name__
-    return f"{kind} {module.facts()}".rstrip() if isinstance(module, OwnModule) else kind
+    return f"{kind} {as_own(module).facts()}".rstrip()

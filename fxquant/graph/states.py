@@ -6,7 +6,7 @@ from torch import nn
 
 from fxquant.errors import CaptureError, PassError
 from fxquant.graph.journal import read_recipe
-from fxquant.modules.own import OwnModule, Stage
+from fxquant.modules.own import Stage, own_modules
 from fxquant.recipe.recipe import Recipe
 
 
@@ -14,8 +14,8 @@ def require_float(model: nn.Module) -> None:
     """Raise if `model` is no module, or something of ours is in it already."""
     if not isinstance(model, nn.Module):
         raise CaptureError(f"model is a {type(model).__name__}: give a torch.nn.Module")
-    for name, module in model.named_modules():
-        if isinstance(module, OwnModule) and module.stage is not None:
+    for name, module in own_modules(model):
+        if module.stage is not None:
             raise PassError(
                 f"prepare: the model is {module.stage} already: {name!r} is a "
                 f"{type(module).__name__}; give the float model"
@@ -45,5 +45,5 @@ def require_converted(model: nn.Module, caller: str) -> Recipe:
 def _recipe_and_states(model: nn.Module) -> tuple[Recipe | None, set[Stage]]:
     if not isinstance(model, nn.Module):
         return None, set()
-    own = [module for module in model.modules() if isinstance(module, OwnModule)]
-    return read_recipe(model), {module.stage for module in own if module.stage is not None}
+    stages = {module.stage for _, module in own_modules(model)}
+    return read_recipe(model), {stage for stage in stages if stage is not None}

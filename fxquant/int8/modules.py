@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from fxquant.int8 import kernels, onednn, operators
+from fxquant.modules.figures import Figures
 from fxquant.modules.layers import is_transposed
 from fxquant.modules.own import OwnModule
 from fxquant.modules.packed_weights import PackedWeights
-from fxquant.modules.quantized_layer import LearnedRounding, QuantizedLayer
+from fxquant.modules.quantized_layer import QuantizedLayer
 from fxquant.numerics.affine import AffineNumbers, Grid
 from fxquant.recipe.spec import TensorSpec
 from fxquant.stored_names import stored_as
@@ -65,6 +66,11 @@ class Int8Module(OwnModule):
         self.input, self.other, self.output, self.clamp = input, other, output, clamp
         self.ends = result_ends(output, clamp)
 
+    def input_figures(self) -> list[Figures]:
+        """Return what a report shows of both operands."""
+        maps = [each for each in (self.input, self.other) if each is not None]
+        return [Figures(f"0 to {each.grid.quant_max}", each.scale) for each in maps]
+
     def get_extra_state(self) -> dict[str, Any]:
         """Return the parameters in plain numbers."""
         maps = {name: getattr(self, name) for name in ("input", "other", "output")}
@@ -107,7 +113,6 @@ class Int8Layer(PackedWeights, Int8Module):
     bias: Tensor | None
     weight_spec: TensorSpec
     weight_sqnr: float
-    rounding: LearnedRounding | None
 
     def __init__(
         self,
@@ -133,6 +138,11 @@ class Int8Layer(PackedWeights, Int8Module):
         """What the weight's integers stand for: code around a region may ask for it."""
         scale = self.weight_scale.reshape(-1, *[1] * (self.weight_integers.dim() - 1))
         return self.weight_integers * scale
+
+    def weight_figures(self) -> Figures:
+        """Return what a report shows of the weight."""
+        scale = self.weight_scale.mean().item()
+        return Figures(str(self.weight_spec), scale, self.weight_sqnr)
 
     def _result(self) -> tuple[Any, ...]:
         """Return the kernels' arguments of the result: scale, zero-point, least, greatest."""

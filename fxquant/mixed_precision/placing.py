@@ -16,9 +16,8 @@ from fxquant.graph.selection import call_name, select_calls
 from fxquant.mixed_precision.options import Side
 from fxquant.mixed_precision.probes import ActivationProbe, Group, Tap, WeightProbe
 from fxquant.modules.channel_observers import ChannelMean
-from fxquant.modules.dynamic_quantize import DynamicQuantize
-from fxquant.modules.fake_quantize import FakeQuantize
 from fxquant.modules.layers import Layer, as_layer
+from fxquant.modules.own import as_own
 from fxquant.modules.quantized_layer import QuantizedLayer, quantize_layer
 from fxquant.passes.convert.choose_ranges import ChooseRanges
 from fxquant.passes.convert.drop_observers import DropObservers
@@ -93,7 +92,7 @@ def _put_taps(gm: fx.GraphModule) -> None:
     }
     ChooseRanges()(gm)
     for name, module in list(gm.named_modules()):
-        if isinstance(module, (FakeQuantize, DynamicQuantize)):
+        if as_own(module).rounds:
             gm.add_submodule(name, Tap(observers[name.rpartition(".")[2]]))
 
 

@@ -10,12 +10,12 @@ from dataclasses import replace
 from torch import nn
 
 from fxquant.calibration.batching import num_samples
+from fxquant.calibration.observed import find_observers
 from fxquant.capture.naming import find_regions
 from fxquant.errors import RecipeError
 from fxquant.mixed_precision.allocation import Allocation, allocate
 from fxquant.mixed_precision.options import Option
 from fxquant.mixed_precision.sensitivity import sensitivities_on
-from fxquant.modules.observers import Observer
 from fxquant.passes.convert.drop_observers import DropObservers
 from fxquant.passes.pipeline import Pipeline
 from fxquant.passes.prepare.insert_observers import InsertObservers
@@ -139,8 +139,7 @@ def set_bits(model: nn.Module, recipe: Recipe) -> None:
     anew = find_regions(copy.deepcopy(model))
     for path, gm in find_regions(model).items():
         Pipeline(DropObservers(), InsertObservers(recipe))(anew[path])
-        for name, asked in anew[path].named_modules():
-            if isinstance(asked, Observer):
-                observer = gm.get_submodule(name)
-                assert isinstance(observer, Observer)
-                observer.spec = replace(observer.spec, bits=asked.spec.bits)
+        observers = {node.target: observer for node, _, observer in find_observers(gm)}
+        for node, _, asked in find_observers(anew[path]):
+            observer = observers[node.target]
+            observer.spec = replace(observer.spec, bits=asked.spec.bits)

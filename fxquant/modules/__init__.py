@@ -14,6 +14,7 @@ from fxquant.modules.batchnorm import (
 from fxquant.modules.channel_observers import ChannelMean, ChannelObserver
 from fxquant.modules.dynamic_quantize import DynamicQuantize
 from fxquant.modules.fake_quantize import FakeQuantize
+from fxquant.modules.figures import Figures, LearnedRounding
 from fxquant.modules.layers import (
     LAYERS,
     Layer,
@@ -31,9 +32,9 @@ from fxquant.modules.layers import (
     per_output,
 )
 from fxquant.modules.observers import LogitObserver, Observer
-from fxquant.modules.own import OwnModule, Stage, own_modules
+from fxquant.modules.own import OwnModule, Stage, as_own, own_modules
 from fxquant.modules.packed_weights import PackedWeights
-from fxquant.modules.quantized_layer import LearnedRounding, QuantizedLayer, quantize_layer
+from fxquant.modules.quantized_layer import QuantizedLayer, quantize_layer
 from fxquant.modules.torchvision_names import (
     FROZEN_BATCHNORM,
     STOCHASTIC_DEPTH,
@@ -51,6 +52,7 @@ __all__ = [
     "ChannelObserver",
     "DynamicQuantize",
     "FakeQuantize",
+    "Figures",
     "FunctionalBatchNorm",
     "Layer",
     "LearnedRounding",
@@ -61,6 +63,7 @@ __all__ = [
     "QuantizedLayer",
     "Stage",
     "as_layer",
+    "as_own",
     "channel_axis",
     "defined_as",
     "fold_after",

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxquant.modules.figures import Figures
 from fxquant.modules.own import FixedDtypeModule
 from fxquant.numerics.affine import Affine, Grid
 from fxquant.numerics.channel_ranges import batch_range
@@ -30,6 +31,7 @@ class DynamicQuantize(FixedDtypeModule):
     """
 
     stage = "converted"
+    rounds = True
 
     def __init__(
         self, spec: TensorSpec, clamp: tuple[float, float] | None = None, axis: int | None = None
@@ -58,6 +60,14 @@ class DynamicQuantize(FixedDtypeModule):
     def _has_positions(self, x: Tensor) -> bool:
         """Say whether a channel has more than one position: the report's condition."""
         return self.axis is not None and x.numel() > x.shape[0] * x.shape[self.axis]
+
+    def output_figures(self) -> list[Figures]:
+        """Return the spec: each batch has a scale of its own."""
+        return [Figures(str(self.spec))]
+
+    def why_no_integers(self) -> str:
+        """Return what is wrong with a range of each batch."""
+        return "ranges taken from each batch (dynamic=True): calibrate them instead"
 
     def extra_repr(self) -> str:
         """Return the spec and where the range comes from."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxquant.modules.figures import Figures
 from fxquant.modules.own import FixedDtypeModule
 from fxquant.numerics.affine import Affine, along_axis
 from fxquant.recipe.spec import TensorSpec
@@ -27,6 +28,7 @@ class FakeQuantize(FixedDtypeModule):
     """
 
     stage = "converted"
+    rounds = True
 
     scale: Tensor
     zero_point: Tensor
@@ -104,6 +106,19 @@ class FakeQuantize(FixedDtypeModule):
                 text += f" of {int(bits.min())} to {int(bits.max())} bits"
             return text
         return f"scale={self.scale.item():.4g} zero_point={self.zero_point.item()}"
+
+    @property
+    def fixed_spec(self) -> TensorSpec:
+        """What the range was chosen by."""
+        return self.spec
+
+    def output_figures(self) -> list[Figures]:
+        """Return the spec, the mean scale and what calibration measured."""
+        return [Figures(str(self.spec), self.scale.mean().item(), self.sqnr)]
+
+    def why_no_integers(self) -> str | None:
+        """Return what is wrong with more than 8 bits."""
+        return "activations of 16 bits: choose 2 to 8" if self.spec.bits > 8 else None
 
     def facts(self) -> str:
         """Return the spec and the parameters."""

@@ -12,6 +12,9 @@ from typing import Any, ClassVar, Literal
 
 from torch import nn
 
+from fxquant.modules.figures import Figures, LearnedRounding
+from fxquant.recipe.spec import TensorSpec
+
 Stage = Literal["prepared", "converted", "lowered"]
 
 
@@ -24,6 +27,17 @@ class OwnModule(nn.Module):
     watches: ClassVar[bool] = False
     """Whether it does nothing but keep, in calibration, something of what goes by."""
 
+    rounds: ClassVar[bool] = False
+    """Whether it rounds the activation that goes by."""
+    rounding: LearnedRounding | None = None
+    """What learning the rounding of its weight gave; None: it is rounded to nearest, or there is
+    none."""
+
+    @property
+    def fixed_spec(self) -> TensorSpec | None:
+        """What the range of its integers was chosen by; None where that is left to each batch."""
+        return None
+
     @property
     def seen_rank(self) -> int | None:
         """How many axes the tensors had that went by; None if that is not known, or varied."""
@@ -32,6 +46,22 @@ class OwnModule(nn.Module):
     def facts(self) -> str:
         """Return what the printed graph says of the module, behind the name of its class."""
         return self.extra_repr()
+
+    def weight_figures(self) -> Figures | None:
+        """Return what a report shows of its integer weight; None if it has none."""
+        return None
+
+    def input_figures(self) -> list[Figures]:
+        """Return what a report shows of the integers that it takes."""
+        return []
+
+    def output_figures(self) -> list[Figures]:
+        """Return what a report shows of the rounding that it does."""
+        return []
+
+    def why_no_integers(self) -> str | None:
+        """Return why no integers compute what it simulates, and what to choose; None: they can."""
+        return None
 
     def state(self) -> dict[str, Any]:
         """Return what calibration left in the module on this rank, on the CPU, to be pickled."""
@@ -53,9 +83,11 @@ def as_own(module: nn.Module | None) -> OwnModule:
     return module if isinstance(module, OwnModule) else _FOREIGN
 
 
-def own_modules(model: nn.Module) -> Iterator[OwnModule]:
-    """Yield the modules of `model` that are fxquant's own."""
-    return (module for module in model.modules() if isinstance(module, OwnModule))
+def own_modules(model: nn.Module) -> Iterator[tuple[str, OwnModule]]:
+    """Yield the modules of `model` that are fxquant's own, with their names."""
+    for name, module in model.named_modules():
+        if isinstance(module, OwnModule):
+            yield name, module
 
 
 class FixedDtypeModule(OwnModule):

@@ -7,53 +7,20 @@ buffers.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fxquant.modules.figures import Figures
 from fxquant.modules.layers import Layer, layer_type, num_outputs, output_rows, per_output
 from fxquant.modules.own import FixedDtypeModule
 from fxquant.modules.packed_weights import PackedWeights
 from fxquant.numerics.affine import Affine, Grid
-from fxquant.numerics.decibels import decibels, sqnr
+from fxquant.numerics.decibels import sqnr
 from fxquant.numerics.weight_ranges import weight_range
 from fxquant.recipe.spec import TensorSpec
 from fxquant.stored_names import stored_as
-
-
-@stored_as("LearnedRounding")
-@dataclass(frozen=True)
-class LearnedRounding:
-    """What learning a layer's rounding gave, on samples that it did not learn from.
-
-    Errors are Σ (ŷ - y)² / Σ y² of the outputs behind the activation, y the float network's.
-
-    >>> print(LearnedRounding(steps=500, seconds=1.2, error_nearest=0.1, error_learned=0.01))
-    10.0 → 20.0 dB, kept
-    """
-
-    steps: int
-    """Of gradient descent."""
-    seconds: float
-    error_nearest: float
-    error_learned: float
-    method: str = "adaround"
-    """`Reconstruction.method`, or "blocks"."""
-
-    @property
-    def kept(self) -> bool:
-        """Whether the learned rounding is in use: it is no worse than rounding to nearest."""
-        return self.error_learned <= self.error_nearest
-
-    def __str__(self) -> str:
-        before, after = (
-            decibels(1.0, max(error, 1e-30)) if math.isfinite(error) else -math.inf
-            for error in (self.error_nearest, self.error_learned)
-        )
-        return f"{before:.1f} → {after:.1f} dB, {'kept' if self.kept else 'nearest kept'}"
 
 
 class QuantizedLayer(PackedWeights, FixedDtypeModule):
@@ -75,8 +42,6 @@ class QuantizedLayer(PackedWeights, FixedDtypeModule):
     weight_sqnr: float
     weight_gain: Tensor | None
     weight_shift: Tensor | None
-    rounding: LearnedRounding | None = None
-    """None where the weight is rounded to nearest."""
 
     @property
     def weight_affine(self) -> Affine:
@@ -114,6 +79,25 @@ class QuantizedLayer(PackedWeights, FixedDtypeModule):
         """Compute with `bias`, (out,), from now on, as a new parameter in the layer's dtype."""
         parameter = nn.Parameter(bias.to(self.dtype_probe.dtype), requires_grad=False)
         self.register_parameter("bias", parameter)
+
+    @property
+    def fixed_spec(self) -> TensorSpec:
+        """The weight's spec."""
+        return self.weight_spec
+
+    def weight_figures(self) -> Figures:
+        """Return what a report shows of the weight."""
+        scale = self.weight_scale.mean().item()
+        return Figures(str(self.weight_spec), scale, self.weight_sqnr)
+
+    def why_no_integers(self) -> str | None:
+        """Return why the weight is none of integers, if its moments were corrected."""
+        if self.weight_gain is None:
+            return None
+        return (
+            "corrected moments leave the integers' grid (bias_correction='weights'): choose "
+            "bias_correction=True, which corrects the bias"
+        )
 
     def facts(self) -> str:
         """Return the weight's spec, and what changed its integers or what they stand for."""

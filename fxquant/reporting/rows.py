@@ -12,11 +12,9 @@ from fxquant.capture.region import Region
 from fxquant.graph.operations import data_input, module_of, operation_of, sources_of_values
 from fxquant.graph.records import Record, record
 from fxquant.graph.selection import call_name
-from fxquant.int8.modules import Int8Add, Int8Layer, Int8Module
-from fxquant.modules.dynamic_quantize import DynamicQuantize
-from fxquant.modules.fake_quantize import FakeQuantize
+from fxquant.modules.figures import Figures, LearnedRounding
 from fxquant.modules.layers import layer_type
-from fxquant.modules.quantized_layer import LearnedRounding, QuantizedLayer
+from fxquant.modules.own import as_own
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ def row_of_region(gm: Region) -> RegionRow:
         gm.original_type.__name__,
         len(modules),
         sum(_is_layer(module) for module in modules),
-        sum(isinstance(module, (QuantizedLayer, Int8Layer)) for module in modules),
+        sum(as_own(module).weight_figures() is not None for module in modules),
     )
 
 
@@ -75,13 +73,13 @@ def _module_name(gm: fx.GraphModule, node: fx.Node) -> str:
 
 
 def _is_layer(module: nn.Module | None) -> bool:
-    return layer_type(module) is not None or isinstance(module, Int8Layer)
+    return layer_type(module) is not None or as_own(module).weight_figures() is not None
 
 
 def is_listed(gm: fx.GraphModule, node: fx.Node) -> bool:
     """Say whether the report has a row for the call: a layer, or something that was refused."""
     module, kind = module_of(gm, node), operation_of(gm, node).kind
-    if _is_layer(module) or isinstance(module, Int8Add) or kind == "batchnorm":
+    if _is_layer(module) or as_own(module).input_figures() or kind == "batchnorm":
         return True
     return bool(record(node).refused) or (kind == "add" and bool(_quantizers(gm, node)))
 
@@ -95,26 +93,20 @@ def row_of_call(gm: fx.GraphModule, node: fx.Node, measured: dict[str, float]) -
         measured: the SQNR of outputs in dB, by name.
     """
     module = module_of(gm, node)
-    quantizers = _quantizers(gm, node)
-    weight = module if isinstance(module, (QuantizedLayer, Int8Layer)) else None
-    specs = list(dict.fromkeys(str(quantizer.spec) for quantizer in quantizers))
-    fixed = [quantizer for quantizer in quantizers if isinstance(quantizer, FakeQuantize)]
-    scales = [quantizer.scale.mean().item() for quantizer in fixed]
-    if isinstance(module, Int8Module):
-        maps = [each for each in (module.input, module.other) if each is not None]
-        specs = list(dict.fromkeys(f"0 to {each.grid.quant_max}" for each in maps))
-        scales = [each.scale for each in maps]
+    weight = as_own(module).weight_figures() or Figures("")
+    inputs = as_own(module).input_figures() or _quantizers(gm, node)
+    fixed = [each for each in inputs if not math.isnan(each.scale)]
     return Row(
         name=call_name(gm, node),
         kind=_kind(node, module),
-        weights=str(weight.weight_spec) if weight is not None else "",
-        weight_scale=weight.weight_scale.mean().item() if weight is not None else math.nan,
-        weight_sqnr=weight.weight_sqnr if weight is not None else math.nan,
-        inputs=", ".join(specs),
-        input_scale=sum(scales) / len(scales) if scales else math.nan,
-        input_sqnr=min((quantizer.sqnr for quantizer in fixed), default=math.nan),
+        weights=weight.spec,
+        weight_scale=weight.scale,
+        weight_sqnr=weight.sqnr,
+        inputs=", ".join(dict.fromkeys(each.spec for each in inputs)),
+        input_scale=sum(each.scale for each in fixed) / len(fixed) if fixed else math.nan,
+        input_sqnr=min((each.sqnr for each in fixed), default=math.nan),
         output_sqnr=measured.get(_module_name(gm, node), math.nan),
-        rounding=weight.rounding if weight is not None else None,
+        rounding=as_own(module).rounding,
         notes="; ".join(_notes(record(node))),
     )
 
@@ -134,16 +126,16 @@ def _notes(known: Record) -> list[str]:
     return notes + [str(refusal) for refusal in known.refused]
 
 
-def _quantizers(gm: fx.GraphModule, node: fx.Node) -> list[FakeQuantize | DynamicQuantize]:
-    """Return the quantizers of the tensors that `node` works on, past calls that keep values."""
+def _quantizers(gm: fx.GraphModule, node: fx.Node) -> list[Figures]:
+    """Return figures of the tensors that `node` works on, looking past calls that keep values."""
     is_add = operation_of(gm, node).kind == "add"
     sources = list(node.args) if is_add else [data_input(node)]
-    found: list[FakeQuantize | DynamicQuantize] = []
+    found: list[Figures] = []
     for source in sources:
         while isinstance(source, fx.Node):
-            module = module_of(gm, source)
-            if isinstance(module, (FakeQuantize, DynamicQuantize)):
-                found.append(module)
+            figures = as_own(module_of(gm, source)).output_figures()
+            if figures:
+                found += figures
                 break
             is_behind = record(source).fused_into is not None  # a dynamic one is before its ReLU
             before = [data_input(source)] if is_behind else sources_of_values(gm, source)

@@ -14,7 +14,7 @@ from fxquant.capture.naming import Untraced, find_regions
 from fxquant.capture.region import Region
 from fxquant.errors import PassError
 from fxquant.graph.journal import read_recipe, read_untraced
-from fxquant.modules.quantized_layer import LearnedRounding
+from fxquant.modules.figures import LearnedRounding
 from fxquant.reporting.output_sqnr import measure_outputs
 from fxquant.reporting.rows import RegionRow, Row, is_listed, row_of_call, row_of_region
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fxquant.capture.naming import target_name
-from fxquant.modules.quantized_layer import LearnedRounding
+from fxquant.modules.figures import LearnedRounding
 from fxquant.rounding.side_by_side import SideBySide
 from fxquant.streaming.checkpoint import Checkpoint
 from fxquant.streaming.distributed import object_from_first_rank, rank

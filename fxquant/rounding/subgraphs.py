@@ -13,8 +13,9 @@ from torch import Tensor, fx
 
 from fxquant.graph.chains import Chain
 from fxquant.graph.operations import data_input, module_of, operation_of
+from fxquant.modules.figures import LearnedRounding
 from fxquant.modules.layers import as_layer
-from fxquant.modules.quantized_layer import LearnedRounding, QuantizedLayer
+from fxquant.modules.quantized_layer import QuantizedLayer
 from fxquant.rounding.activations import Activation, Clamp, Differentiated, Identity
 
 
@@ -94,14 +95,12 @@ def find_subgraphs(gm: fx.GraphModule) -> list[Subgraph]:
 def _in_order(
     gm: fx.GraphModule, calls: dict[QuantizedLayer, list[fx.Node]]
 ) -> Iterator[tuple[QuantizedLayer, frozenset[fx.Node]]]:
-    bits = {layer: 1 << number for number, layer in enumerate(calls)}
+    bits: dict[Any, int] = {layer: 1 << number for number, layer in enumerate(calls)}
     behind: dict[fx.Node, int] = {}  # the layers that a node's value depends on, a bit each
     for node in gm.graph.nodes:
         behind[node] = 0
         for source in node.all_input_nodes:
-            module = module_of(gm, source)
-            own = bits[module] if isinstance(module, QuantizedLayer) else 0
-            behind[node] |= behind[source] | own
+            behind[node] |= behind[source] | bits.get(module_of(gm, source), 0)
     needs = _closure({layer: [behind[node] for node in calls[layer]] for layer in calls}, bits)
     pending = (1 << len(calls)) - 1
     waiting = list(calls)

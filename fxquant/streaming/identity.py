@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.graph.printing import text
-from fxquant.modules.fake_quantize import FakeQuantize
-from fxquant.modules.quantized_layer import QuantizedLayer
+from fxquant.modules.own import own_modules
 from fxquant.recipe.reconstruction import Reconstruction
 from fxquant.streaming.distributed import gather_objects, num_ranks
 
@@ -25,11 +24,7 @@ def identity_of(
     data: Iterable[Sequence[tuple[Any, ...]]],
 ) -> dict[str, str]:
     """Return digests of all that the result depends on."""
-    specs = [
-        module.weight_spec if isinstance(module, QuantizedLayer) else module.spec
-        for module in gm.modules()
-        if isinstance(module, (QuantizedLayer, FakeQuantize))
-    ]
+    specs = [module.fixed_spec for _, module in own_modules(gm) if module.fixed_spec is not None]
     values = itertools.chain.from_iterable(itertools.chain.from_iterable(data))
     own = digest(itertools.chain(gm.state_dict().values(), values))
     return {

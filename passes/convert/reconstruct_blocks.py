@@ -25,7 +25,7 @@ import torch
 from torch import fx
 
 from fxquant.errors import PassError
-from fxquant.modules.quantized_layer import LearnedRounding
+from fxquant.modules.figures import LearnedRounding
 from fxquant.numerics.decibels import sqnr
 from fxquant.passes.pipeline import Pass
 from fxquant.rounding.blocks.find import Block, find_blocks

@@ -22,8 +22,8 @@ from functools import partial
 import torch
 from torch import fx
 
+from fxquant.modules.figures import LearnedRounding
 from fxquant.modules.layers import as_layer
-from fxquant.modules.quantized_layer import LearnedRounding
 from fxquant.numerics.decibels import sqnr
 from fxquant.passes.pipeline import Pass
 from fxquant.rounding.grouped_layer import Rounding

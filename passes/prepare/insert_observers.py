@@ -38,6 +38,7 @@ from fxquant.graph.selection import record_calls_with_weights_inside, select_cal
 from fxquant.modules.channel_observers import ChannelMean, ChannelObserver
 from fxquant.modules.layers import as_layer, channel_axis, num_inputs
 from fxquant.modules.observers import LogitObserver, Observer
+from fxquant.modules.own import own_modules
 from fxquant.passes.pipeline import Pass
 from fxquant.recipe.recipe import Recipe
 from fxquant.recipe.spec import CallSpec, TensorSpec
@@ -51,7 +52,7 @@ class InsertObservers(Pass):
 
     def run(self, gm: fx.GraphModule) -> bool:
         """Insert `Observer`s, and `ChannelMean`s if the recipe corrects biases."""
-        if any(isinstance(module, (Observer, ChannelMean)) for module in gm.modules()):
+        if any(module.watches for _, module in own_modules(gm)):
             return False
         calls = select_calls(gm, self.recipe)
         record_calls_with_weights_inside(gm)

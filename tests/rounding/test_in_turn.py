@@ -11,7 +11,7 @@ from torch import fx, nn
 
 import fxquant
 from fxquant import Recipe
-from fxquant.modules.quantized_layer import LearnedRounding
+from fxquant.modules.figures import LearnedRounding
 from fxquant.passes import QuantizeWeights
 from fxquant.rounding.blocks.find import Block, find_blocks
 from fxquant.rounding.in_turn import Unit, learn_in_turn

@@ -25,9 +25,9 @@ from torch import Tensor, fx
 from fxquant.graph.chains import Chain
 from fxquant.graph.operations import module_of, operation_of, relu_bounds
 from fxquant.graph.records import refuse
-from fxquant.modules.dynamic_quantize import DynamicQuantize
 from fxquant.modules.fake_quantize import FakeQuantize
-from fxquant.modules.quantized_layer import LearnedRounding
+from fxquant.modules.figures import LearnedRounding
+from fxquant.modules.own import as_own
 from fxquant.rounding.blocks.flow import Flow
 from fxquant.rounding.subgraphs import Subgraph, find_subgraphs
 
@@ -122,7 +122,7 @@ def find_blocks(gm: fx.GraphModule, max_layers: int = 8) -> list[Block]:
 
 def is_quantizer(gm: fx.GraphModule, node: fx.Node) -> bool:
     """Say whether the node rounds an activation."""
-    return isinstance(module_of(gm, node), (FakeQuantize, DynamicQuantize))
+    return as_own(module_of(gm, node)).rounds
 
 
 class _Region:
