@@ -25,8 +25,8 @@ def test_every_name_stays() -> None:  # or models that were saved do not load: a
         "QuantizedConv1d", "QuantizedConv2d", "QuantizedConv3d", "QuantizedConvTranspose1d",
         "QuantizedConvTranspose2d", "QuantizedConvTranspose3d", "QuantizedLinear", "Recipe",
         "Reconstruction", "Refusal", "RequireNone", "Rule", "TensorSpec", "Untraced",
-        "kernels.average", "kernels.dequantize", "kernels.max_pool2d", "kernels.narrow", "kernels.quantize",
-        "kernels.widen",
+        "kernels.average", "kernels.dequantize", "kernels.max_pool2d", "kernels.narrow",
+        "kernels.quantize", "kernels.widen",
     ]  # fmt: skip
 
 
