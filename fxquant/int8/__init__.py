@@ -10,16 +10,9 @@ from fxquant.int8.integers import (
     quantize,
 )
 from fxquant.int8.kernel_arguments import kernel_activation, max_pool2d_arguments
-from fxquant.int8.modules import (
-    Clamp,
-    Int8Add,
-    Int8Conv,
-    Int8Layer,
-    Int8Linear,
-    Int8Module,
-    why_not_int8,
-)
+from fxquant.int8.modules import Int8Add, Int8Conv, Int8Layer, Int8Linear, Int8Module, why_not_int8
 from fxquant.int8.onednn import why_unavailable
+from fxquant.int8.operands import Clamp
 
 __all__ = [
     "Clamp",

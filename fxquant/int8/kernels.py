@@ -7,8 +7,9 @@ operand to add. Sums of products are exact in int32, all else is float32; a laye
 returns y. The result is held within [y_min, y_max], in its own units: of integers that is what a
 ReLU or a ReLU6 before the rounding does, too.
 
-Weights are packed for the kernels once (`fxquant.int8.prepacking`). `fxquant.int8.operators` makes
-operators of these functions, for `torch.export`.
+Those of oneDNN are in `fxquant.int8.onednn`. What stands as a call in graphs takes plain arguments,
+all else the records of `fxquant.int8.operands`. `fxquant.int8.operators` makes operators of these
+functions, for `torch.export`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
+from fxquant.int8.operands import Result, Uint8
 from fxquant.stored_names import stored_as
 
 _Kernel = TypeVar("_Kernel", bound=Callable[..., Tensor])
@@ -39,25 +41,15 @@ def _leaf(kernel: _Kernel) -> _Kernel:
     return call  # type: ignore[return-value]
 
 
-def add(
-    a: Tensor,
-    a_scale: float,
-    a_zero_point: int,
-    b: Tensor,
-    b_scale: float,
-    b_zero_point: int,
-    y_scale: float,
-    y_zero_point: int,
-    y_min: float,
-    y_max: float,
-) -> Tensor:
-    """Return the sum of two uint8 tensors as uint8; shapes broadcast.
+def add(a: Uint8, b: Uint8, result: Result) -> Tensor:
+    """Return the sum of two tensors as uint8; shapes broadcast.
 
     In float32: PyTorch 2.15's `onednn.qadd` takes integers from 128 on for negative ones.
     """
-    y, other = dequantize(a, a_scale, a_zero_point), dequantize(b, b_scale, b_zero_point)
+    assert result.scale is not None
+    y, other = dequantize(*a), dequantize(*b)
     y = y.add_(other) if y.shape == other.shape else y + other
-    return _rounded(y.mul_(1 / y_scale), y_zero_point, y_min, y_max)
+    return _rounded(y.mul_(1 / result.scale), result.zero_point, result.low, result.high)
 
 
 @stored_as("kernels.max_pool2d")
@@ -100,9 +92,7 @@ def average(
 @_leaf
 def widen(x: Tensor, zero_point: int) -> Tensor:
     """Return x - zero_point, of a uint8 tensor, in float32."""
-    # Not x.to(torch.float32): PyTorch 2.4 exports no change in place of what may be `x` itself.
-    wide = torch.empty_like(x, dtype=torch.float32)
-    return wide.copy_(x).sub_(zero_point)
+    return x.float().sub_(zero_point)
 
 
 @stored_as("kernels.narrow")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fxquant.int8 import kernels, onednn, operators
+from fxquant.int8.operands import Clamp, Geometry, Result, Uint8, Weight
 from fxquant.modules.figures import Figures
 from fxquant.modules.layers import is_transposed
 from fxquant.modules.own import OwnModule
@@ -22,25 +23,7 @@ from fxquant.numerics.affine import AffineNumbers, Grid
 from fxquant.recipe.spec import TensorSpec
 from fxquant.stored_names import stored_as
 
-Clamp = tuple[float, float] | None
-
-
-def result_ends(y: AffineNumbers | None, clamp: Clamp) -> tuple[float, float]:
-    """Return the least and the greatest value of a result, in its own units.
-
-    A ReLU before the rounding and a clamp behind it are the same: rounding keeps the order.
-
-    >>> result_ends(AffineNumbers(0.1, 3, Grid(0, 255)), (0.0, 6.0))
-    (3, 63)
-    """
-    low, high = clamp or (-math.inf, math.inf)
-    return (low, high) if y is None else (_rounded(low, y), _rounded(high, y))
-
-
-def _rounded(value: float, y: AffineNumbers) -> int:
-    """Return the integer of one value, by the float32 arithmetic of `FakeQuantize`."""
-    integer = torch.round(torch.tensor(value) * (1 / y.scale)) + y.zero_point
-    return int(integer.clamp(y.grid.quant_min, y.grid.quant_max).item())
+_IN_FLOAT = Result.of(None)
 
 
 class Int8Module(OwnModule):
@@ -52,8 +35,8 @@ class Int8Module(OwnModule):
     other: AffineNumbers | None
     output: AffineNumbers | None
     clamp: Clamp
-    ends: tuple[float, float]
-    """Least and greatest value of the result, in its own units."""
+    result: Result
+    """What the kernels make of `output` and `clamp`."""
 
     def __init__(
         self,
@@ -64,7 +47,7 @@ class Int8Module(OwnModule):
     ) -> None:
         super().__init__()
         self.input, self.other, self.output, self.clamp = input, other, output, clamp
-        self.ends = result_ends(output, clamp)
+        self.result = Result.of(output, clamp)
 
     def input_figures(self) -> list[Figures]:
         """Return what a report shows of both operands."""
@@ -86,7 +69,7 @@ class Int8Module(OwnModule):
             known = state[name]
             setattr(self, name, known and AffineNumbers(known[0], known[1], Grid(0, known[2])))
         self.clamp = state["clamp"]
-        self.ends = result_ends(self.output, self.clamp)
+        self.result = Result.of(self.output, self.clamp)
 
     def extra_repr(self) -> str:
         """Return what the result's integers stand for."""
@@ -144,11 +127,10 @@ class Int8Layer(PackedWeights, Int8Module):
         scale = self.weight_scale.mean().item()
         return Figures(str(self.weight_spec), scale, self.weight_sqnr)
 
-    def _result(self) -> tuple[Any, ...]:
-        """Return the kernels' arguments of the result: scale, zero-point, least, greatest."""
-        if self.output is None:
-            return None, 0, *self.ends
-        return self.output.scale, self.output.zero_point, *self.ends
+    def _weight(self) -> Weight:
+        """Return what the kernels take for the weight: its tensors may have been replaced."""
+        buffers: Any = self._buffers  # not as attributes, each of which takes PyTorch 0.6 µs
+        return Weight(buffers["weight_integers"], buffers["weight_scale"], buffers["bias"])
 
     def extra_repr(self) -> str:
         """Return what is computed."""
@@ -164,10 +146,8 @@ class Int8Linear(Int8Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's result, uint8 or float32."""
-        return operators.call(
-            onednn.linear, x, self.input.scale, self.input.zero_point, self.weight_integers,
-            self.weight_scale, self.bias, self.activation, *self._result(),
-        )  # fmt: skip
+        integers = Uint8.of(x, self.input)
+        return operators.call(onednn.linear, integers, self._weight(), self.activation, self.result)
 
 
 @stored_as("Int8Conv")
@@ -177,28 +157,26 @@ class Int8Conv(Int8Layer):
     def __init__(self, layer: QuantizedLayer, *rest: Any, **options: Any) -> None:
         super().__init__(layer, *rest, **options)
         conv: Any = layer
-        self.stride, self.dilation, self.groups = conv.stride, conv.dilation, conv.groups
-        self.padding = tuple(even_padding(layer) or ())
+        padding = tuple(even_padding(layer) or ())
+        self.geometry = Geometry(tuple(conv.stride), padding, tuple(conv.dilation), conv.groups)
+        self.stride, self.padding, self.dilation, self.groups = self.geometry
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """Return the convolution, plus `other`; uint8 or float32."""
-        if x.dim() < self.weight_integers.dim():  # no batch
+        if x.dim() < len(self.stride) + 2:  # no batch
             return self.forward(x[None], None if other is None else other[None])[0]
-        arguments = (
-            x, self.input.scale, self.input.zero_point, self.weight_integers, self.weight_scale,
-            self.bias, self.stride, self.padding, self.dilation, self.groups,
-        )  # fmt: skip
+        product = (Uint8.of(x, self.input), self._weight(), self.geometry)
         if other is None:
-            return operators.call(onednn.conv, *arguments, self.activation, *self._result())
+            return operators.call(onednn.conv, *product, self.activation, self.result)
         assert self.other is not None
         assert self.output is not None
         if other.shape != self._shape(x):
-            y = operators.call(onednn.conv, *arguments, "none", None, 0, -math.inf, math.inf)
+            y = operators.call(onednn.conv, *product, "none", _IN_FLOAT)
             y = y + kernels.dequantize(other, self.other.scale, self.other.zero_point)
-            return kernels.narrow(y, 1 / self.output.scale, self.output.zero_point, *self.ends)
+            return kernels.narrow(y, 1 / self.output.scale, *self.result[1:])
         accumulator = other.clone() if self.keep_other else other
-        operand = (accumulator, self.other.scale, self.other.zero_point)
-        return operators.call(onednn.conv_add, *arguments, *operand, *self._result())
+        operand = Uint8.of(accumulator, self.other)
+        return operators.call(onednn.conv_add, *product, operand, self.result)
 
     def _shape(self, x: Tensor) -> tuple[int, ...]:
         """Return the shape of the result."""
@@ -223,12 +201,8 @@ class Int8Add(Int8Module):
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Return a + b; shapes broadcast."""
         assert self.other is not None
-        assert self.output is not None
-        maps = (self.other.scale, self.other.zero_point)
-        return operators.call(
-            kernels.add, a, self.input.scale, self.input.zero_point, b, *maps,
-            self.output.scale, self.output.zero_point, *self.ends,
-        )  # fmt: skip
+        operands = (Uint8.of(a, self.input), Uint8.of(b, self.other))
+        return operators.call(kernels.add, *operands, self.result)
 
 
 def why_not_int8(layer: QuantizedLayer) -> str | None:

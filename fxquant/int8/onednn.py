@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fxquant.int8.operands import Geometry, Result, Uint8, Weight
 from fxquant.int8.prepacking import prepacked_conv, prepacked_linear
 
 
@@ -32,195 +32,98 @@ def why_unavailable() -> str | None:
 
 
 def _has_vnni() -> bool:
-    for name in ("_is_vnni_supported", "_is_cpu_support_vnni"):  # the second: PyTorch 2.4
-        if hasattr(torch.cpu, name):
-            return bool(getattr(torch.cpu, name)())
-    return False
+    is_supported = getattr(torch.cpu, "_is_vnni_supported", None)
+    return is_supported is not None and bool(is_supported())
 
 
-def conv(
-    x: Tensor,
-    x_scale: float,
-    x_zero_point: int,
-    weight: Tensor,
-    weight_scale: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    activation: str,
-    y_scale: float | None,
-    y_zero_point: int,
-    y_min: float,
-    y_max: float,
-) -> Tensor:
+def conv(x: Uint8, weight: Weight, geometry: Geometry, activation: str, result: Result) -> Tensor:
     """Return a convolution over 1 to 3 dimensions, an activation function behind it.
 
     Args:
-        x: uint8 (N, in, *positions).
-        x_scale: of x.
-        x_zero_point: of x.
-        weight: int8 (out, in/groups, *kernel).
-        weight_scale: float32 (out,) or (1,).
-        bias: float32 (out,) or None.
-        stride: one a dimension, as are `padding` and `dilation`.
-        padding: of zeros, on both sides.
-        dilation: of the kernel.
-        groups: of channels.
+        x: (N, in, *positions).
+        weight: (out, in/groups, *kernel).
+        geometry: of the kernel.
         activation: "none"; over two dimensions also "swish" or "hardswish".
-        y_scale: None for a result in float32.
-        y_zero_point: of the result.
-        y_min: the least value of the result, in its own units.
-        y_max: the greatest.
+        result: what to return.
     """
-    if _is_product(weight, padding, groups):
-        rows = _rows(x, stride)
-        return _images(linear(
-            rows, x_scale, x_zero_point, weight, weight_scale, bias,
-            activation, y_scale, y_zero_point, y_min, y_max,
-        ))  # fmt: skip
-    geometry = (tuple(stride), tuple(padding), tuple(dilation), groups)
-    packed, zero_points = prepacked_conv(x, weight, weight_scale, geometry)
-    operators = torch.ops.onednn
-    kernel: Any = {
-        3: operators.qconv1d_pointwise,
-        4: operators.qconv2d_pointwise,
-        5: operators.qconv3d_pointwise,
-    }[weight.dim()]
+    if _is_product(weight, geometry):
+        return _images(linear(_rows(x, geometry.stride), weight, activation, result))
+    packed, zero_points = prepacked_conv(x.values, weight, geometry)
+    dims = len(geometry.stride)
+    kernel: Any = getattr(torch.ops.onednn, f"qconv{dims}d_pointwise")
     y: Tensor = kernel.default(
-        x, x_scale, x_zero_point, packed, weight_scale, zero_points, bias, *geometry,
-        y_scale or 1.0, y_zero_point, torch.float32 if y_scale is None else torch.uint8,
-        activation, [], "",
+        *x, packed, weight.scale, zero_points, weight.bias, *geometry,
+        result.scale or 1.0, result.zero_point, result.dtype, activation, [], "",
     )  # fmt: skip
-    if weight.dim() == 3:  # of an empty batch it is (0, out, 1, positions)
+    if dims == 1:  # of an empty batch it is (0, out, 1, positions)
         y = y.flatten(2)
-    return _within(y, y_min, y_max)
+    return _within(y, result)
 
 
-def conv_add(
-    x: Tensor,
-    x_scale: float,
-    x_zero_point: int,
-    weight: Tensor,
-    weight_scale: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    other: Tensor,
-    other_scale: float,
-    other_zero_point: int,
-    y_scale: float,
-    y_zero_point: int,
-    y_min: float,
-    y_max: float,
-) -> Tensor:
-    """Return a convolution over two dimensions plus `other`, uint8, of the result's shape.
+def conv_add(x: Uint8, weight: Weight, geometry: Geometry, other: Uint8, result: Result) -> Tensor:
+    """Return a convolution over two dimensions plus `other`, which is of the result's shape.
 
     `other` may be overwritten.
     """
-    other = other.contiguous(memory_format=torch.channels_last)
-    if _is_product(weight, padding, groups):
-        rows = _rows(x, stride)
-        return _images(_linear_add(
-            rows, x_scale, x_zero_point, weight, weight_scale, bias, _rows(other, (1, 1)),
-            other_scale, other_zero_point, y_scale, y_zero_point, y_min, y_max,
-        ))  # fmt: skip
-    geometry = (tuple(stride), tuple(padding), tuple(dilation), groups)
-    packed, zero_points = prepacked_conv(x, weight, weight_scale, geometry)
-    # By name: the order of the arguments differs between versions of PyTorch.
+    if _is_product(weight, geometry):
+        return _images(_linear_add(_rows(x, geometry.stride), weight, _rows(other, (1, 1)), result))
+    packed, zero_points = prepacked_conv(x.values, weight, geometry)
     y = torch.ops.onednn.qconv2d_pointwise.binary(
-        qx=x, x_scale=x_scale, x_zero_point=x_zero_point,
-        qw=packed, w_scale=weight_scale, w_zero_point=zero_points, bias=bias,
-        stride=geometry[0], padding=geometry[1], dilation=geometry[2], groups=groups,
-        qaccum=other, accum_scale=other_scale, accum_zero_point=other_zero_point,
-        output_scale=y_scale, output_zero_point=y_zero_point, output_dtype=torch.uint8,
+        *x, packed, weight.scale, zero_points,
+        other.values.contiguous(memory_format=torch.channels_last), weight.bias, *geometry,
+        result.scale, result.zero_point, result.dtype, other.scale, other.zero_point,
         binary_attr="sum", alpha=1.0, unary_attr="none", unary_scalars=[], unary_algorithm="",
     )  # fmt: skip
-    return _within(y, y_min, y_max)
+    return _within(y, result)
 
 
-def linear(
-    x: Tensor,
-    x_scale: float,
-    x_zero_point: int,
-    weight: Tensor,
-    weight_scale: Tensor,
-    bias: Tensor | None,
-    activation: str,
-    y_scale: float | None,
-    y_zero_point: int,
-    y_min: float,
-    y_max: float,
-) -> Tensor:
+def linear(x: Uint8, weight: Weight, activation: str, result: Result) -> Tensor:
     """Return x · weightᵀ + bias, an activation function behind it.
 
     Args:
-        x: uint8 (…, in).
-        x_scale: of x.
-        x_zero_point: of x.
-        weight: int8 (out, in), or (out, in, 1, 1).
-        weight_scale: float32 (out,) or (1,).
-        bias: float32 (out,) or None.
+        x: (…, in).
+        weight: (out, in), or (out, in, 1, 1).
         activation: "none", "swish", "hardswish", "tanh", "gelu" or "gelu_tanh".
-        y_scale: None for a result in float32.
-        y_zero_point: of the result.
-        y_min: the least value of the result, in its own units.
-        y_max: the greatest.
+        result: what to return.
     """
-    packed, zero_points = prepacked_linear(x, weight, weight_scale)
+    packed, zero_points = prepacked_linear(x.values, weight)
     name, _, algorithm = activation.partition("_")
     y: Tensor = torch.ops.onednn.qlinear_pointwise.default(
-        x, x_scale, x_zero_point, packed, weight_scale, zero_points, bias,
-        y_scale or 1.0, y_zero_point, torch.float32 if y_scale is None else torch.uint8,
-        name, [], algorithm or "none",
+        *x, packed, weight.scale, zero_points, weight.bias,
+        result.scale or 1.0, result.zero_point, result.dtype, name, [], algorithm or "none",
     )  # fmt: skip
-    y = y.reshape(*x.shape[:-1], weight.shape[0])  # of an empty batch it is (0, out)
-    return _within(y, y_min, y_max)
+    # Of an empty batch it is (0, out).
+    y = y.reshape(*x.values.shape[:-1], weight.integers.shape[0])
+    return _within(y, result)
 
 
-def _linear_add(
-    x: Tensor,
-    x_scale: float,
-    x_zero_point: int,
-    weight: Tensor,
-    weight_scale: Tensor,
-    bias: Tensor | None,
-    other: Tensor,
-    other_scale: float,
-    other_zero_point: int,
-    y_scale: float,
-    y_zero_point: int,
-    y_min: float,
-    y_max: float,
-) -> Tensor:
+def _linear_add(x: Uint8, weight: Weight, other: Uint8, result: Result) -> Tensor:
     """Return x · weightᵀ + bias + `other`, which is of the result's shape and overwritten."""
-    packed, zero_points = prepacked_linear(x, weight, weight_scale)
+    packed, zero_points = prepacked_linear(x.values, weight)
     torch.ops.onednn.qlinear_pointwise.binary(
-        qx=x.flatten(0, -2), x_scale=x_scale, x_zero_point=x_zero_point,
-        qw=packed, w_scale=weight_scale, w_zero_point=zero_points, bias=bias,
-        other=other.flatten(0, -2), other_scale=other_scale, other_zp=other_zero_point,
-        output_scale=y_scale, output_zero_point=y_zero_point, output_dtype=torch.uint8,
+        x.values.flatten(0, -2), x.scale, x.zero_point, packed, weight.scale, zero_points,
+        other.values.flatten(0, -2), weight.bias,
+        result.scale, result.zero_point, result.dtype, other.scale, other.zero_point,
         binary_post_op="sum", binary_alpha=1.0, unary_post_op="none",
         unary_post_op_args=[], unary_post_op_algorithm="",
     )  # fmt: skip
-    return _within(other, y_min, y_max)
+    return _within(other.values, result)
 
 
-def _is_product(weight: Tensor, padding: Sequence[int], groups: int) -> bool:
+def _is_product(weight: Weight, geometry: Geometry) -> bool:
     """Whether a convolution over images multiplies each position by a matrix.
 
     oneDNN's convolutions do that as fast, but not with a zero-point in `x`, nor where the layout
     that a weight was packed in for one shape is not the one wanted at another: 10 times as long.
     """
-    return weight.shape[2:] == (1, 1) and not any(padding) and groups == 1
+    is_matrix = weight.integers.shape[2:] == (1, 1) and geometry.groups == 1
+    return is_matrix and not any(geometry.padding)
 
 
-def _rows(x: Tensor, stride: Sequence[int]) -> Tensor:
+def _rows(x: Uint8, stride: tuple[int, ...]) -> Uint8:
     """Return (N, C, H, W) as (N, H/stride, W/stride, C), contiguous."""
-    return x[:, :, :: stride[0], :: stride[1]].permute(0, 2, 3, 1).contiguous()
+    rows = x.values[:, :, :: stride[0], :: stride[1]].permute(0, 2, 3, 1).contiguous()
+    return Uint8(rows, x.scale, x.zero_point)
 
 
 def _images(rows: Tensor) -> Tensor:
@@ -228,8 +131,9 @@ def _images(rows: Tensor) -> Tensor:
     return rows.permute(0, 3, 1, 2)
 
 
-def _within(y: Tensor, y_min: float, y_max: float) -> Tensor:
+def _within(y: Tensor, result: Result) -> Tensor:
     """Return `y` clamped, in place, where its dtype alone does not see to it."""
+    low, high = result.low, result.high
     if y.dtype is torch.uint8:
-        return y.clamp_(int(y_min), int(y_max)) if y_min > 0 or y_max < 255 else y
-    return y.clamp_(y_min, y_max) if y_min > -math.inf or y_max < math.inf else y
+        return y.clamp_(int(low), int(high)) if low > 0 or high < 255 else y
+    return y.clamp_(low, high) if low > -math.inf or high < math.inf else y

@@ -7,98 +7,113 @@ process that loads such a graph needs `import fxquant`. Called directly a kernel
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from typing import Any
+import itertools
+from collections.abc import Callable, Iterable
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fxquant.int8 import kernels, onednn
-
-_TYPES = {
-    "Tensor": "Tensor",
-    "Tensor | None": "Tensor?",
-    "Sequence[int]": "int[]",
-    "Sequence[float]": "float[]",
-    "float | None": "float?",
-    "float": "float",
-    "int": "int",
-    "bool": "bool",
-    "str": "str",
-}
+from fxquant.int8.operands import Geometry, Result, Uint8, Weight
 
 
 def call(kernel: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """Return what `kernel`, a function of `fxquant.int8.kernels`, gives for `arguments`."""
+    """Return what `kernel`, a function with an operator, gives for `arguments`."""
     if torch.compiler.is_compiling():
-        return _OPERATORS[kernel](*arguments)
+        return _OPERATORS[kernel](*_flat(arguments))
     return kernel(*arguments)
 
 
-def _conv_add_anew(*arguments: Any) -> Tensor:
+def _flat(arguments: Iterable[Any]) -> list[Any]:
+    """Return the fields of records, one behind the other, with the arguments that are none."""
+    return [part for each in arguments for part in (each if isinstance(each, tuple) else [each])]
+
+
+def _of_flat(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return `function` for the fields of its records, one behind the other."""
+    kinds = [kind for name, kind in get_type_hints(function).items() if name != "return"]
+
+    def call(*flat: Any) -> Tensor:
+        # Lists become tuples: a `Geometry` is the key of a packed weight.
+        left = iter(tuple(each) if isinstance(each, list) else each for each in flat)
+        return function(*(
+            next(left) if kind is str else kind(*itertools.islice(left, len(kind._fields)))
+            for kind in kinds
+        ))  # fmt: skip
+
+    return call
+
+
+def _conv_add_anew(
+    x: Uint8, weight: Weight, geometry: Geometry, other: Uint8, result: Result
+) -> Tensor:
     """Return what `onednn.conv_add` returns; an operator must not overwrite its operand."""
-    given = _by_name(onednn.conv_add, arguments)
-    return onednn.conv_add(**{**given, "other": given["other"].clone()})
+    operand = other._replace(values=other.values.clone())
+    return onednn.conv_add(x, weight, geometry, operand, result)
 
 
-def _like_conv(*arguments: Any) -> Tensor:
+def _like_conv(
+    x: Uint8, weight: Weight, geometry: Geometry, activation: str, result: Result
+) -> Tensor:
     """Return a tensor of the type and shape of a convolution's result."""
-    given = _by_name(onednn.conv, arguments)
-    weight, geometry = given["weight"], [given[name] for name in _GEOMETRY]
-    convolve: Any = {3: torch.conv1d, 4: torch.conv2d, 5: torch.conv3d}[weight.dim()]
-    y: Tensor = convolve(given["x"].float(), weight.float(), None, *geometry)
-    y = y if given["y_scale"] is None else y.to(torch.uint8)
-    return y.movedim(1, -1).contiguous().movedim(-1, 1)  # channels last in memory
+    convolve: Any = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[len(geometry.stride)]
+    y: Tensor = convolve(x.values.float(), weight.integers.float(), None, *geometry)
+    return _channels_last(y.to(result.dtype))
 
 
-def _like_conv_add(*arguments: Any) -> Tensor:
-    other: Tensor = _by_name(onednn.conv_add, arguments)["other"]
-    return other.movedim(1, -1).contiguous().movedim(-1, 1)
+def _like_conv_add(
+    x: Uint8, weight: Weight, geometry: Geometry, other: Uint8, result: Result
+) -> Tensor:
+    return _channels_last(other.values)
 
 
-def _like_linear(*arguments: Any) -> Tensor:
-    given = _by_name(onednn.linear, arguments)
-    x: Tensor = given["x"]
-    dtype = torch.float32 if given["y_scale"] is None else torch.uint8
-    return x.new_empty((*x.shape[:-1], given["weight"].shape[0]), dtype=dtype)
+def _channels_last(y: Tensor) -> Tensor:
+    """Return `y` with its channels last in memory."""
+    return y.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
-def _like_add(*arguments: Any) -> Tensor:
-    given = _by_name(kernels.add, arguments)
-    y: Tensor = given["a"] + given["b"]
-    return y
+def _like_linear(x: Uint8, weight: Weight, activation: str, result: Result) -> Tensor:
+    shape = (*x.values.shape[:-1], weight.integers.shape[0])
+    return x.values.new_empty(shape, dtype=result.dtype)
 
 
-_GEOMETRY = ("stride", "padding", "dilation", "groups")
-
-
-def _by_name(kernel: Callable[..., Tensor], arguments: tuple[Any, ...]) -> dict[str, Any]:
-    return dict(zip(inspect.signature(kernel).parameters, arguments, strict=True))
+def _like_add(a: Uint8, b: Uint8, result: Result) -> Tensor:
+    return a.values + b.values
 
 
 def _operator(
     kernel: Callable[..., Tensor],
+    schema: str,
     fake: Callable[..., Tensor],
     body: Callable[..., Tensor] | None = None,
 ) -> Callable[..., Tensor]:
     """Register `kernel`, run as `body`, and say by `fake` what its result looks like."""
-    parameters = inspect.signature(kernel).parameters.values()
-    names = ", ".join(f"{_TYPES[each.annotation]} {each.name}" for each in parameters)
     operator = torch.library.custom_op(
         f"fxquant::{kernel.__name__}",
-        body or kernel,
+        _of_flat(body or kernel),
         mutates_args=(),
         device_types="cpu",
-        schema=f"({names}) -> Tensor",
+        schema=f"({schema}) -> Tensor",
     )
-    operator.register_fake(fake)
+    operator.register_fake(_of_flat(fake))
     return operator
 
 
+# Exported files name the arguments: they stay as they are.
+_UINT8 = "Tensor {0}, float {0}_scale, int {0}_zero_point"
+_X, _OTHER, _A, _B = (_UINT8.format(name) for name in ("x", "other", "a", "b"))
+_LINEAR = f"{_X}, Tensor weight, Tensor weight_scale, Tensor? bias"
+_CONV = f"{_LINEAR}, int[] stride, int[] padding, int[] dilation, int groups"
+_Y = "y_scale, int y_zero_point, float y_min, float y_max"
 _OPERATORS: dict[Callable[..., Tensor], Callable[..., Tensor]] = {
-    onednn.conv: _operator(onednn.conv, _like_conv),
-    onednn.conv_add: _operator(onednn.conv_add, _like_conv_add, _conv_add_anew),
-    onednn.linear: _operator(onednn.linear, _like_linear),
-    kernels.add: _operator(kernels.add, _like_add),
+    onednn.conv: _operator(onednn.conv, f"{_CONV}, str activation, float? {_Y}", _like_conv),
+    onednn.conv_add: _operator(
+        onednn.conv_add, f"{_CONV}, {_OTHER}, float {_Y}", _like_conv_add, _conv_add_anew
+    ),
+    onednn.linear: _operator(
+        onednn.linear, f"{_LINEAR}, str activation, float? {_Y}", _like_linear
+    ),
+    kernels.add: _operator(kernels.add, f"{_A}, {_B}, float {_Y}", _like_add),
 }

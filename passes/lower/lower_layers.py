@@ -33,7 +33,8 @@ from fxquant.int8.integers import (
     is_quantize,
 )
 from fxquant.int8.kernel_arguments import kernel_activation
-from fxquant.int8.modules import Clamp, Int8Conv, Int8Linear, why_not_int8
+from fxquant.int8.modules import Int8Conv, Int8Linear, why_not_int8
+from fxquant.int8.operands import Clamp
 from fxquant.modules.quantized_layer import QuantizedLayer
 from fxquant.numerics.affine import AffineNumbers
 from fxquant.passes.pipeline import Pass

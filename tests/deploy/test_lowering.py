@@ -245,7 +245,7 @@ def test_a_state_dict_fits_another_model_of_the_same_recipe() -> None:
     layers = zip(first.modules(), second.modules(), strict=True)
     for one, other in layers:
         if isinstance(one, Int8Module) and isinstance(other, Int8Module):
-            assert (one.input, one.output, one.ends) == (other.input, other.output, other.ends)
+            assert (one.input, one.result) == (other.input, other.result)
 
 
 @pytest.mark.slow

@@ -4,10 +4,11 @@ Kernels scale and add in float32. So a result is the nearest integer to the exac
 even, or next to it where that value lies within 1e-4 of the middle between the two.
 """
 
+import functools
 import gc
 import math
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,13 +17,14 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from fxquant.int8 import kernels, onednn, prepacking
+from fxquant.int8.kernels import add
+from fxquant.int8.onednn import conv, conv_add, linear
+from fxquant.int8.operands import Geometry, Result, Uint8, Weight
 from fxquant.numerics.affine import Affine, Grid
 from tests.helpers import needs_int8, relative_error
 
-conv: Any = onednn.conv  # of any type: mypy cannot count the arguments in a list
-conv_add: Any = onednn.conv_add
-linear: Any = onednn.linear
-NO_BOUNDS = (-math.inf, math.inf)
+IN_FLOAT = Result.of(None)
+ONES = Result(1.0, 0, 0, 255)
 CONVOLUTIONS: dict[int, Any] = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda y: y,
@@ -56,6 +58,10 @@ def transposed(x: Tensor) -> Tensor:
     return x.transpose(0, 1).contiguous().transpose(0, 1)
 
 
+ConvArguments = tuple[Uint8, Weight, Geometry]
+LinearArguments = tuple[Uint8, Weight]
+
+
 def conv_arguments(
     dims: int = 2,
     *,
@@ -69,68 +75,61 @@ def conv_arguments(
     per_channel: bool = True,
     bits: int = 8,
     batch: int = 2,
-) -> list[Any]:
+) -> ConvArguments:
     """Return what all kernels of convolutions take first; `geometry`: stride, padding, dilation."""
     x = integers(batch, inputs, *range(9, 9 + dims), bits=bits)
     weight = weights(outputs, inputs // groups, *[width] * dims, bits=bits)
-    weight_scale = torch.rand(outputs if per_channel else 1) + 0.1
-    bias_tensor = 10 * torch.randn(outputs) if bias else None
-    stride, padding, dilation = ([value] * dims for value in geometry)
-    return [
-        x, 0.02, zero_point, weight, weight_scale, bias_tensor, stride, padding, dilation, groups
-    ]  # fmt: skip
+    scale = torch.rand(outputs if per_channel else 1) + 0.1
+    stride, padding, dilation = ((value,) * dims for value in geometry)
+    return (
+        Uint8(x, 0.02, zero_point),
+        Weight(weight, scale, 10 * torch.randn(outputs) if bias else None),
+        Geometry(stride, padding, dilation, groups),
+    )
 
 
-def conv_exactly(
-    x: Tensor,
-    x_scale: float,
-    x_zero_point: int,
-    weight: Tensor,
-    weight_scale: Tensor,
-    bias: Tensor | None,
-    *geometry: Any,
-) -> Tensor:
+def conv_exactly(x: Uint8, weight: Weight, geometry: Geometry) -> Tensor:
     """Return the convolution in float64; zeros at the border, whatever the zero-point."""
-    sums = CONVOLUTIONS[weight.dim()](x.double() - x_zero_point, weight.double(), None, *geometry)
-    per_output = (-1, *[1] * (weight.dim() - 2))
-    y: Tensor = sums * (x_scale * weight_scale.double()).reshape(per_output)
-    return y if bias is None else y + bias.double().reshape(per_output)
+    values, rows = x.values.double() - x.zero_point, weight.integers.double()
+    sums = CONVOLUTIONS[rows.dim()](values, rows, None, *geometry)
+    per_output = (-1, *[1] * (rows.dim() - 2))
+    y: Tensor = sums * (x.scale * weight.scale.double()).reshape(per_output)
+    return y if weight.bias is None else y + weight.bias.double().reshape(per_output)
 
 
-def linear_arguments(*shape: int, outputs: int = 6, bias: bool = True) -> list[Any]:
+def linear_arguments(*shape: int, outputs: int = 6, bias: bool = True) -> LinearArguments:
     x, weight = integers(*shape), weights(outputs, shape[-1])
-    return [x, 0.002, 7, weight, torch.rand(outputs), torch.randn(outputs) if bias else None]
+    scale = torch.rand(outputs)
+    return Uint8(x, 0.002, 7), Weight(weight, scale, torch.randn(outputs) if bias else None)
 
 
-def linear_exactly(
-    x: Tensor, x_scale: float, zero_point: int, weight: Tensor, scale: Tensor, bias: Tensor | None
-) -> Tensor:
-    y = F.linear(x.double() - zero_point, weight.double()) * (x_scale * scale.double())
-    return y if bias is None else y + bias.double()
+def linear_exactly(x: Uint8, weight: Weight) -> Tensor:
+    y = F.linear(x.values.double() - x.zero_point, weight.integers.double())
+    y = y * (x.scale * weight.scale.double())
+    return y if weight.bias is None else y + weight.bias.double()
 
 
-def spread(y: Tensor) -> tuple[float, int]:
-    """Return a scale and a zero-point that spread 8 bits over the middle nine tenths of `y`."""
+def spread(y: Tensor) -> Result:
+    """Return a result whose 8 bits are spread over the middle nine tenths of `y`."""
     low, high = y.flatten().kthvalue(max(y.numel() // 20, 1))[0], y.quantile(0.95)
     affine = Affine.over(low, high, Grid(0, 255)).numbers()
-    return affine.scale, affine.zero_point
+    return Result(affine.scale, affine.zero_point, 0, 255)
 
 
-def assert_nearest(
-    actual: Tensor, exact: Tensor, scale: float, zero_point: int, low: float = 0, high: float = 255
-) -> None:
-    steps = (exact / scale + zero_point).clamp(low, high)
+def assert_nearest(actual: Tensor, exact: Tensor, result: Result) -> None:
+    assert result.scale is not None
+    steps = (exact / result.scale + result.zero_point).clamp(result.low, result.high)
     assert actual.dtype == torch.uint8
     assert actual.shape == steps.shape
     assert (actual.double() - steps).abs().max() <= 0.5 + 1e-4
 
 
-def assert_conv(arguments: Sequence[Any], activation: str = "none") -> None:
+def assert_conv(arguments: ConvArguments, activation: str = "none") -> None:
     """Check a convolution with its result in uint8 and in float32."""
     exact = ACTIVATIONS[activation](conv_exactly(*arguments))
     result = spread(exact)
-    assert_nearest(conv(*arguments, activation, *result, 0, 255), exact, *result)
-    in_float = conv(*arguments, activation, None, 0, *NO_BOUNDS)
+    assert_nearest(conv(*arguments, activation, result), exact, result)
+    in_float = conv(*arguments, activation, IN_FLOAT)
     assert relative_error(in_float, exact.float()) < 1e-6
 
 
@@ -170,9 +169,8 @@ def test_conv_of_every_shape(dims: int, options: dict[str, Any]) -> None:
 
 @needs_int8
 def test_conv_takes_strides_and_paddings_that_differ_by_axis() -> None:
-    arguments = conv_arguments()
-    arguments[6:9] = (2, 1), (0, 2), (1, 2)
-    assert_conv(arguments)
+    x, weight, _ = conv_arguments()
+    assert_conv((x, weight, Geometry((2, 1), (0, 2), (1, 2), groups=1)))
 
 
 @needs_int8
@@ -182,10 +180,11 @@ def test_conv_takes_strides_and_paddings_that_differ_by_axis() -> None:
 def test_conv_of_one_position_is_a_product(
     layout: Callable[[Tensor], Tensor], stride: tuple[int, int], options: dict[str, Any]
 ) -> None:
-    arguments = conv_arguments(width=1, **options)
-    arguments[0], arguments[6] = layout(arguments[0]), stride
+    x, weight, geometry = conv_arguments(width=1, **options)
+    x = x._replace(values=layout(x.values))
+    arguments = (x, weight, geometry._replace(stride=stride))
     if options.get("batch") == 0:
-        y = conv(*arguments, "none", 1.0, 0, 0, 255)
+        y = conv(*arguments, "none", ONES)
         assert y.shape == conv_exactly(*arguments).shape
         return
     assert_conv(arguments)
@@ -193,8 +192,8 @@ def test_conv_of_one_position_is_a_product(
     product = conv_exactly(*arguments)
     other = integers(*product.shape)
     exact = product + 0.3 * (other.double() - 100)
-    y = conv_add(*arguments, layout(other), 0.3, 100, *spread(exact), 0, 255)
-    assert_nearest(y, exact, *spread(exact))
+    y = conv_add(*arguments, Uint8(layout(other), 0.3, 100), spread(exact))
+    assert_nearest(y, exact, spread(exact))
 
 
 @needs_int8
@@ -206,11 +205,10 @@ def test_conv_computes_the_activation_before_it_rounds(activation: str) -> None:
 @needs_int8
 @pytest.mark.parametrize("layout", [channels_last, every_other, transposed])
 @pytest.mark.parametrize("groups", [1, 8])
-@pytest.mark.parametrize("place", [0, 3], ids=["input", "weight"])
-def test_conv_reads_any_layout(layout: Callable[[Tensor], Tensor], groups: int, place: int) -> None:
-    arguments = conv_arguments(groups=groups)
-    arguments[place] = layout(arguments[place])
-    assert_conv(arguments)
+def test_conv_reads_any_layout(layout: Callable[[Tensor], Tensor], groups: int) -> None:
+    x, weight, geometry = conv_arguments(groups=groups)
+    assert_conv((x._replace(values=layout(x.values)), weight, geometry))
+    assert_conv((x, weight._replace(integers=layout(weight.integers)), geometry))
 
 
 @needs_int8
@@ -218,12 +216,14 @@ def test_conv_reads_any_layout(layout: Callable[[Tensor], Tensor], groups: int, 
 def test_conv_holds_the_result_within_its_bounds(dims: int) -> None:
     arguments = conv_arguments(dims)
     exact = conv_exactly(*arguments)
-    scale, zero_point = spread(exact)
+    whole = spread(exact)
+    zero_point = whole.zero_point
     for low, high in ((zero_point, 255), (zero_point, zero_point + 9), (0, 15)):
-        y = conv(*arguments, "none", scale, zero_point, low, high)
-        assert_nearest(y, exact, scale, zero_point, low, high)
-        assert (y.min(), y.max()) == (low, high)
-    y = conv(*arguments, "none", None, 0, 0.0, 6.0)
+        result = whole._replace(low=low, high=high)
+        y = conv(*arguments, "none", result)
+        assert_nearest(y, exact, result)
+        assert (y.min().item(), y.max().item()) == (low, high)
+    y = conv(*arguments, "none", Result(None, 0, 0.0, 6.0))
     assert relative_error(y, exact.clamp(0, 6).float()) < 1e-6
 
 
@@ -232,7 +232,7 @@ def test_conv_holds_the_result_within_its_bounds(dims: int) -> None:
 @pytest.mark.parametrize("y_scale", [0.1, None])
 def test_conv_of_an_empty_batch_is_empty(dims: int, y_scale: float | None) -> None:
     arguments = conv_arguments(dims, batch=0)
-    y = conv(*arguments, "none", y_scale, 0, 0, 255)
+    y = conv(*arguments, "none", Result(y_scale, 0, 0, 255))
     assert y.shape == conv_exactly(*arguments).shape
     assert y.dtype == (torch.float32 if y_scale is None else torch.uint8)
 
@@ -245,18 +245,21 @@ def test_sums_are_exact_and_do_not_saturate() -> None:
     weight = torch.full((1, 4096), 127, dtype=torch.int8)
     weight[0, 2048:] = -127
     weight[0, -1] = -126
-    y = linear(x, 1.0, 0, weight, torch.ones(1), None, "none", None, 0, *NO_BOUNDS)
+    y = linear(Uint8(x, 1.0, 0), Weight(weight, torch.ones(1), None), "none", IN_FLOAT)
     assert y.item() == 255
     weight = torch.full((1, 2), 127, dtype=torch.int8)
-    y = linear(x[:, :2], 1.0, 0, weight, torch.ones(1), None, "none", None, 0, *NO_BOUNDS)
+    y = linear(Uint8(x[:, :2], 1.0, 0), Weight(weight, torch.ones(1), None), "none", IN_FLOAT)
     assert y.item() == 2 * 255 * 127
 
 
 @needs_int8
 def test_results_far_off_the_grid_saturate() -> None:
-    for arguments, kernel in ((conv_arguments(), conv), (linear_arguments(9, 64), linear)):
-        exact = kernel(*arguments, "none", None, 0, *NO_BOUNDS)
-        y = kernel(*arguments, "none", 1e-12, 9, 0, 255)
+    for kernel in (
+        functools.partial(conv, *conv_arguments(), "none"),
+        functools.partial(linear, *linear_arguments(9, 64), "none"),
+    ):
+        exact = kernel(IN_FLOAT)
+        y = kernel(Result(1e-12, 9, 0, 255))
         assert torch.equal(y, torch.where(exact > 0, 255, 0).to(torch.uint8))
 
 
@@ -271,11 +274,12 @@ def test_conv_add_rounds_the_exact_sum(
     product = conv_exactly(*arguments)
     other, other_scale = integers(*product.shape), product.std().item() / 60
     exact = product + other_scale * (other.double() - 100)
-    scale, zero_point = spread(exact)
-    for bounds in ((0, 255), (zero_point, 255), (zero_point, zero_point + 20)):
-        operand = layout(other.clone())
-        y = conv_add(*arguments, operand, other_scale, 100, scale, zero_point, *bounds)
-        assert_nearest(y, exact, scale, zero_point, *bounds)
+    whole = spread(exact)
+    zero_point = whole.zero_point
+    for low, high in ((0, 255), (zero_point, 255), (zero_point, zero_point + 20)):
+        operand, result = layout(other.clone()), whole._replace(low=low, high=high)
+        y = conv_add(*arguments, Uint8(operand, other_scale, 100), result)
+        assert_nearest(y, exact, result)
 
 
 @needs_int8
@@ -283,25 +287,25 @@ def test_conv_add_rounds_the_exact_sum(
 def test_conv_add_of_shapes_whose_layout_is_ambiguous(size: tuple[int, int]) -> None:
     outputs, width = size
     x, weight = integers(2, 4, width, width), weights(outputs, 4, width, width)
-    geometry = ([1, 1], [0, 0], [1, 1], 1)
-    arguments: list[Any] = [x, 0.02, 3, weight, torch.rand(outputs), None, *geometry]
+    geometry = Geometry((1, 1), (0, 0), (1, 1), 1)
+    arguments = (Uint8(x, 0.02, 3), Weight(weight, torch.rand(outputs), None), geometry)
     exact = conv_exactly(*arguments)
     other = integers(*exact.shape)
     exact = exact + 0.5 * (other.double() - 9)
-    y = conv_add(*arguments, other, 0.5, 9, *spread(exact), 0, 255)
-    assert_nearest(y, exact, *spread(exact))
+    y = conv_add(*arguments, Uint8(other, 0.5, 9), spread(exact))
+    assert_nearest(y, exact, spread(exact))
 
 
 @needs_int8
 def test_conv_add_takes_a_broadcast_operand_and_an_empty_batch() -> None:
-    arguments = conv_arguments()
-    product = conv_exactly(*arguments)
+    x, weight, geometry = conv_arguments()
+    product = conv_exactly(x, weight, geometry)
     other = integers(2, 16, 1, 1).expand(product.shape)
     exact = product + other.double()
-    y = conv_add(*arguments, other, 1.0, 0, *spread(exact), 0, 255)
-    assert_nearest(y, exact, *spread(exact))
-    arguments[0], other = arguments[0][:0], other[:0]
-    y = conv_add(*arguments, other, 1.0, 0, *spread(exact), 0, 255)
+    y = conv_add(x, weight, geometry, Uint8(other, 1.0, 0), spread(exact))
+    assert_nearest(y, exact, spread(exact))
+    x = x._replace(values=x.values[:0])
+    y = conv_add(x, weight, geometry, Uint8(other[:0], 1.0, 0), spread(exact))
     assert y.shape == (0, *product.shape[1:])
 
 
@@ -313,38 +317,40 @@ def test_linear_rounds_the_exact_sum(activation: str, shape: tuple[int, ...], bi
     arguments = linear_arguments(*shape, bias=bias)
     exact = ACTIVATIONS[activation](linear_exactly(*arguments))
     result = spread(exact)
-    assert_nearest(linear(*arguments, activation, *result, 0, 255), exact, *result)
-    in_float = linear(*arguments, activation, None, 0, *NO_BOUNDS)
+    assert_nearest(linear(*arguments, activation, result), exact, result)
+    in_float = linear(*arguments, activation, IN_FLOAT)
     assert relative_error(in_float, exact.float()) < 2e-6
 
 
 @needs_int8
 @pytest.mark.parametrize("layout", [every_other, transposed, lambda x: x[:1].expand(x.shape)])
-@pytest.mark.parametrize("place", [0, 3], ids=["input", "weight"])
-def test_linear_reads_any_layout(layout: Callable[[Tensor], Tensor], place: int) -> None:
+def test_linear_reads_any_layout(layout: Callable[[Tensor], Tensor]) -> None:
     for shape in ((9, 32), (4, 9, 32)):
-        arguments = linear_arguments(*shape)
-        arguments[place] = layout(arguments[place])
-        exact = linear_exactly(*arguments)
-        y = linear(*arguments, "none", *spread(exact), 0, 255)
-        assert_nearest(y, exact, *spread(exact))
+        x, weight = linear_arguments(*shape)
+        for arguments in (
+            (x._replace(values=layout(x.values)), weight),
+            (x, weight._replace(integers=layout(weight.integers))),
+        ):
+            exact = linear_exactly(*arguments)
+            y = linear(*arguments, "none", spread(exact))
+            assert_nearest(y, exact, spread(exact))
 
 
 @needs_int8
 def test_linear_takes_one_scale_and_bounds() -> None:
-    arguments = linear_arguments(9, 32)
-    arguments[4] = torch.tensor([0.3])
-    exact = linear_exactly(*arguments)
-    scale, zero_point = spread(exact)
-    y = linear(*arguments, "none", scale, zero_point, zero_point, 15)
-    assert_nearest(y, exact, scale, zero_point, zero_point, 15)
+    x, weight = linear_arguments(9, 32)
+    weight = weight._replace(scale=torch.tensor([0.3]))
+    exact = linear_exactly(x, weight)
+    result = spread(exact)
+    result = result._replace(low=result.zero_point, high=15)
+    assert_nearest(linear(x, weight, "none", result), exact, result)
 
 
 @needs_int8
 @pytest.mark.parametrize("shape", [(0, 32), (0, 3, 32), (2, 0, 32)])
 @pytest.mark.parametrize("y_scale", [0.1, None])
 def test_linear_of_an_empty_batch_is_empty(shape: tuple[int, ...], y_scale: float | None) -> None:
-    y = linear(*linear_arguments(*shape), "none", y_scale, 0, 0, 255)
+    y = linear(*linear_arguments(*shape), "none", Result(y_scale, 0, 0, 255))
     assert y.shape == (*shape[:-1], 6)
 
 
@@ -367,7 +373,7 @@ def test_add_rounds_the_exact_sum(
 ) -> None:
     a, b = integers(*a_shape), integers(*b_shape)
     before = a.clone(), b.clone()
-    y = kernels.add(a, 0.021, 5, b, 0.037, 100, 0.03, 60, *bounds)
+    y = add(Uint8(a, 0.021, 5), Uint8(b, 0.037, 100), Result(0.03, 60, *bounds))
     exact = 0.021 * (a.double() - 5) + 0.037 * (b.double() - 100)
     steps = (exact / 0.03 + 60).clamp(*bounds)
     assert y.shape == steps.shape
@@ -378,13 +384,12 @@ def test_add_rounds_the_exact_sum(
 
 @pytest.mark.parametrize("layout", [channels_last, every_other, transposed])
 def test_add_reads_any_layout(layout: Callable[[Tensor], Tensor]) -> None:
-    a, b = integers(2, 8, 5, 5), integers(2, 8, 5, 5)
-    scales = (0.05, 9, 0, 255)
-    expected = kernels.add(a, 0.02, 3, b, 0.03, 4, *scales)
-    assert torch.equal(kernels.add(layout(a), 0.02, 3, b, 0.03, 4, *scales), expected)
-    assert torch.equal(kernels.add(a, 0.02, 3, layout(b), 0.03, 4, *scales), expected)
-    doubled = kernels.add(a, 0.02, 3, a, 0.02, 3, *scales)
-    assert_nearest(doubled, 0.04 * (a.double() - 3), 0.05, 9)
+    a, b = Uint8(integers(2, 8, 5, 5), 0.02, 3), Uint8(integers(2, 8, 5, 5), 0.03, 4)
+    result = Result(0.05, 9, 0, 255)
+    expected = add(a, b, result)
+    assert torch.equal(add(a._replace(values=layout(a.values)), b, result), expected)
+    assert torch.equal(add(a, b._replace(values=layout(b.values)), result), expected)
+    assert_nearest(add(a, a, result), 0.04 * (a.values.double() - 3), result)
 
 
 @pytest.mark.parametrize("layout", [Tensor.contiguous, channels_last, every_other, transposed])
@@ -473,42 +478,49 @@ def test_widen_and_narrow_are_inverse() -> None:
 
 @needs_int8
 def test_a_weight_is_packed_once_for_each_geometry() -> None:
-    arguments = conv_arguments()
-    weight = arguments[3]
-    conv(*arguments, "none", None, 0, *NO_BOUNDS)
-    (first,) = [packed for _, packed, _ in prepacking._PACKED[weight].values()]
-    conv(arguments[0][:1], *arguments[1:], "none", None, 0, *NO_BOUNDS)
-    (again,) = [packed for _, packed, _ in prepacking._PACKED[weight].values()]
+    x, weight, geometry = conv_arguments()
+    conv(x, weight, geometry, "none", IN_FLOAT)
+    (first,) = [packed for _, packed, _ in prepacking._PACKED[weight.integers].values()]
+    conv(x._replace(values=x.values[:1]), weight, geometry, "none", IN_FLOAT)
+    (again,) = [packed for _, packed, _ in prepacking._PACKED[weight.integers].values()]
     assert again is first
-    arguments[7] = [1, 1]
-    assert_conv(arguments)
-    assert len(prepacking._PACKED[weight]) == 2
+    assert_conv((x, weight, geometry._replace(padding=(1, 1))))
+    assert len(prepacking._PACKED[weight.integers]) == 2
 
 
 @needs_int8
 @pytest.mark.parametrize("inference", [False, True])
 def test_a_weight_that_is_changed_in_place_is_packed_anew(inference: bool) -> None:
-    for arguments, kernel, exactly in (
-        (conv_arguments(), conv, conv_exactly),
-        (linear_arguments(9, 32), linear, linear_exactly),
+    convolution, product = conv_arguments(), linear_arguments(9, 32)
+    for weight, kernel, exactly in (
+        (
+            convolution[1],
+            functools.partial(conv, *convolution, "none"),
+            functools.partial(conv_exactly, *convolution),
+        ),
+        (
+            product[1],
+            functools.partial(linear, *product, "none"),
+            functools.partial(linear_exactly, *product),
+        ),
     ):
-        kernel(*arguments, "none", None, 0, *NO_BOUNDS)
+        kernel(IN_FLOAT)
         with torch.inference_mode(inference):
-            arguments[3].copy_(arguments[3].flip(0))
-        y = kernel(*arguments, "none", None, 0, *NO_BOUNDS)
-        assert relative_error(y, exactly(*arguments).float()) < 1e-6
+            weight.integers.copy_(weight.integers.flip(0))
+        assert relative_error(kernel(IN_FLOAT), exactly().float()) < 1e-6
 
 
 @needs_int8
 def test_scales_may_change_without_packing() -> None:
-    for arguments, kernel in (
-        (conv_arguments(bias=False), conv),
-        (linear_arguments(9, 32, bias=False), linear),
-    ):
-        before = kernel(*arguments, "none", None, 0, *NO_BOUNDS)
-        arguments[4] = 2 * arguments[4]
-        after = kernel(*arguments, "none", None, 0, *NO_BOUNDS)
-        torch.testing.assert_close(after, 2 * before)
+    x, weight, geometry = conv_arguments(bias=False)
+    before = conv(x, weight, geometry, "none", IN_FLOAT)
+    weight = weight._replace(scale=2 * weight.scale)
+    after = conv(x, weight, geometry, "none", IN_FLOAT)
+    torch.testing.assert_close(after, 2 * before)
+    x, weight = linear_arguments(9, 32, bias=False)
+    before = linear(x, weight, "none", IN_FLOAT)
+    after = linear(x, weight._replace(scale=2 * weight.scale), "none", IN_FLOAT)
+    torch.testing.assert_close(after, 2 * before)
 
 
 @needs_int8
@@ -516,7 +528,7 @@ def test_a_packed_weight_is_freed_with_the_weight() -> None:
     gc.collect()
     number = len(prepacking._PACKED)
     arguments = linear_arguments(9, 32)
-    linear(*arguments, "none", None, 0, *NO_BOUNDS)
+    linear(*arguments, "none", IN_FLOAT)
     assert len(prepacking._PACKED) == number + 1
     del arguments
     gc.collect()
@@ -554,14 +566,12 @@ def test_says_where_onednn_or_vnni_is_missing(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert onednn.why_unavailable() == "this build of PyTorch has no oneDNN"
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
-    for name in ("_is_vnni_supported", "_is_cpu_support_vnni"):
-        monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     assert onednn.why_unavailable() == (
         "the processor has no VNNI instructions, and without them int8 sums saturate"
     )
-    for name in ("_is_vnni_supported", "_is_cpu_support_vnni"):
-        monkeypatch.setattr(torch.cpu, name, lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
     assert onednn.why_unavailable() is None
-    for name in ("_is_vnni_supported", "_is_cpu_support_vnni"):
-        monkeypatch.delattr(torch.cpu, name)  # a version of PyTorch that does not tell
+    # A version of PyTorch that does not tell.
+    monkeypatch.delattr(torch.cpu, "_is_vnni_supported")
     assert "no VNNI" in str(onednn.why_unavailable())

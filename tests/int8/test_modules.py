@@ -17,14 +17,13 @@ from torch.nn import functional as F
 
 from fxquant.int8 import kernels
 from fxquant.int8.modules import (
-    Clamp,
     Int8Add,
     Int8Conv,
     Int8Linear,
     even_padding,
-    result_ends,
     why_not_int8,
 )
+from fxquant.int8.operands import Clamp
 from fxquant.modules.layers import Layer
 from fxquant.modules.quantized_layer import QuantizedLayer, quantize_layer
 from fxquant.numerics.affine import AffineNumbers, Grid
@@ -174,36 +173,6 @@ def test_results_use_no_more_than_their_grid() -> None:
     layer, x = quantized(nn.Linear(8, 6)), integers(50, 8)
     y = Int8Linear(layer, INPUT, AffineNumbers(0.1, 7, Grid(0, 15)))(x)
     assert (y.min(), y.max()) == (0, 15)
-
-
-@pytest.mark.parametrize(
-    ("output", "clamp", "ends"),
-    [
-        (None, None, (-math.inf, math.inf)),
-        (None, (0.0, 6.0), (0.0, 6.0)),
-        (AffineNumbers(0.1, 3, BYTE), None, (0, 255)),
-        (AffineNumbers(0.1, 3, BYTE), (0.0, math.inf), (3, 255)),
-        (AffineNumbers(0.1, 3, BYTE), (0.0, 6.0), (3, 63)),
-        (AffineNumbers(0.01, 3, BYTE), (0.0, 6.0), (3, 255)),  # the range ends below 6
-        (AffineNumbers(0.1, 3, Grid(0, 15)), (0.0, 6.0), (3, 15)),
-        (AffineNumbers(0.1, 255, BYTE), (0.0, 6.0), (255, 255)),  # no value is positive
-        (AffineNumbers(2e-38, 3, BYTE), (0.0, 6.0), (3, 255)),  # 6/scale overflows
-        (AffineNumbers(4.0, 0, BYTE), (0.0, 6.0), (0, 2)),  # 1.5 → 2, ties to even
-    ],
-)
-def test_the_ends_of_a_result_are_those_of_the_grid_and_of_the_clamp(
-    output: AffineNumbers | None, clamp: Clamp, ends: tuple[float, float]
-) -> None:
-    assert result_ends(output, clamp) == ends
-
-
-def test_a_clamp_before_the_rounding_is_one_behind_it() -> None:
-    values = torch.linspace(-3, 9, 10_001)
-    for scale in (0.0237, 0.0471, 0.06):
-        output = AffineNumbers(scale, 20, BYTE)
-        rounded = kernels.quantize(values.clamp(0, 6), scale, 20, 255)
-        clamped = kernels.quantize(values, scale, 20, 255).clamp(*result_ends(output, (0.0, 6.0)))
-        assert torch.equal(rounded, clamped)
 
 
 REFUSED: dict[str, tuple[Layer, TensorSpec, str]] = {

@@ -2,6 +2,7 @@
 
 import io
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from torch.nn import functional as F
 
 import fxquant
 from fxquant import Recipe
-from fxquant.int8 import kernels, operators, prepacking
+from fxquant.int8 import kernels, onednn, operators, prepacking
+from fxquant.int8.operands import Geometry, Result, Uint8, Weight
 from tests.helpers import Net, needs_int8, outputs
 
 pytestmark = needs_int8
@@ -62,6 +64,42 @@ def calls() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     return found
 
 
+def as_records(name: str, arguments: Sequence[Any]) -> tuple[Any, list[Any]]:
+    """Return the kernel of an operator, and what it takes in place of the operator's arguments."""
+    if name == "add":
+        a, b, result = arguments[:3], arguments[3:6], arguments[6:]
+        return kernels.add, [Uint8(*a), Uint8(*b), Result(*result)]
+    layer: list[Any] = [Uint8(*arguments[:3]), Weight(*arguments[3:6])]
+    if name == "linear":
+        return onednn.linear, [*layer, arguments[6], Result(*arguments[7:])]
+    stride, padding, dilation = map(tuple, arguments[6:9])
+    layer.append(Geometry(stride, padding, dilation, arguments[9]))
+    if name == "conv":
+        return onednn.conv, [*layer, arguments[10], Result(*arguments[11:])]
+    return onednn.conv_add, [*layer, Uint8(*arguments[10:13]), Result(*arguments[13:])]
+
+
+SCHEMAS = {
+    "conv": "Tensor x, float x_scale, int x_zero_point, Tensor weight, Tensor weight_scale, "
+    "Tensor? bias, int[] stride, int[] padding, int[] dilation, int groups, str activation, "
+    "float? y_scale, int y_zero_point, float y_min, float y_max",
+    "conv_add": "Tensor x, float x_scale, int x_zero_point, Tensor weight, Tensor weight_scale, "
+    "Tensor? bias, int[] stride, int[] padding, int[] dilation, int groups, Tensor other, "
+    "float other_scale, int other_zero_point, float y_scale, int y_zero_point, float y_min, "
+    "float y_max",
+    "linear": "Tensor x, float x_scale, int x_zero_point, Tensor weight, Tensor weight_scale, "
+    "Tensor? bias, str activation, float? y_scale, int y_zero_point, float y_min, float y_max",
+    "add": "Tensor a, float a_scale, int a_zero_point, Tensor b, float b_scale, int b_zero_point, "
+    "float y_scale, int y_zero_point, float y_min, float y_max",
+}
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_exported_files_find_the_arguments_that_they_name(name: str) -> None:
+    schema = getattr(torch.ops.fxquant, name).default._schema
+    assert str(schema) == f"fxquant::{name}({SCHEMAS[name]}) -> Tensor"
+
+
 @pytest.mark.parametrize("name", calls())
 def test_an_operator_keeps_what_its_schema_and_its_fake_promise(name: str) -> None:
     operator, arguments = calls()[name]
@@ -75,9 +113,10 @@ def test_an_operator_computes_what_its_kernel_does_and_changes_nothing(name: str
     y = operator(*arguments)
     for one, other in zip(arguments, before, strict=True):
         assert torch.equal(one, other) if isinstance(one, Tensor) else one == other
-    kernel = getattr(kernels, operator.__name__)
-    assert torch.equal(y, kernel(*arguments))
-    assert torch.equal(y, operators.call(kernel, *before))
+    kernel, records = as_records(operator.__name__, arguments)
+    assert torch.equal(y, kernel(*records))
+    kernel, records = as_records(operator.__name__, before)
+    assert torch.equal(y, operators.call(kernel, *records))
 
 
 def conv(inputs: int = 4, outputs: int = 4, width: int = 3) -> nn.Conv2d:

@@ -170,7 +170,7 @@ def test_a_relu6_ends_where_its_range_does(factor: float) -> None:
     a = gm.get_submodule("a")
     assert isinstance(a, Int8Conv)
     assert a.clamp == (0.0, 6.0)
-    assert a.ends == (0, 255)
+    assert a.result[2:] == (0, 255)
 
 
 def test_a_relu_bounds_a_result_whose_grid_holds_negative_values() -> None:
@@ -180,7 +180,7 @@ def test_a_relu_bounds_a_result_whose_grid_holds_negative_values() -> None:
     assert isinstance(a, Int8Conv)
     assert a.output is not None
     assert a.output.zero_point > 100
-    assert a.ends == (a.output.zero_point, 255)
+    assert a.result[2:] == (a.output.zero_point, 255)
 
 
 @pytest.mark.parametrize("shape", [(9, 8), (2, 3, 8), (8,)])
@@ -428,7 +428,7 @@ def test_4_bits_stay_within_their_grid() -> None:
         lambda m, x: m.c((m.b(y := m.a(x)) + y).relu()), None, recipe, a=conv(), b=conv(), c=conv()
     )
     assert [affine_of(node(gm, name)).grid.quant_max for name in ("quantize", "a", "b")] == [15] * 3
-    assert [layer.ends[1] for layer in layers(gm).values()] == [15, 15, math.inf]
+    assert [layer.result.high for layer in layers(gm).values()] == [15, 15, math.inf]
     assert all(layer.weight_integers.abs().max() <= 8 for layer in layers(gm).values())
 
 
