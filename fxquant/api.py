@@ -22,7 +22,7 @@ from fxquant.graph.journal import write_journals
 from fxquant.graph.selection import check_rules, select_calls
 from fxquant.graph.states import require_float, require_prepared
 from fxquant.modules.own import own_modules
-from fxquant.passes.pipeline import Pipeline
+from fxquant.passes.pipeline import Pass, Pipeline
 from fxquant.passes.prepare.absorb_batchnorm import AbsorbBatchNorm
 from fxquant.passes.prepare.absorb_biases import AbsorbBiases
 from fxquant.passes.prepare.drop_identities import DropIdentities
@@ -75,13 +75,8 @@ def prepare(
     prepared = captured.model
     graphs = find_regions(prepared).values()
     examples = [] if example_inputs is None else run_examples(prepared, example_inputs)
-    fold = Pipeline(
-        DropIdentities(), LiftFunctionals(), FoldBatchNorm(), AbsorbBatchNorm(), MarkFusedRelu()
-    )
     for gm in graphs:
-        fold(gm)
-        if recipe.equalization:
-            Pipeline(EqualizeLayers(), AbsorbBiases())(gm)
+        Pipeline(*float_passes(recipe))(gm)
     check_folding(examples)
     check_rules(graphs, recipe)
     calls = [call for gm in graphs for call in select_calls(gm, recipe).values()]
@@ -96,6 +91,18 @@ def prepare(
         keep_inputs(prepared, recipe.data.samples)
     write_journals(prepared, recipe, captured.untraced)
     return prepared
+
+
+def float_passes(recipe: Recipe) -> list[Pass]:
+    """Return what changes the float graph before it is observed; outputs stay as they are."""
+    return [
+        DropIdentities(),
+        LiftFunctionals(),
+        FoldBatchNorm(),
+        AbsorbBatchNorm(),
+        MarkFusedRelu(),
+        *([EqualizeLayers(), AbsorbBiases()] if recipe.equalization else []),
+    ]
 
 
 def calibrate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from torch import fx, nn
@@ -24,28 +25,46 @@ from fxquant.passes.convert.quantize_weights import QuantizeWeights
 from fxquant.passes.convert.reconstruct_blocks import ReconstructBlocks
 from fxquant.passes.convert.reconstruct_rounding import ReconstructRounding
 from fxquant.passes.convert.tune_batchnorm import TuneBatchNorm
-from fxquant.passes.pipeline import Pass, Pipeline
+from fxquant.passes.pipeline import Pipeline
 from fxquant.passes.prepare.absorb_batchnorm import AbsorbBatchNorm
 from fxquant.passes.prepare.fold_batchnorm import FoldBatchNorm
 from fxquant.passes.prepare.mark_fused_relu import MarkFusedRelu
 from fxquant.recipe.recipe import Recipe
+from fxquant.recipe.reconstruction import Reconstruction
 from fxquant.streaming.long_runs import Run
 from fxquant.streaming.running import Arguments
 from fxquant.streaming.value_store import ValueStore
 
 _NEVER = "never called in calibration"
 _Calls = Sequence[Arguments]
-_Maker = Callable[[str, fx.GraphModule, _Calls, _Calls | None], Pass]
-"""From a region's path, its float graph, what it is called with, and what the float graph is called
-with where that differs, to a pass that learns from these."""
 
 
-def converted(
-    prepared: nn.Module,
-    recipe: Recipe,
-    inputs: _Calls,
-    run: Run,
-) -> nn.Module:
+def steps(recipe: Recipe) -> list[Step]:
+    """Return what makes a quantized model of a calibrated one, in order; bits are settled before.
+
+    >>> for step in steps(Recipe.adaround(batchnorm_tuning=True)):
+    ...     print(step)
+    FoldBatchNorm → AbsorbBatchNorm
+    a float copy
+    ChooseRanges → MarkFusedRelu → QuantizeWeights
+    ReconstructRounding on calls of both
+    TuneBatchNorm on calls of both
+    """
+    learn = ReconstructBlocks if recipe.data.blocks else ReconstructRounding
+    correct = CorrectWeights if recipe.bias_correction == "weights" else CorrectBias
+    table: list[tuple[object, Step]] = [
+        # Calibration told the ranks that were unknown before.
+        (True, OnEachGraph(Pipeline(FoldBatchNorm(), AbsorbBatchNorm()))),
+        (recipe.needs_data or recipe.bias_correction, CopyFloat()),
+        (True, OnEachGraph(Pipeline(ChooseRanges(), MarkFusedRelu(), QuantizeWeights(recipe)))),
+        (recipe.reconstruction, OnCalls(learn, recipe.data)),
+        (recipe.bias_correction, AgainstFloat(correct)),
+        (recipe.batchnorm_tuning, OnCalls(TuneBatchNorm, recipe.data)),
+    ]
+    return [step for is_wanted, step in table if is_wanted]
+
+
+def converted(prepared: nn.Module, recipe: Recipe, inputs: _Calls, run: Run) -> nn.Module:
     """Return what `fxquant.convert` does; `inputs` are the data, if the recipe needs any."""
     is_mixed = recipe.budget is not None
     if is_mixed:
@@ -56,89 +75,120 @@ def converted(
     combine_observers(model)
     if is_mixed:
         set_bits(model, recipe)
+    graphs = find_regions(model)
     uncalled = _uncalled(model)
-    if len(uncalled) == len(find_regions(model)) and uncalled[0].reason != _NEVER:
+    if len(uncalled) == len(graphs) and uncalled[0].reason != _NEVER:
         raise CalibrationError(f"convert: {uncalled[0].path!r}: {uncalled[0].reason}")
     check_calibrated(model)
     for left in uncalled:
-        DropObservers()(find_regions(model)[left.path])
-    graphs = find_regions(model)
-    for left in uncalled:
-        del graphs[left.path]
-    for gm in graphs.values():
-        # Calibration told the ranks that were unknown before.
-        Pipeline(FoldBatchNorm(), AbsorbBatchNorm())(gm)
-    needs_reference = recipe.needs_data or recipe.bias_correction
-    reference = _float_model(model) if needs_reference else model
-    for gm in graphs.values():
-        Pipeline(ChooseRanges(), MarkFusedRelu(), QuantizeWeights(recipe))(gm)
-    if recipe.reconstruction is not None:
-        learn = _reconstruction(recipe, run)
-        _learn(model, reference, list(graphs), inputs, recipe.data.max_bytes, learn)
-    if recipe.bias_correction:
-        correct = CorrectWeights if recipe.bias_correction == "weights" else CorrectBias
-        floats = find_regions(reference)
-        for path, gm in graphs.items():
-            correct(floats[path])(gm)
-    if recipe.batchnorm_tuning:
-        tune = _tuning(recipe, run)
-        _learn(model, reference, list(graphs), inputs, recipe.data.max_bytes, tune)
+        DropObservers()(graphs.pop(left.path))
+    draft = Draft(model, graphs, inputs, run)
+    for step in steps(recipe):
+        step(draft)
     write_journals(model, recipe, (*read_untraced(model), *uncalled, *_release_parts(model)))
     return model
 
 
-def _reconstruction(recipe: Recipe, run: Run) -> _Maker:
-    kind = ReconstructBlocks if recipe.data.blocks else ReconstructRounding
+@dataclass
+class Draft:
+    """A model on its way, and what its steps may need."""
 
-    def make(path: str, reference: fx.GraphModule, calls: _Calls, floats: _Calls | None) -> Pass:
-        return kind(reference, calls, recipe.data, run.inside(path), floats)
+    model: nn.Module
+    graphs: dict[str, fx.GraphModule]
+    """Those of it that are quantized, by path: where calibration never came, it stays in float."""
+    inputs: _Calls
+    """What the model is called with."""
+    run: Run
+    reference: nn.Module | None = None
+    """The float model, from `CopyFloat` on."""
 
-    return make
+    def floats(self) -> dict[str, fx.GraphModule]:
+        """Return the graphs of the float model by path."""
+        assert self.reference is not None
+        return find_regions(self.reference)
 
 
-def _tuning(recipe: Recipe, run: Run) -> _Maker:
-    def make(path: str, reference: fx.GraphModule, calls: _Calls, floats: _Calls | None) -> Pass:
-        return TuneBatchNorm(reference, calls, recipe.data, run, floats)
-
-    return make
+Step = Callable[[Draft], None]
 
 
-def _learn(
-    model: nn.Module,
-    reference: nn.Module,
-    paths: Sequence[str],
-    inputs: _Calls,
-    max_bytes: int | None,
-    make: _Maker,
-) -> None:
-    """Run a pass that learns on the graphs `paths` of `model`, in the order in which it calls them.
+@dataclass(frozen=True)
+class OnEachGraph:
+    """Passes that need nothing but a graph."""
 
-    Of a model that is not one graph, both it and its reference run once for each region.
-    """
-    floats = find_regions(reference)
-    for path, gm in regions_in_order(model, inputs).items():
-        if path not in paths:
-            continue
-        reference_gm = floats[path]
-        if not isinstance(gm, Region) or not isinstance(reference_gm, Region):
-            make(path, reference_gm, inputs, None)(gm)
-            continue
-        with ValueStore(max_bytes) as store:
-            calls = record_calls(model, gm, inputs, store)
+    passes: Pipeline
+
+    def __call__(self, draft: Draft) -> None:
+        """Run them on one graph after the other."""
+        for gm in draft.graphs.values():
+            self.passes(gm)
+
+    def __str__(self) -> str:
+        return str(self.passes)
+
+
+class CopyFloat:
+    """Keep the model as it is now, without observers, for the steps that look back at it."""
+
+    def __call__(self, draft: Draft) -> None:
+        """Copy the model."""
+        draft.reference = Pipeline(DropObservers()).on_copy_of(draft.model)
+
+    def __str__(self) -> str:
+        return "a float copy"
+
+
+@dataclass(frozen=True)
+class AgainstFloat:
+    """A pass that needs the float graph."""
+
+    make: type[CorrectBias | CorrectWeights]
+
+    def __call__(self, draft: Draft) -> None:
+        """Run it on one graph after the other."""
+        floats = draft.floats()
+        for path, gm in draft.graphs.items():
+            self.make(floats[path])(gm)
+
+    def __str__(self) -> str:
+        return f"{self.make.__name__} against the float copy"
+
+
+@dataclass(frozen=True)
+class OnCalls:
+    """A pass that learns from what a graph and the float one are called with."""
+
+    make: type[ReconstructBlocks | ReconstructRounding | TuneBatchNorm]
+    options: Reconstruction
+
+    def __call__(self, draft: Draft) -> None:
+        """Run it on one graph after the other, in the order in which the model calls them.
+
+        Of a model that is not one graph, both it and its float copy run once for each region.
+        """
+        floats = draft.floats()
+        for path, gm in regions_in_order(draft.model, draft.inputs).items():
+            if path in draft.graphs:
+                self._learn(draft, path, gm, floats[path])
+
+    def _learn(
+        self, draft: Draft, path: str, gm: fx.GraphModule, reference: fx.GraphModule
+    ) -> None:
+        how = draft.run.inside(path)
+        if not isinstance(gm, Region) or not isinstance(reference, Region):
+            self.make(reference, draft.inputs, self.options, how)(gm)
+            return
+        assert draft.reference is not None
+        with ValueStore(self.options.max_bytes) as store:
+            calls = record_calls(draft.model, gm, draft.inputs, store)
             if len(calls) == 0:
-                continue
-            reference_calls = record_calls(reference, reference_gm, inputs, store)
-            if not are_aligned(calls, reference_calls):
-                reference_calls = calls
-            make(path, reference_gm, calls, reference_calls)(gm)
+                return
+            floats = record_calls(draft.reference, reference, draft.inputs, store)
+            if not are_aligned(calls, floats):
+                floats = calls
+            self.make(reference, calls, self.options, how, floats)(gm)
 
-
-def _float_model(model: nn.Module) -> nn.Module:
-    """Return a copy of a calibrated model without its observers."""
-    copied = copy.deepcopy(model)
-    for gm in find_regions(copied).values():
-        DropObservers()(gm)
-    return copied
+    def __str__(self) -> str:
+        return f"{self.make.__name__} on calls of both"
 
 
 def _uncalled(model: nn.Module) -> list[Untraced]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from abc import abstractmethod
 from pathlib import Path
 
-from torch import fx
+from torch import fx, nn
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
+from fxquant.capture.naming import find_regions
 from fxquant.errors import PassError
 from fxquant.graph.printing import text
 
@@ -74,6 +76,13 @@ class Pipeline(PassBase):
             assert result is not None, f"{each} returned no PassResult"
             graph_module, modified = result.graph_module, modified or result.modified
         return PassResult(graph_module, modified)
+
+    def on_copy_of(self, model: nn.Module) -> nn.Module:
+        """Return a copy of `model` whose graphs went through the passes, one after the other."""
+        copied = copy.deepcopy(model)
+        for gm in find_regions(copied).values():
+            self(gm)
+        return copied
 
     def __str__(self) -> str:
         return " → ".join(str(each) for each in self.passes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -46,7 +45,7 @@ def lower(quantized: nn.Module, example_inputs: Any = None, *, backend: str = "x
         PassError: `quantized` did not come from `convert`.
 
     >>> from fxquant.api import quantize
-    >>> from fxquant.text import text
+    >>> from fxquant.graph.printing import text
     >>> quantized = quantize(nn.Sequential(nn.Linear(8, 4), nn.ReLU()), [torch.ones(16, 8)])
     >>> [type(module).__name__ for module in lower(quantized).modules()][1:2]
     ['Int8Linear']
@@ -61,16 +60,14 @@ def lower(quantized: nn.Module, example_inputs: Any = None, *, backend: str = "x
             f"lower: no int8 kernels here: {missing}; the graph of fxquant.to_qdq(quantized) runs "
             "everywhere"
         )
-    lowered = copy.deepcopy(quantized)
-    for gm in find_regions(lowered).values():
-        Pipeline(
-            SplitQuantizers(),
-            SinkDequantize(),
-            LowerLayers(),
-            LowerAdditions(),
-            LowerAverages(),
-            ReuseOperands(),
-        )(gm)
+    lowered = Pipeline(
+        SplitQuantizers(),
+        SinkDequantize(),
+        LowerLayers(),
+        LowerAdditions(),
+        LowerAverages(),
+        ReuseOperands(),
+    ).on_copy_of(quantized)
     if not any(isinstance(module, Int8Layer) for module in lowered.modules()):
         raise LoweringError(f"lower: no layer can work on integers: {_refusals(lowered)}")
     write_journals(lowered, recipe)
@@ -95,9 +92,7 @@ def to_qdq(quantized: nn.Module) -> nn.Module:
     """
     recipe = require_converted(quantized, "to_qdq")
     require_integers(quantized, "to_qdq")
-    exposed = copy.deepcopy(quantized)
-    for gm in find_regions(exposed).values():
-        ToQdq()(gm)
+    exposed = Pipeline(ToQdq()).on_copy_of(quantized)
     write_journals(exposed, recipe)
     return exposed
 

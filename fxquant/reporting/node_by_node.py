@@ -43,7 +43,7 @@ def compare(a: nn.Module, b: nn.Module, batches: Iterable[Any]) -> Comparison:
         PassError: the two are not forms of one model.
 
     >>> from fxquant.api import quantize
-    >>> from fxquant.lower import lower
+    >>> from fxquant.deploy.lowering import lower
     >>> quantized = quantize(nn.Sequential(nn.Linear(8, 4), nn.ReLU()), [torch.ones(16, 8)])
     >>> compare(quantized, lower(quantized), [torch.ones(2, 8)]).first_departure is None
     True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,10 +10,10 @@ from torch import Tensor, nn
 
 from fxquant.calibration.arguments import arguments_of
 from fxquant.calibration.input_keeper import stop_keeping_inputs
-from fxquant.capture.naming import find_regions
 from fxquant.modules.layers import layer_type
 from fxquant.numerics.decibels import decibels
 from fxquant.passes.convert.drop_observers import DropObservers
+from fxquant.passes.pipeline import Pipeline
 
 
 def measure_outputs(
@@ -24,10 +23,8 @@ def measure_outputs(
 
     Layers are paired by name; a module called several times counts over all its calls.
     """
-    reference = copy.deepcopy(reference)  # its observers have seen enough
+    reference = Pipeline(DropObservers()).on_copy_of(reference)  # they have seen enough
     stop_keeping_inputs(reference)
-    for gm in find_regions(reference).values():
-        DropObservers()(gm)
     names = [name for name, module in model.named_modules() if layer_type(module) is not None]
     power = dict.fromkeys(names, 0.0)
     noise = dict.fromkeys(names, 0.0)

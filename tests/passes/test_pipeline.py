@@ -196,3 +196,11 @@ def test_logs_one_line_a_pass(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="fxquant")
     Pipeline(DropIdentities(), LiftFunctionals())(fxquant.trace(model()))
     assert caplog.messages == ["DropIdentities: changed", "LiftFunctionals: unchanged"]
+
+
+def test_passes_run_on_a_copy_of_every_graph_and_leave_the_model() -> None:
+    gm = fxquant.trace(nn.Sequential(nn.BatchNorm1d(4).eval(), nn.Identity(), nn.ReLU()))
+    before = graph_text(gm)
+    copied = Pipeline(DropIdentities()).on_copy_of(gm)
+    assert graph_text(gm) == before
+    assert len(graph_text(copied).splitlines()) < len(before.splitlines())
