@@ -92,6 +92,7 @@ def report(
             and each call's output is compared: what everything up to there has lost.
         batches: inputs for that, as in `calibrate`.
 
+    >>> import torch
     >>> from fxquant.api import quantize
     >>> _ = torch.manual_seed(0)
     >>> quantized = quantize(nn.Sequential(nn.Linear(8, 4), nn.ReLU()), [torch.randn(16, 8)])
