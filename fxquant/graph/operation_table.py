@@ -95,8 +95,10 @@ _TYPE = Operation("type")
 
 
 def _add(call: Call) -> Operation:
-    both_nodes = len(call.node.args) == 2 and all(isinstance(x, fx.Node) for x in call.node.args)
-    return _ADD if both_nodes and call.node.kwargs.get("alpha", 1) == 1 else OTHER
+    operands = call.node.args
+    if len(operands) != 2 or call.node.kwargs.get("alpha", 1) != 1:
+        return OTHER
+    return _ADD if isinstance(operands[0], fx.Node) and isinstance(operands[1], fx.Node) else OTHER
 
 
 def _concat(call: Call) -> Operation:

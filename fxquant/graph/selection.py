@@ -10,7 +10,7 @@ from torch import fx, nn
 from fxquant.capture.naming import node_name, target_name
 from fxquant.capture.region import Region
 from fxquant.errors import RecipeError
-from fxquant.graph.operations import is_add, is_layer, module_of
+from fxquant.graph.operations import module_of, operation_of
 from fxquant.graph.records import annotate, record, refuse
 from fxquant.graph.rewriting import why_not_changeable
 from fxquant.modules.layers import layer_type
@@ -56,7 +56,7 @@ def check_rules(graphs: Iterable[fx.GraphModule], recipe: Recipe) -> None:
 
 
 def _selectable(gm: fx.GraphModule) -> list[fx.Node]:
-    return [node for node in gm.graph.nodes if is_layer(gm, node) or is_add(gm, node)]
+    return [node for node in gm.graph.nodes if operation_of(gm, node).kind in ("layer", "add")]
 
 
 def record_calls_with_weights_inside(gm: fx.GraphModule) -> None:

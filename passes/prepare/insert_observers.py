@@ -23,6 +23,7 @@ directly, through pooling, or through additions.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Set
 from dataclasses import dataclass, field
 
@@ -69,6 +70,7 @@ def _insert(gm: fx.GraphModule, tensors: QuantizedTensors) -> None:
     for node in tensors.places:
         bounds.setdefault(tensors.label(node), set()).add(_fused_bounds(node))
     moments = channel_moments_of(gm)
+    sharing = Counter(tensors.label(node) for node in tensors.places)
     observers: dict[str, Observer] = {}
     for node in tensors.places:
         label = tensors.label(node)
@@ -76,8 +78,7 @@ def _insert(gm: fx.GraphModule, tensors: QuantizedTensors) -> None:
         clamp = _fused_bounds(node) if len(bounds[label]) == 1 else None
         watched = source_of(node) if clamp else node
         if label not in observers:
-            alone = sum(tensors.label(each) == label for each in tensors.places) == 1
-            known = moments.get(watched) if alone else None
+            known = moments.get(watched) if sharing[label] == 1 else None
             observers[label] = _observer(tensors.spec(node), clamp, tensors.axis(node), known)
             gm.add_submodule(f"{container}.{label}", observers[label])
         users = [node] if clamp else list(watched.users)

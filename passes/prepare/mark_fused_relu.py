@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from fxquant.graph.chains import find_chains
-from fxquant.graph.operations import is_add, is_batchnorm, is_layer, relu_bounds
+from fxquant.graph.operations import operation_of, relu_bounds
 from fxquant.graph.records import annotate, record, refuse
 from fxquant.passes.pipeline import Pass
 
@@ -43,4 +43,4 @@ class MarkFusedRelu(Pass):
 
 
 def _takes_relu(gm: fx.GraphModule, node: fx.Node) -> bool:
-    return is_layer(gm, node) or is_batchnorm(gm, node) or is_add(gm, node)
+    return operation_of(gm, node).kind in ("layer", "batchnorm", "add")
