@@ -6,10 +6,9 @@ Known from what calibration saw, from `ShapeProp`'s `tensor_meta`, or from what 
 
 from __future__ import annotations
 
-import torch
 from torch import fx, nn
 
-from fxquant.graph.operation_table import argument
+from fxquant.graph.operation_table import Operation
 from fxquant.graph.operations import data_input, module_of, operation_of
 from fxquant.modules.own import as_own
 
@@ -33,33 +32,19 @@ def _rank(gm: fx.GraphModule, node: fx.Node, ranks: dict[fx.Node, int]) -> int |
     seen_rank = as_own(module).seen_rank
     if seen_rank is not None:
         return seen_rank
-    if _flattens_to_rows(node, module):
+    operation = operation_of(gm, node)
+    if operation.makes_rows:
         return 2
-    # Broadcasting gives the greater rank, if both are known.
-    if operation_of(gm, node).kind == "add":
+    if operation.kind == "add":  # broadcasting gives the greater rank, if both are known
         operands = [ranks.get(operand) for operand in node.all_input_nodes]
         return None if None in operands else max(rank for rank in operands if rank is not None)
     source = data_input(node)
-    return ranks.get(source) if source is not None and _keeps_rank(gm, node, module) else None
+    return ranks.get(source) if source is not None and _keeps_rank(operation, module) else None
 
 
-def _flattens_to_rows(node: fx.Node, module: nn.Module | None) -> bool:
-    """Say whether the call makes (batch, values) of anything."""
-    if isinstance(module, nn.Flatten):
-        return (module.start_dim, module.end_dim) == (1, -1)
-    if node.target in (torch.flatten, "flatten"):
-        return (argument(node, 1, "start_dim", 0), argument(node, 2, "end_dim", -1)) == (1, -1)
-    if node.target in ("view", "reshape", torch.reshape):
-        sizes = node.args[1:]
-        if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
-            sizes = tuple(sizes[0])
-        return len(sizes) == 2
-    return False
-
-
-def _keeps_rank(gm: fx.GraphModule, node: fx.Node, module: nn.Module | None) -> bool:
+def _keeps_rank(operation: Operation, module: nn.Module | None) -> bool:
     if isinstance(module, nn.Dropout) or as_own(module).watches:
         return True
     if type(module).__module__ == "torch.nn.modules.activation":
         return not isinstance(module, nn.MultiheadAttention)
-    return operation_of(gm, node).kind in ("layer", "batchnorm", "relu")
+    return operation.kind in ("layer", "batchnorm", "relu")

@@ -39,6 +39,8 @@ class Operation:
     """It keeps values by moving or selecting them, whatever their type."""
     keeps_channels: bool = False
     """It keeps values or averages them, each channel of the result made of that of the input."""
+    makes_rows: bool = False
+    """It makes (batch, values) of anything."""
     bounds: tuple[float, float] | None = None
     """(0, ∞) of a ReLU, (0, 6) of a ReLU6, (0, max) of a clamp."""
     is_elementwise: bool = False
@@ -81,6 +83,7 @@ def argument(node: fx.Node, position: int, name: str, default: Any = None) -> An
 Row: TypeAlias = Operation | Callable[[Call], Operation]
 
 _MOVED = Operation(keeps_values=True, moves_only=True)
+_MADE_ROWS = Operation(keeps_values=True, moves_only=True, makes_rows=True)
 _SPLIT = Operation("split", keeps_values=True, moves_only=True)
 _MOVED_BY_CHANNEL = Operation(keeps_values=True, moves_only=True, keeps_channels=True)
 _IDENTITY = Operation("identity", keeps_values=True, moves_only=True, keeps_channels=True)
@@ -188,6 +191,18 @@ def _sequential(call: Call) -> Operation:
     return _IDENTITY if isinstance(call.module, nn.Sequential) and not call.module else OTHER
 
 
+def _flatten(call: Call) -> Operation:
+    ends = (call.option(1, "start_dim", 0), call.option(2, "end_dim", -1))
+    return _MADE_ROWS if ends == (1, -1) else _MOVED
+
+
+def _reshape(call: Call) -> Operation:
+    sizes: Any = call.node.args[1:]
+    if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
+        sizes = sizes[0]
+    return _MADE_ROWS if len(sizes) == 2 else _MOVED
+
+
 def _getitem(call: Call) -> Operation:
     source, index = call.node.args
     if isinstance(source, fx.Node) and _splits(source):  # a tuple: one part of it, or several
@@ -260,12 +275,12 @@ ROWS: tuple[tuple[Row, tuple[Any, ...]], ...] = (
         nn.Upsample, nn.UpsamplingNearest2d, F.interpolate,
     )),
     (_MOVED_BY_CHANNEL, ("contiguous",)),
-    (_MOVED, (nn.Flatten, torch.flatten, "flatten")),
+    (_flatten, (nn.Flatten, torch.flatten, "flatten")),
     (_MOVED, (nn.Unflatten, "unflatten")),
     (_MOVED, (nn.PixelShuffle, F.pixel_shuffle)),
     (_MOVED, (nn.PixelUnshuffle, F.pixel_unshuffle)),
     (_MOVED, (nn.ChannelShuffle, F.channel_shuffle)),
-    (_MOVED, (torch.reshape, "reshape", "view")),
+    (_reshape, (torch.reshape, "reshape", "view")),
     (_MOVED, (torch.permute, torch.transpose, "permute", "transpose", "swapaxes")),
     (_MOVED, (torch.squeeze, torch.unsqueeze, "squeeze", "unsqueeze")),
     (_MOVED, (torch.narrow, "narrow")),

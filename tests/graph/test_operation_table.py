@@ -34,6 +34,7 @@ MADE_WITH: dict[type, tuple[Any, ...]] = {
 """What modules are made with, where they need anything."""
 
 MOVED = Operation(keeps_values=True, moves_only=True)
+MADE_ROWS = Operation(keeps_values=True, moves_only=True, makes_rows=True)
 MOVED_BY_CHANNEL = Operation(keeps_values=True, moves_only=True, keeps_channels=True)
 IDENTITY = Operation("identity", keeps_values=True, moves_only=True, keeps_channels=True)
 POOLED = Operation(keeps_values=True, keeps_channels=True)
@@ -63,6 +64,8 @@ CALLS: dict[Any, tuple[tuple[Any, ...], Operation]] = {
         Operation(keeps_values=True, keeps_channels=True, padding=(1, 1)),
     ),
     nn.Upsample: ((None, 2), MOVED_BY_CHANNEL),
+    nn.Flatten: ((1,), MADE_ROWS),
+    torch.reshape: (((4, -1),), MADE_ROWS),
     operator.getitem: ((slice(1),), MOVED),
     nn.Sequential: ((), IDENTITY),
     nn.Dropout: ((0.5, False), IDENTITY),
