@@ -7,6 +7,7 @@ import logging
 import os
 from abc import abstractmethod
 from pathlib import Path
+from typing import ClassVar
 
 from torch import fx, nn
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
@@ -14,6 +15,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from fxquant.capture.naming import find_regions
 from fxquant.errors import PassError
 from fxquant.graph.printing import text
+from fxquant.passes.starting_points import StartingPoint
 
 _logger = logging.getLogger("fxquant")
 
@@ -26,31 +28,47 @@ class Pass(PassBase):
     dataclass declared with `eq=False`: PyTorch's PassManager compares passes by value, and would
     take two equal ones for a cycle.
 
+    The graph's modules may belong to other models too: change them through
+    `fxquant.graph.submodules.Submodules`, and give them new tensors, never write into theirs. A
+    graph that was changed is linted.
+
     With the environment variable `FXQUANT_DUMP=DIR` every pass writes its graph to a file there.
     """
+
+    starts_from: ClassVar[StartingPoint | None] = None
+    """What a graph must hold for the pass to have any work; None: nothing in particular."""
 
     @abstractmethod
     def run(self, gm: fx.GraphModule) -> bool:
         """Transform `gm` in place; return whether anything changed."""
 
     def __call__(self, graph_module: fx.GraphModule) -> PassResult:
-        """Run `requires`, the pass, and `ensures`."""
+        """Run `requires`, the pass, and `ensures`; an error begins with the name of the pass."""
         if not isinstance(graph_module, fx.GraphModule):
             raise PassError(
                 f"{type(self).__name__} works on a GraphModule, got {type(graph_module).__name__}: "
                 "make one with fxquant.trace(model)"
             )
-        result = super().__call__(graph_module)
-        assert result is not None
+        try:
+            result = super().__call__(graph_module)
+            if result is None or result.graph_module is not graph_module:
+                raise PassError("it returned another GraphModule: a pass works in place")
+        except Exception as error:
+            _put_in_front(type(self).__name__, error)
+            raise
         return result
 
     def call(self, graph_module: fx.GraphModule) -> PassResult:
-        """Run the pass, and regenerate the code if it changed the graph."""
+        """Run the pass; check the graph, and regenerate the code, if it changed it."""
+        name, start = type(self).__name__, self.starts_from
         modified = self.run(graph_module)
         if modified:
+            graph_module.graph.lint()
             graph_module.recompile()
-        _logger.info("%s: %s", type(self).__name__, "changed" if modified else "unchanged")
-        _dump(graph_module, type(self).__name__)
+        elif start is not None and not start.is_in(graph_module):
+            _logger.warning("%s: the graph has no %s: %s", name, start.what, start.remedy)
+        _logger.info("%s: %s", name, "changed" if modified else "unchanged")
+        _dump(graph_module, name)
         return PassResult(graph_module, modified)
 
     def __str__(self) -> str:
@@ -86,6 +104,14 @@ class Pipeline(PassBase):
 
     def __str__(self) -> str:
         return " → ".join(str(each) for each in self.passes)
+
+
+def _put_in_front(name: str, error: Exception) -> None:
+    """Let what `error` says begin with the pass's name, unless that of a pass is there already."""
+    if not hasattr(error, "_names_a_pass"):
+        first, *rest = error.args or ("",)
+        error.args = (f"{name}: {first}", *rest) if isinstance(first, str) else error.args
+        error._names_a_pass = True  # type: ignore[attr-defined]
 
 
 def _dump(gm: fx.GraphModule, name: str) -> None:

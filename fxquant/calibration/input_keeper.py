@@ -12,7 +12,7 @@ from fxquant.calibration.arguments import arguments_of, bind_arguments
 from fxquant.calibration.batching import cut, in_batches_of, num_samples, take_samples
 from fxquant.errors import CalibrationError
 from fxquant.graph.operations import data_input, module_of
-from fxquant.graph.rewriting import free_name
+from fxquant.graph.submodules import free_name
 from fxquant.modules.layers import layer_type
 from fxquant.modules.own import OwnModule, as_own
 from fxquant.recipe.reconstruction import Reconstruction

@@ -1,7 +1,7 @@
 """What nodes compute, what is known of them, and how graphs are changed and printed."""
 
 from fxquant.graph.axes import known_ranks
-from fxquant.graph.chains import Chain, find_chains
+from fxquant.graph.chains import Chain, find_chains, insert_after, take_out
 from fxquant.graph.channel_moments import Moments, channel_moments_of, range_of
 from fxquant.graph.journal import Journal, read_recipe, read_untraced, write_journals
 from fxquant.graph.mutations import (
@@ -29,16 +29,6 @@ from fxquant.graph.pairs import Pair, find_pairs
 from fxquant.graph.placement import QuantizedTensors
 from fxquant.graph.printing import text
 from fxquant.graph.records import Record, annotate, record, refuse, value_of
-from fxquant.graph.rewriting import (
-    delete_unused,
-    free_name,
-    insert_after,
-    require_same_nodes,
-    separate_calls,
-    take_out,
-    users_by_module,
-    why_not_changeable,
-)
 from fxquant.graph.selection import (
     call_name,
     check_rules,
@@ -46,6 +36,13 @@ from fxquant.graph.selection import (
     select_calls,
 )
 from fxquant.graph.states import require_converted, require_float, require_prepared
+from fxquant.graph.submodules import (
+    Submodules,
+    free_name,
+    own_all,
+    users_by_module,
+    why_not_changeable,
+)
 
 __all__ = [
     "Call",
@@ -55,6 +52,7 @@ __all__ = [
     "Pair",
     "QuantizedTensors",
     "Record",
+    "Submodules",
     "annotate",
     "argument",
     "batchnorm_of",
@@ -63,7 +61,6 @@ __all__ = [
     "channel_moments_of",
     "check_rules",
     "data_input",
-    "delete_unused",
     "find_chains",
     "find_pairs",
     "free_name",
@@ -77,6 +74,7 @@ __all__ = [
     "may_be_view",
     "module_of",
     "operation_of",
+    "own_all",
     "range_of",
     "read_instead",
     "read_recipe",
@@ -88,10 +86,8 @@ __all__ = [
     "require_converted",
     "require_float",
     "require_prepared",
-    "require_same_nodes",
     "run_out_of_place",
     "select_calls",
-    "separate_calls",
     "source_of",
     "sources_of_values",
     "take_out",

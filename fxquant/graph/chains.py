@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import fx
 
-from fxquant.graph.operations import data_input
+from fxquant.graph.operations import data_input, source_of
 from fxquant.graph.records import annotate, record, value_of
 
 Question = Callable[[fx.GraphModule, fx.Node], Any]
@@ -114,3 +114,16 @@ def find_chains(gm: fx.GraphModule, first: Question, then: Question) -> Iterator
         source = data_input(node)
         if source is not None and then(gm, node) and first(gm, source):
             yield Chain(gm, (source, node))
+
+
+def take_out(node: fx.Node) -> None:
+    """Erase `node` and let its users take what it works on."""
+    node.replace_all_uses_with(source_of(node))
+    node.graph.erase_node(node)
+
+
+def insert_after(node: fx.Node) -> Any:
+    """Return the context in which new nodes land behind `node`, and behind all placeholders."""
+    while node.op == "placeholder" and node.next.op == "placeholder":
+        node = node.next
+    return node.graph.inserting_after(node)

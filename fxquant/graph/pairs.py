@@ -15,7 +15,7 @@ from torch import fx, nn
 from fxquant.graph.chains import Chain
 from fxquant.graph.operations import is_layer, layer_of, operation_of, relu_bounds
 from fxquant.graph.records import refuse
-from fxquant.graph.rewriting import users_by_module, why_not_changeable
+from fxquant.graph.submodules import users_by_module, why_not_changeable
 from fxquant.modules.layers import num_inputs, num_outputs
 
 _RELU = (0.0, float("inf"))

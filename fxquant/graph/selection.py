@@ -12,7 +12,7 @@ from fxquant.capture.region import Region
 from fxquant.errors import RecipeError
 from fxquant.graph.operations import module_of, operation_of
 from fxquant.graph.records import annotate, record, refuse
-from fxquant.graph.rewriting import why_not_changeable
+from fxquant.graph.submodules import why_not_changeable
 from fxquant.modules.layers import layer_type
 from fxquant.recipe.recipe import Recipe
 from fxquant.recipe.spec import CallSpec

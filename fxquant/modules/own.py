@@ -23,7 +23,6 @@ class OwnModule(nn.Module):
 
     stage: ClassVar[Stage | None] = None
     """Of a model that holds such a module; None where it tells nothing."""
-
     watches: ClassVar[bool] = False
     """Whether it does nothing but keep, in calibration, something of what goes by."""
 

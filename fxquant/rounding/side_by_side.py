@@ -10,8 +10,7 @@ from typing import Generic, TypeVar
 from torch import Tensor, fx
 
 from fxquant.calibration.batching import num_samples
-from fxquant.errors import CalibrationError
-from fxquant.graph.rewriting import require_same_nodes
+from fxquant.errors import CalibrationError, PassError
 from fxquant.recipe.reconstruction import Reconstruction
 from fxquant.rounding.subgraphs import Call, Subgraph
 from fxquant.streaming.identity import identity_of
@@ -40,10 +39,19 @@ class Lesson:
 
     def require(self, nodes: Iterable[fx.Node]) -> None:
         """Raise where there is no data, or the reference lacks one of the quantized `nodes`."""
-        name = type(self).__name__
         if len(self.batches) == 0:
-            raise CalibrationError(f"{name}: `batches` is empty: give at least one")
-        require_same_nodes(name, self.reference, nodes)
+            raise CalibrationError("`batches` is empty: give at least one")
+        _require_same_nodes(self.reference, nodes)
+
+
+def _require_same_nodes(reference: fx.GraphModule, nodes: Iterable[fx.Node]) -> None:
+    """Raise `PassError` if `reference` has no node of one of these names."""
+    names = {node.name for node in reference.graph.nodes}
+    for node in nodes:
+        if node.name not in names:
+            raise PassError(
+                f"the reference has no node {node.name!r}: give a copy made before QuantizeWeights"
+            )
 
 
 class SideBySide(ABC, Generic[_Unit]):

@@ -17,15 +17,19 @@ from torch import fx
 
 from fxquant.calibration.observed import check_calibrated, find_observers
 from fxquant.calibration.quantizer_choice import quantizer_of
+from fxquant.graph.chains import insert_after
 from fxquant.graph.records import refuse
-from fxquant.graph.rewriting import delete_unused, free_name, insert_after
+from fxquant.graph.submodules import Submodules, free_name
 from fxquant.modules.observers import Observer
 from fxquant.passes.pipeline import Pass
+from fxquant.passes.starting_points import OBSERVED
 
 
 @dataclass(frozen=True, eq=False)
 class ChooseRanges(Pass):
     """Turn each observer into a fake-quantizer."""
+
+    starts_from = OBSERVED
 
     def requires(self, graph_module: fx.GraphModule) -> None:
         """Raise `CalibrationError` if nothing was calibrated, or what was seen is not finite."""
@@ -33,6 +37,7 @@ class ChooseRanges(Pass):
 
     def run(self, gm: fx.GraphModule) -> bool:
         """Replace each observer; one that saw nothing is removed, with the reason recorded."""
+        submodules = Submodules(gm)
         container = free_name(gm, "quantizers")
         quantizers: dict[Observer, str] = {}
         observed = list(find_observers(gm))
@@ -49,9 +54,9 @@ class ChooseRanges(Pass):
                 continue
             if observer not in quantizers:
                 quantizers[observer] = f"{container}.{label}"
-                gm.add_submodule(quantizers[observer], quantizer_of(observer))
+                submodules.put(quantizers[observer], quantizer_of(observer))
             _insert(gm, tensor, quantizers[observer])
-        delete_unused(gm, containers)
+        submodules.drop_unused(containers)
         return bool(observed)
 
 

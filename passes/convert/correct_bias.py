@@ -13,24 +13,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import fx, nn
 
 from fxquant.errors import PassError
+from fxquant.graph.chains import take_out
 from fxquant.graph.operations import module_of
 from fxquant.graph.records import refuse
-from fxquant.graph.rewriting import delete_unused, take_out
+from fxquant.graph.submodules import Submodules
 from fxquant.modules.channel_observers import ChannelMean
 from fxquant.modules.layers import Layer, as_layer, is_transposed, output_rows, per_input
 from fxquant.modules.quantized_layer import QuantizedLayer
 from fxquant.passes.pipeline import Pass
+from fxquant.passes.starting_points import OBSERVED
 
 
 @dataclass(frozen=True, eq=False)
 class CorrectBias(Pass):
     """Take the mean error that a rounded weight makes out of the layer's bias."""
+
+    starts_from = OBSERVED
 
     reference: fx.GraphModule
     """The model before `QuantizeWeights`: its layers, by the same names, hold the float weights."""
@@ -40,14 +43,13 @@ class CorrectBias(Pass):
         names = {name for name, _ in self.reference.named_modules()}
         for _, layer, _ in _find_means(graph_module):
             if str(layer.target) not in names:
-                raise PassError(f"CorrectBias: the reference has no module {layer.target!r}")
+                raise PassError(f"the reference has no module {layer.target!r}")
             if not isinstance(module_of(graph_module, layer), QuantizedLayer):
-                raise PassError(
-                    f"CorrectBias: {layer.target!r} is float: run QuantizeWeights first"
-                )
+                raise PassError(f"{layer.target!r} is float: run QuantizeWeights first")
 
     def run(self, gm: fx.GraphModule) -> bool:
         """Correct each layer behind a `ChannelMean` once, and remove the `ChannelMean`s."""
+        submodules = Submodules(gm)
         corrected = set()
         containers = set()
         for node, layer, mean in list(_find_means(gm)):
@@ -55,14 +57,14 @@ class CorrectBias(Pass):
                 refuse(layer, "bias not corrected", "no finite batch seen in calibration")
             elif layer.target not in corrected:
                 _correct(
-                    cast(QuantizedLayer, module_of(gm, layer)),
+                    submodules.own(str(layer.target)),
                     as_layer(self.reference.get_submodule(str(layer.target))),
                     mean.mean,
                 )
             corrected.add(layer.target)
             containers.add(str(node.target).rpartition(".")[0])
             take_out(node)
-        delete_unused(gm, containers)
+        submodules.drop_unused(containers)
         return bool(corrected)
 
 

@@ -16,15 +16,19 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.errors import PassError
+from fxquant.graph.submodules import Submodules
 from fxquant.modules.layers import as_layer, output_rows
 from fxquant.modules.quantized_layer import QuantizedLayer
 from fxquant.numerics.decibels import sqnr
 from fxquant.passes.pipeline import Pass
+from fxquant.passes.starting_points import CONVERTED
 
 
 @dataclass(frozen=True, eq=False)
 class CorrectWeights(Pass):
     """Give each output channel of a rounded weight its mean and its norm back."""
+
+    starts_from = CONVERTED
 
     reference: fx.GraphModule
     """The model before `QuantizeWeights`: its layers, by the same names, hold the float weights."""
@@ -34,12 +38,14 @@ class CorrectWeights(Pass):
         names = {name for name, _ in self.reference.named_modules()}
         for name, _ in _uncorrected(graph_module):
             if name not in names:
-                raise PassError(f"CorrectWeights: the reference has no module {name!r}")
+                raise PassError(f"the reference has no module {name!r}")
 
     def run(self, gm: fx.GraphModule) -> bool:
         """Correct each quantized layer once."""
-        layers = _uncorrected(gm)
-        for name, quantized in layers:
+        submodules = Submodules(gm)
+        names = [name for name, _ in _uncorrected(gm)]
+        for name in names:
+            quantized = submodules.own(name)
             layer = as_layer(quantized)
             reference = as_layer(self.reference.get_submodule(name))
             weight = reference.weight.detach().to(torch.float32)
@@ -47,7 +53,7 @@ class CorrectWeights(Pass):
             gain, shift = gain_and_shift(rows, rounded)
             quantized.weight_gain, quantized.weight_shift = gain, shift
             quantized.weight_sqnr = sqnr(weight, layer.weight.float())
-        return bool(layers)
+        return bool(names)
 
 
 def gain_and_shift(rows: Tensor, rounded: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,16 +11,20 @@ from dataclasses import dataclass
 from torch import fx
 
 from fxquant.calibration.input_keeper import InputKeeper
+from fxquant.graph.chains import take_out
 from fxquant.graph.operations import module_of
-from fxquant.graph.rewriting import delete_unused, take_out
+from fxquant.graph.submodules import Submodules
 from fxquant.modules.channel_observers import ChannelMean
 from fxquant.modules.observers import Observer
 from fxquant.passes.pipeline import Pass
+from fxquant.passes.starting_points import TRACED
 
 
 @dataclass(frozen=True, eq=False)
 class DropObservers(Pass):
     """Remove what calibration put into the graph."""
+
+    starts_from = TRACED
 
     kinds: tuple[type, ...] = (Observer, ChannelMean, InputKeeper)
     """Of which modules the calls are removed."""
@@ -33,5 +37,5 @@ class DropObservers(Pass):
                 take_out(node)
                 path = str(node.target)
                 containers.add(path.rpartition(".")[0] or path)
-        delete_unused(gm, containers)
+        Submodules(gm).drop_unused(containers)
         return bool(containers)

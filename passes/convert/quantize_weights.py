@@ -17,9 +17,11 @@ from torch import fx, nn
 from fxquant.errors import CalibrationError
 from fxquant.graph.operations import module_of
 from fxquant.graph.selection import select_calls
+from fxquant.graph.submodules import Submodules
 from fxquant.modules.layers import as_layer
 from fxquant.modules.quantized_layer import QuantizedLayer, quantize_layer
 from fxquant.passes.pipeline import Pass
+from fxquant.passes.starting_points import TRACED
 from fxquant.recipe.recipe import Recipe
 
 
@@ -27,10 +29,13 @@ from fxquant.recipe.recipe import Recipe
 class QuantizeWeights(Pass):
     """Turn each layer's weight into integers, rounded to nearest."""
 
+    starts_from = TRACED
+
     recipe: Recipe = field(default_factory=Recipe)
 
     def run(self, gm: fx.GraphModule) -> bool:
         """Replace each layer module that the recipe quantizes."""
+        submodules = Submodules(gm)
         done: dict[nn.Module, QuantizedLayer] = {}
         for node, call in select_calls(gm, self.recipe).items():
             module = module_of(gm, node)
@@ -45,5 +50,5 @@ class QuantizeWeights(Pass):
                         "values): train it again, or leave it in float with a Rule(…, skip=True)"
                     )
                 done[module] = quantize_layer(layer, call.weights)
-            gm.add_submodule(str(node.target), done[module])
+            submodules.put(str(node.target), done[module])
         return bool(done)

@@ -15,7 +15,6 @@ nearest, on samples set aside. A second run goes on from the scales that the fir
 
 from __future__ import annotations
 
-import logging
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -25,9 +24,13 @@ import torch
 from torch import fx
 
 from fxquant.errors import PassError
+from fxquant.graph.submodules import own_all
+from fxquant.modules.fake_quantize import FakeQuantize
 from fxquant.modules.figures import LearnedRounding
+from fxquant.modules.quantized_layer import QuantizedLayer
 from fxquant.numerics.decibels import sqnr
 from fxquant.passes.pipeline import Pass
+from fxquant.passes.starting_points import CONVERTED
 from fxquant.rounding.blocks.find import Block, find_blocks
 from fxquant.rounding.blocks.learner import BlockLearner
 from fxquant.rounding.blocks.sides import BlocksSideBySide, ends_in_float
@@ -36,18 +39,18 @@ from fxquant.rounding.side_by_side import Lesson
 from fxquant.streaming.distributed import num_ranks
 from fxquant.streaming.value_store import ValueStore
 
-_logger = logging.getLogger("fxquant")
-
 
 @dataclass(frozen=True, eq=False)
 class ReconstructBlocks(Lesson, Pass):
     """Learn the roundings of the weights, block by block."""
 
+    starts_from = CONVERTED
+
     def requires(self, graph_module: fx.GraphModule) -> None:
         """Raise where there is no data, several ranks, or a reference of another graph."""
         if num_ranks() > 1:
             raise PassError(
-                f"ReconstructBlocks: {num_ranks()} ranks: blocks are learned by one process alone; "
+                f"{num_ranks()} ranks: blocks are learned by one process alone; "
                 "run it without torch.distributed, or use ReconstructRounding"
             )
         blocks = find_blocks(graph_module)
@@ -56,9 +59,8 @@ class ReconstructBlocks(Lesson, Pass):
     @torch.no_grad()
     def run(self, gm: fx.GraphModule) -> bool:
         """Reconstruct the blocks in turn; modified if a single weight or scale changed."""
+        own_all(gm, QuantizedLayer, FakeQuantize)
         blocks = find_blocks(gm)
-        if not blocks:
-            _logger.warning("ReconstructBlocks: no quantized layer in the graph: nothing to learn")
         with ValueStore(self.options.max_bytes) as store:
             sides = BlocksSideBySide(self, gm, blocks, store)
             return learn_in_turn(blocks, sides, partial(self._learn, sides), self.how)

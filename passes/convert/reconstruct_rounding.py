@@ -22,10 +22,13 @@ from functools import partial
 import torch
 from torch import fx
 
+from fxquant.graph.submodules import own_all
 from fxquant.modules.figures import LearnedRounding
 from fxquant.modules.layers import as_layer
+from fxquant.modules.quantized_layer import QuantizedLayer
 from fxquant.numerics.decibels import sqnr
 from fxquant.passes.pipeline import Pass
+from fxquant.passes.starting_points import CONVERTED
 from fxquant.rounding.grouped_layer import Rounding
 from fxquant.rounding.in_turn import learn_in_turn
 from fxquant.rounding.learners import Learned, learn
@@ -40,6 +43,8 @@ from fxquant.streaming.value_store import ValueStore
 class ReconstructRounding(Lesson, Pass):
     """Learn the rounding of each weight, layer by layer."""
 
+    starts_from = CONVERTED
+
     def requires(self, graph_module: fx.GraphModule) -> None:
         """Raise where there is no data, or the reference is not of the same graph."""
         calls = [call for each in find_subgraphs(graph_module) for call in each.calls]
@@ -48,6 +53,7 @@ class ReconstructRounding(Lesson, Pass):
     @torch.no_grad()
     def run(self, gm: fx.GraphModule) -> bool:
         """Reconstruct the layers in turn; modified if a single weight changed."""
+        own_all(gm, QuantizedLayer)
         subgraphs = find_subgraphs(gm)
         if self.options.parallel:
             subgraphs = [_all_ahead(subgraph) for subgraph in subgraphs]

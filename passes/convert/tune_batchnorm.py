@@ -21,10 +21,12 @@ from torch import Tensor, fx
 
 from fxquant.capture.naming import target_name
 from fxquant.errors import CalibrationError
+from fxquant.graph.submodules import own_all
 from fxquant.modules.layers import as_layer, channel_axis, num_outputs
 from fxquant.modules.quantized_layer import QuantizedLayer
 from fxquant.numerics.decibels import sqnr
 from fxquant.passes.pipeline import Pass
+from fxquant.passes.starting_points import CONVERTED
 from fxquant.rounding.side_by_side import LayersSideBySide, Lesson
 from fxquant.rounding.subgraphs import Call, Subgraph, find_subgraphs
 from fxquant.streaming.distributed import sum_over_ranks
@@ -42,6 +44,8 @@ class TuneBatchNorm(Lesson, Pass):
     Nothing is drawn and nothing kept: of `options` only `max_bytes` counts, of `how` the bar.
     """
 
+    starts_from = CONVERTED
+
     def requires(self, graph_module: fx.GraphModule) -> None:
         """Raise where there is no data, or the reference is not of the same graph."""
         subgraphs = find_subgraphs(graph_module)
@@ -50,6 +54,7 @@ class TuneBatchNorm(Lesson, Pass):
     @torch.no_grad()
     def run(self, gm: fx.GraphModule) -> bool:
         """Tune the layers in turn; modified if there is one."""
+        own_all(gm, QuantizedLayer)
         subgraphs = [_before_activation(subgraph) for subgraph in find_subgraphs(gm)]
         with ValueStore(self.options.max_bytes) as store:
             sides = LayersSideBySide(self, gm, subgraphs, store)

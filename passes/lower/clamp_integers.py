@@ -22,15 +22,18 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxquant.graph.chains import Chain
+from fxquant.graph.chains import Chain, take_out
 from fxquant.graph.operations import relu_bounds
-from fxquant.graph.rewriting import delete_unused, take_out
+from fxquant.graph.submodules import Submodules
 from fxquant.passes.pipeline import Pass
+from fxquant.passes.starting_points import STANDARD
 
 
 @dataclass(frozen=True, eq=False)
 class ClampIntegers(Pass):
     """Clamp integers where their grid, or an activation function, ends before their type does."""
+
+    starts_from = STANDARD
 
     def run(self, gm: fx.GraphModule) -> bool:
         """Work on the graph that `ToQdq` leaves."""
@@ -46,7 +49,7 @@ class ClampIntegers(Pass):
             else:
                 continue
             is_clamped |= _clamp(node, low, high)
-        delete_unused(gm, {str(relu.target) for relu in relus if relu.op == "call_module"})
+        Submodules(gm).drop_unused(str(relu.target) for relu in relus if relu.op == "call_module")
         return is_clamped or bool(relus)
 
 

@@ -15,7 +15,7 @@ from torch import fx
 
 from fxquant.graph.chains import Chain
 from fxquant.graph.operations import is_add, relu_bounds
-from fxquant.graph.rewriting import free_name
+from fxquant.graph.submodules import Submodules, free_name
 from fxquant.int8.integers import (
     affine_of,
     drop_unused_dequantize,
@@ -24,21 +24,25 @@ from fxquant.int8.integers import (
 )
 from fxquant.int8.modules import Int8Add
 from fxquant.passes.pipeline import Pass
+from fxquant.passes.starting_points import CONVERTED
 
 
 @dataclass(frozen=True, eq=False)
 class LowerAdditions(Pass):
     """Let additions whose operands and result are quantized work on integers."""
 
+    starts_from = CONVERTED
+
     def run(self, gm: fx.GraphModule) -> bool:
         """Replace each of them by a call of an `Int8Add`."""
         additions = [node for node in gm.graph.nodes if is_add(gm, node)]
+        submodules = Submodules(gm)
         container = free_name(gm, "additions")
-        modified = [_lower(gm, node, container) for node in additions]
+        modified = [_lower(gm, node, submodules, container) for node in additions]
         return any(modified) | drop_unused_dequantize(gm)
 
 
-def _lower(gm: fx.GraphModule, add: fx.Node, container: str) -> bool:
+def _lower(gm: fx.GraphModule, add: fx.Node, submodules: Submodules, container: str) -> bool:
     operands = [each for operand in add.args if (each := integers_behind(operand)) is not None]
     chain = Chain.behind(gm, add).take(relu_bounds).take(is_quantize)
     if len(operands) < 2 or not is_quantize(gm, chain.last):
@@ -46,7 +50,7 @@ def _lower(gm: fx.GraphModule, add: fx.Node, container: str) -> bool:
     target = f"{container}.{add.name}"
     first, second = (affine_of(each) for each in operands)
     clamp = relu_bounds(gm, chain.nodes[1])
-    gm.add_submodule(target, Int8Add(first, second, affine_of(chain.last), clamp))
+    submodules.put(target, Int8Add(first, second, affine_of(chain.last), clamp))
     with gm.graph.inserting_before(chain.last):
         lowered = gm.graph.call_module(target, tuple(operands))
     chain.replace(lowered)

@@ -24,11 +24,14 @@ from fxquant.int8.integers import (
     is_quantize,
 )
 from fxquant.passes.pipeline import Pass
+from fxquant.passes.starting_points import CONVERTED
 
 
 @dataclass(frozen=True, eq=False)
 class LowerAverages(Pass):
     """Let averages whose input and result are quantized work on integers."""
+
+    starts_from = CONVERTED
 
     def run(self, gm: fx.GraphModule) -> bool:
         """Replace each of them."""

@@ -25,7 +25,7 @@ from fxquant.graph.mutations import changed_while_read, may_be_view
 from fxquant.graph.operation_table import argument
 from fxquant.graph.operations import data_input, is_add, module_of, relu_bounds
 from fxquant.graph.records import refuse
-from fxquant.graph.rewriting import free_name, users_by_module
+from fxquant.graph.submodules import Submodules, free_name
 from fxquant.int8.integers import (
     affine_of,
     drop_unused_dequantize,
@@ -38,15 +38,19 @@ from fxquant.int8.operands import Clamp
 from fxquant.modules.quantized_layer import QuantizedLayer
 from fxquant.numerics.affine import AffineNumbers
 from fxquant.passes.pipeline import Pass
+from fxquant.passes.starting_points import CONVERTED
 
 
 @dataclass(frozen=True, eq=False)
 class LowerLayers(Pass):
     """Let layers work on integers, with what is behind them."""
 
+    starts_from = CONVERTED
+
     def run(self, gm: fx.GraphModule) -> bool:
         """Replace each `QuantizedLayer` whose input is integers."""
-        users = users_by_module(gm)
+        submodules = Submodules(gm)
+        users = submodules.users
         modified = False
         for node in list(gm.graph.nodes):
             layer = module_of(gm, node)
@@ -63,7 +67,7 @@ class LowerLayers(Pass):
             is_shared = len(users[layer]) > 1
             users[layer].remove(node)
             target = free_name(gm, str(node.target)) if is_shared else str(node.target)
-            _lower(gm, target, layer, x, _fusion(gm, node, layer))
+            _lower(gm, submodules, target, layer, x, _fusion(gm, node, layer))
             modified = True
         if modified:
             _keep_views(gm)
@@ -114,13 +118,18 @@ def _with_activation(chain: Chain, layer: nn.Module, other: fx.Node | None = Non
 
 
 def _lower(
-    gm: fx.GraphModule, target: str, layer: QuantizedLayer, x: fx.Node, fusion: _Fusion
+    gm: fx.GraphModule,
+    submodules: Submodules,
+    target: str,
+    layer: QuantizedLayer,
+    x: fx.Node,
+    fusion: _Fusion,
 ) -> None:
     """Put one call of an `Int8Conv` or `Int8Linear`, named `target`, in the place of the chain."""
     kind = Int8Linear if isinstance(layer, nn.Linear) else Int8Conv
     other = None if fusion.other is None else affine_of(fusion.other)
     module = kind(layer, affine_of(x), fusion.output, fusion.activation, fusion.clamp, other)
-    gm.add_submodule(target, module)
+    submodules.put(target, module)
     operands = (x,) if fusion.other is None else (x, fusion.other)
     with gm.graph.inserting_before(fusion.chain.last):
         lowered = gm.graph.call_module(target, operands)

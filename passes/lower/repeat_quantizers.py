@@ -18,11 +18,14 @@ from torch import fx
 from fxquant.graph.operations import data_input, module_of, operation_of, sources_of_values
 from fxquant.modules.fake_quantize import FakeQuantize
 from fxquant.passes.pipeline import Pass
+from fxquant.passes.starting_points import CONVERTED
 
 
 @dataclass(frozen=True, eq=False)
 class RepeatQuantizers(Pass):
     """Quantize again what calls that keep values make of quantized tensors."""
+
+    starts_from = CONVERTED
 
     def run(self, gm: fx.GraphModule) -> bool:
         """Insert calls of the `FakeQuantize`s that are there."""

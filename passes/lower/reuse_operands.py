@@ -16,6 +16,7 @@ from fxquant.graph.operations import module_of, operation_of
 from fxquant.int8 import kernels
 from fxquant.int8.modules import Int8Conv, Int8Module
 from fxquant.passes.pipeline import Pass
+from fxquant.passes.starting_points import CONVERTED
 
 _NEW_TENSOR = (
     kernels.quantize, kernels.dequantize, kernels.narrow, kernels.widen, kernels.average,
@@ -26,6 +27,8 @@ _NEW_TENSOR = (
 @dataclass(frozen=True, eq=False)
 class ReuseOperands(Pass):
     """Let kernels overwrite an operand that nobody reads later."""
+
+    starts_from = CONVERTED
 
     def run(self, gm: fx.GraphModule) -> bool:
         """Set `keep_other` of each `Int8Conv` that adds an operand."""

@@ -19,11 +19,10 @@ from typing import Any
 from torch import fx
 from torch.nn import functional as F
 
-from fxquant.graph.chains import Chain
+from fxquant.graph.chains import Chain, insert_after
 from fxquant.graph.mutations import changed_while_read
 from fxquant.graph.operations import operation_of, sources_of_values
 from fxquant.graph.records import annotate, value_of
-from fxquant.graph.rewriting import insert_after
 from fxquant.int8 import kernels
 from fxquant.int8.integers import (
     affine_of,
@@ -34,11 +33,14 @@ from fxquant.int8.integers import (
 from fxquant.int8.kernel_arguments import max_pool2d_arguments
 from fxquant.numerics.affine import AffineNumbers
 from fxquant.passes.pipeline import Pass
+from fxquant.passes.starting_points import CONVERTED
 
 
 @dataclass(frozen=True, eq=False)
 class SinkDequantize(Pass):
     """Let calls that keep values work on integers."""
+
+    starts_from = CONVERTED
 
     def run(self, gm: fx.GraphModule) -> bool:
         """Move each `dequantize` as far down as it goes."""

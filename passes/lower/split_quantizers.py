@@ -18,15 +18,18 @@ from torch import fx
 from fxquant.graph.mutations import changed_while_read
 from fxquant.graph.operations import module_of, source_of
 from fxquant.graph.records import refuse
-from fxquant.graph.rewriting import delete_unused
+from fxquant.graph.submodules import Submodules
 from fxquant.int8.integers import dequantize, quantize
 from fxquant.modules.fake_quantize import FakeQuantize
 from fxquant.passes.pipeline import Pass
+from fxquant.passes.starting_points import CONVERTED
 
 
 @dataclass(frozen=True, eq=False)
 class SplitQuantizers(Pass):
     """Split each fake-quantizer into its two halves, with the integers between them."""
+
+    starts_from = CONVERTED
 
     def run(self, gm: fx.GraphModule) -> bool:
         """Replace each `FakeQuantize` of one scale and at most 8 bits."""
@@ -47,7 +50,7 @@ class SplitQuantizers(Pass):
             node.replace_all_uses_with(dequantize(integers))
             gm.graph.erase_node(node)
             split.add(str(node.target))
-        delete_unused(gm, split)
+        Submodules(gm).drop_unused(split)
         return bool(split)
 
 

@@ -21,12 +21,13 @@ from torch.nn import functional as F
 
 from fxquant.graph.chains import Chain
 from fxquant.graph.operations import data_input, module_of
-from fxquant.graph.rewriting import delete_unused, free_name
+from fxquant.graph.submodules import Submodules, free_name
 from fxquant.modules.fake_quantize import FakeQuantize
 from fxquant.modules.layers import is_transposed, layer_type, num_groups
 from fxquant.modules.quantized_layer import QuantizedLayer
 from fxquant.numerics.affine import Grid
 from fxquant.passes.pipeline import Pass
+from fxquant.passes.starting_points import CONVERTED
 
 _CONVOLUTIONS: dict[type[nn.Module] | None, Any] = {
     nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d,
@@ -39,23 +40,26 @@ _CONVOLUTIONS: dict[type[nn.Module] | None, Any] = {
 class ToQdq(Pass):
     """Express a fake-quantized graph in PyTorch's standard quantize and dequantize operators."""
 
+    starts_from = CONVERTED
+
     per_channel: bool = True
     """Also activations with a scale for each channel; if not, they stay `FakeQuantize`s."""
 
     def run(self, gm: fx.GraphModule) -> bool:
         """Replace each `FakeQuantize` and each call of a `QuantizedLayer`."""
+        submodules = Submodules(gm)
         quantizers = set()
         modified = False
         for node in list(gm.graph.nodes):
             module = module_of(gm, node)
             if isinstance(module, FakeQuantize) and self._has_operator(module):
-                _expose_quantizer(gm, node, module)
+                _expose_quantizer(gm, node, module, submodules)
                 quantizers.add(str(node.target))
                 modified = True
             elif isinstance(module, QuantizedLayer):
                 _expose_layer(gm, node, module)
                 modified = True
-        delete_unused(gm, quantizers)
+        submodules.drop_unused(quantizers)
         return modified
 
     def _has_operator(self, quantizer: FakeQuantize) -> bool:
@@ -63,7 +67,9 @@ class ToQdq(Pass):
         return quantizer.channel_max is None and (self.per_channel or quantizer.axis is None)
 
 
-def _expose_quantizer(gm: fx.GraphModule, node: fx.Node, quantizer: FakeQuantize) -> None:
+def _expose_quantizer(
+    gm: fx.GraphModule, node: fx.Node, quantizer: FakeQuantize, submodules: Submodules
+) -> None:
     operators = torch.ops.quantized_decomposed
     x, grid = data_input(node), quantizer.grid
     ends: Any = (grid.quant_min, grid.quant_max, _dtype(grid))
@@ -75,21 +81,21 @@ def _expose_quantizer(gm: fx.GraphModule, node: fx.Node, quantizer: FakeQuantize
             dq = gm.graph.call_function(operators.dequantize_per_tensor.default, (q, *parameters))
         else:
             # Axis 1: channels have scales of their own in batches of feature maps only.
-            per_channel = (*_channel_parameters(gm, node, quantizer), 1, *ends)
+            per_channel = (*_channel_parameters(gm, node, quantizer, submodules), 1, *ends)
             q = gm.graph.call_function(operators.quantize_per_channel.default, (x, *per_channel))
             dq = gm.graph.call_function(operators.dequantize_per_channel.default, (q, *per_channel))
     Chain.behind(gm, node).replace(dq, dq.name)
 
 
 def _channel_parameters(
-    gm: fx.GraphModule, node: fx.Node, quantizer: FakeQuantize
+    gm: fx.GraphModule, node: fx.Node, quantizer: FakeQuantize, submodules: Submodules
 ) -> list[fx.Node]:
     """Return nodes that read the scales and zero-points, kept under a new name."""
     holder = nn.Module()
     holder.register_buffer("scale", quantizer.scale)
     holder.register_buffer("zero_point", quantizer.zero_point)
     name = free_name(gm, f"constants.{node.name}")
-    gm.add_submodule(name, holder)
+    submodules.put(name, holder)
     return [gm.graph.get_attr(f"{name}.{each}") for each in ("scale", "zero_point")]
 
 

@@ -19,15 +19,10 @@ from torch import Tensor, fx, nn
 
 from fxquant.capture.naming import target_name
 from fxquant.graph.axes import known_ranks
+from fxquant.graph.chains import take_out
 from fxquant.graph.operations import batchnorm_of, is_batchnorm, is_layer, layer_of
 from fxquant.graph.records import annotate, record, refuse
-from fxquant.graph.rewriting import (
-    delete_unused,
-    separate_calls,
-    take_out,
-    users_by_module,
-    why_not_changeable,
-)
+from fxquant.graph.submodules import Submodules, why_not_changeable
 from fxquant.modules.batchnorm import (
     fold_before,
     scale_and_shift,
@@ -36,17 +31,20 @@ from fxquant.modules.batchnorm import (
 )
 from fxquant.modules.layers import Layer, num_inputs
 from fxquant.passes.pipeline import Pass
+from fxquant.passes.starting_points import TRACED
 
 
 @dataclass(frozen=True, eq=False)
 class AbsorbBatchNorm(Pass):
     """Fold an eval-mode batch norm into the layers behind it."""
 
+    starts_from = TRACED
+
     def run(self, gm: fx.GraphModule) -> bool:
         """Fold where exact; record the reason on the batch norm elsewhere."""
         absorbed = set()
         ranks = known_ranks(gm)
-        users = users_by_module(gm)
+        submodules = Submodules(gm)
         for batchnorm in reversed(gm.graph.nodes):  # of two in a row the last comes first
             if not is_batchnorm(gm, batchnorm) or not any(
                 is_layer(gm, user) for user in batchnorm.users
@@ -56,20 +54,19 @@ class AbsorbBatchNorm(Pass):
             if reason is not None:
                 refuse(batchnorm, "not folded forward", reason)
                 continue
-            _absorb(gm, batchnorm, users)
+            _absorb(gm, batchnorm, submodules)
             absorbed.add(str(batchnorm.target))
-        delete_unused(gm, absorbed)
+        submodules.drop_unused(absorbed)
         return bool(absorbed)
 
 
-def _absorb(gm: fx.GraphModule, batchnorm: fx.Node, users: dict[nn.Module, list[fx.Node]]) -> None:
+def _absorb(gm: fx.GraphModule, batchnorm: fx.Node, submodules: Submodules) -> None:
     scale, shift = scale_and_shift(batchnorm_of(gm, batchnorm))
     behind: dict[Layer, list[fx.Node]] = {}
     for user in batchnorm.users:
         behind.setdefault(layer_of(gm, user), []).append(user)
     for layers in behind.values():
-        separate_calls(gm, layers, users)
-        fold_before(layer_of(gm, layers[0]), scale, shift)
+        fold_before(submodules.separate(layers), scale, shift)
         for layer in layers:
             annotate(layer, folded=(*record(layer).folded, target_name(gm, str(batchnorm.target))))
     take_out(batchnorm)

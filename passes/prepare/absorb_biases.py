@@ -20,8 +20,10 @@ from torch import fx
 from fxquant.graph.operations import layer_of, relu_bounds
 from fxquant.graph.pairs import find_pairs
 from fxquant.graph.records import annotate, record, refuse
+from fxquant.graph.submodules import Submodules
 from fxquant.modules.batchnorm import fold_after, fold_before, why_shift_inexact
 from fxquant.passes.pipeline import Pass
+from fxquant.passes.starting_points import TRACED
 
 _SIGMAS = 3.0
 _LEAST = 1e-3  # deviations: less than that is left where it is
@@ -31,8 +33,11 @@ _LEAST = 1e-3  # deviations: less than that is left where it is
 class AbsorbBiases(Pass):
     """Move what a ReLU never cuts off from one layer's bias into the next one's."""
 
+    starts_from = TRACED
+
     def run(self, gm: fx.GraphModule) -> bool:
         """Absorb in each pair behind a folded batch norm; modified if one channel moved."""
+        submodules = Submodules(gm)
         modified = False
         for pair in find_pairs(gm, "bias not absorbed"):
             moments = record(pair.first).moments
@@ -49,8 +54,8 @@ class AbsorbBiases(Pass):
                 refuse(pair.first, "bias not absorbed", f"{pair.second.name}: {reason}")
                 continue
             ones = torch.ones_like(moved)
-            fold_after(layer_of(gm, pair.first), ones, -moved)
-            fold_before(second, ones, moved)
+            fold_after(submodules.own(str(pair.first.target)), ones, -moved)
+            fold_before(submodules.own(str(pair.second.target)), ones, moved)
             annotate(pair.first, moments=(mean - moved, deviation))
             modified = True
         return modified

@@ -13,14 +13,18 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from fxquant.graph.chains import take_out
 from fxquant.graph.operations import data_input, module_of, operation_of
-from fxquant.graph.rewriting import delete_unused, take_out, why_not_changeable
+from fxquant.graph.submodules import Submodules, why_not_changeable
 from fxquant.passes.pipeline import Pass
+from fxquant.passes.starting_points import TRACED
 
 
 @dataclass(frozen=True, eq=False)
 class DropIdentities(Pass):
     """Remove calls that hand on their input unchanged in eval mode."""
+
+    starts_from = TRACED
 
     def run(self, gm: fx.GraphModule) -> bool:
         """Erase each identity and let its users take its input."""
@@ -31,7 +35,7 @@ class DropIdentities(Pass):
                     dropped.add(str(node.target))
                 take_out(node)
                 dropped.add("")
-        delete_unused(gm, dropped - {""})
+        Submodules(gm).drop_unused(dropped - {""})
         return bool(dropped)
 
 

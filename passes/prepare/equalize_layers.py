@@ -21,14 +21,18 @@ from torch import Tensor, fx
 from fxquant.graph.operations import layer_of
 from fxquant.graph.pairs import Pair, find_pairs
 from fxquant.graph.records import annotate, record
+from fxquant.graph.submodules import Submodules
 from fxquant.modules.batchnorm import fold_after, fold_before
 from fxquant.modules.layers import input_rows, output_rows
 from fxquant.passes.pipeline import Pass
+from fxquant.passes.starting_points import TRACED
 
 
 @dataclass(frozen=True, eq=False)
 class EqualizeLayers(Pass):
     """Give the channels between two layers the same range in both layers' weights."""
+
+    starts_from = TRACED
 
     sweeps: int = 100
     """A layer between two others is in two pairs, so pairs take turns until nothing moves."""
@@ -38,16 +42,17 @@ class EqualizeLayers(Pass):
     def run(self, gm: fx.GraphModule) -> bool:
         """Equalize each pair; modified if a single channel moved."""
         pairs = list(find_pairs(gm, "not equalized"))
+        submodules = Submodules(gm)
         modified = False
         for _ in range(self.sweeps):
-            moved = [_equalize(gm, pair, self.tolerance) for pair in pairs]
+            moved = [_equalize(gm, pair, submodules, self.tolerance) for pair in pairs]
             if not any(moved):
                 break
             modified = True
         return modified
 
 
-def _equalize(gm: fx.GraphModule, pair: Pair, tolerance: float) -> bool:
+def _equalize(gm: fx.GraphModule, pair: Pair, submodules: Submodules, tolerance: float) -> bool:
     """Rescale the channels between two layers; return whether one of them moved."""
     before, after = layer_of(gm, pair.first), layer_of(gm, pair.second)
     made = _largest(output_rows(before, before.weight.detach()))
@@ -57,8 +62,9 @@ def _equalize(gm: fx.GraphModule, pair: Pair, tolerance: float) -> bool:
     scale = torch.where(usable & ((scale - 1).abs() > tolerance), scale, 1.0)
     if torch.all(scale == 1):
         return False
-    fold_after(before, 1 / scale, torch.zeros_like(scale))
-    fold_before(after, scale, torch.zeros_like(scale))
+    unmoved = torch.zeros_like(scale)
+    fold_after(submodules.own(str(pair.first.target)), 1 / scale, unmoved)
+    fold_before(submodules.own(str(pair.second.target)), scale, unmoved)
     moments = record(pair.first).moments
     if moments is not None:
         annotate(pair.first, moments=(moments[0] / scale, moments[1] / scale))

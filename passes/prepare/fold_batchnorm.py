@@ -18,16 +18,10 @@ from torch import fx, nn
 
 from fxquant.capture.naming import target_name
 from fxquant.graph.axes import known_ranks
-from fxquant.graph.chains import Chain, find_chains
+from fxquant.graph.chains import Chain, find_chains, take_out
 from fxquant.graph.operations import batchnorm_of, is_batchnorm, is_layer, layer_of
 from fxquant.graph.records import annotate, record, refuse
-from fxquant.graph.rewriting import (
-    delete_unused,
-    separate_calls,
-    take_out,
-    users_by_module,
-    why_not_changeable,
-)
+from fxquant.graph.submodules import Submodules, why_not_changeable
 from fxquant.modules.batchnorm import (
     BatchNorm,
     fold_after,
@@ -37,11 +31,14 @@ from fxquant.modules.batchnorm import (
 )
 from fxquant.modules.layers import Layer, num_outputs
 from fxquant.passes.pipeline import Pass
+from fxquant.passes.starting_points import TRACED
 
 
 @dataclass(frozen=True, eq=False)
 class FoldBatchNorm(Pass):
     """Fold an eval-mode batch norm into the layer before it."""
+
+    starts_from = TRACED
 
     def run(self, gm: fx.GraphModule) -> bool:
         """Fold where exact; record the reason on the batch norm elsewhere."""
@@ -64,19 +61,17 @@ def _fold_all(gm: fx.GraphModule) -> bool:
         folded.add(str(batchnorm.target))
         key = (layer_of(gm, layer), batchnorm_of(gm, batchnorm))
         groups.setdefault(key, []).append(chain)
-    users = users_by_module(gm)
+    submodules = Submodules(gm)
     for chains in groups.values():
-        separate_calls(gm, [chain.first for chain in chains], users)
-        _fold(gm, chains)
-    delete_unused(gm, folded)
+        _fold(gm, submodules.separate([chain.first for chain in chains]), chains)
+    submodules.drop_unused(folded)
     return bool(groups)
 
 
-def _fold(gm: fx.GraphModule, chains: list[Chain]) -> None:
+def _fold(gm: fx.GraphModule, layer_module: Layer, chains: list[Chain]) -> None:
     """Fold one batch-norm module into one layer module, for all calls of the pair."""
-    first, norm = chains[0].nodes
-    norm_module = batchnorm_of(gm, norm)
-    fold_after(layer_of(gm, first), *scale_and_shift(norm_module))
+    norm_module = batchnorm_of(gm, chains[0].last)
+    fold_after(layer_module, *scale_and_shift(norm_module))
     for chain in chains:
         layer, batchnorm = chain.nodes
         folded = (*record(layer).folded, target_name(gm, str(batchnorm.target)))

@@ -30,17 +30,19 @@ from dataclasses import dataclass, field
 from torch import fx, nn
 
 from fxquant.capture.region import Region
+from fxquant.graph.chains import insert_after
 from fxquant.graph.channel_moments import Moments, channel_moments_of, range_of
 from fxquant.graph.operations import data_input, module_of, source_of
 from fxquant.graph.placement import QuantizedTensors
 from fxquant.graph.records import record
-from fxquant.graph.rewriting import free_name, insert_after
 from fxquant.graph.selection import record_calls_with_weights_inside, select_calls
+from fxquant.graph.submodules import Submodules, free_name
 from fxquant.modules.channel_observers import ChannelMean, ChannelObserver
 from fxquant.modules.layers import as_layer, channel_axis, num_inputs
 from fxquant.modules.observers import LogitObserver, Observer
 from fxquant.modules.own import own_modules
 from fxquant.passes.pipeline import Pass
+from fxquant.passes.starting_points import TRACED
 from fxquant.recipe.recipe import Recipe
 from fxquant.recipe.spec import CallSpec, TensorSpec
 
@@ -48,6 +50,8 @@ from fxquant.recipe.spec import CallSpec, TensorSpec
 @dataclass(frozen=True, eq=False)
 class InsertObservers(Pass):
     """Put an observer on each tensor that will be quantized."""
+
+    starts_from = TRACED
 
     recipe: Recipe = field(default_factory=Recipe)
 
@@ -58,13 +62,15 @@ class InsertObservers(Pass):
         calls = select_calls(gm, self.recipe)
         record_calls_with_weights_inside(gm)
         tensors = QuantizedTensors(gm, calls)
-        _insert(gm, tensors)
-        logits = _insert_at_outputs(gm, self.recipe.logits, set(tensors.places))
-        has_means = self.recipe.bias_correction is True and _insert_means(gm, calls)
+        submodules = Submodules(gm)
+        _insert(gm, tensors, submodules)
+        quantized = set(tensors.places)
+        logits = _insert_at_outputs(gm, self.recipe.logits, quantized, submodules)
+        has_means = self.recipe.bias_correction is True and _insert_means(gm, calls, submodules)
         return bool(tensors.places) or logits or has_means
 
 
-def _insert(gm: fx.GraphModule, tensors: QuantizedTensors) -> None:
+def _insert(gm: fx.GraphModule, tensors: QuantizedTensors, submodules: Submodules) -> None:
     container = free_name(gm, "observers")
     bounds: dict[str, set[tuple[float, float] | None]] = {}
     for node in tensors.places:
@@ -80,7 +86,7 @@ def _insert(gm: fx.GraphModule, tensors: QuantizedTensors) -> None:
         if label not in observers:
             known = moments.get(watched) if sharing[label] == 1 else None
             observers[label] = _observer(tensors.spec(node), clamp, tensors.axis(node), known)
-            gm.add_submodule(f"{container}.{label}", observers[label])
+            submodules.put(f"{container}.{label}", observers[label])
         users = [node] if clamp else list(watched.users)
         with insert_after(watched):
             observer = gm.graph.call_module(f"{container}.{label}", (watched,))
@@ -104,7 +110,10 @@ def _observer(
 
 
 def _insert_at_outputs(
-    gm: fx.GraphModule, spec: TensorSpec | None, quantized: Set[fx.Node]
+    gm: fx.GraphModule,
+    spec: TensorSpec | None,
+    quantized: Set[fx.Node],
+    submodules: Submodules,
 ) -> bool:
     """Watch what the model returns, if its recipe quantizes that; of a region it is no output."""
     if spec is None or isinstance(gm, Region):
@@ -114,7 +123,7 @@ def _insert_at_outputs(
     for node in output.all_input_nodes:
         if node in quantized:
             continue
-        gm.add_submodule(f"{container}.{node.name}", LogitObserver(spec))
+        submodules.put(f"{container}.{node.name}", LogitObserver(spec))
         with insert_after(node):
             observer = gm.graph.call_module(f"{container}.{node.name}", (node,))
         output.replace_input_with(node, observer)
@@ -126,7 +135,9 @@ def _fused_bounds(node: fx.Node) -> tuple[float, float] | None:
     return known.clamp if known.fused_into else None
 
 
-def _insert_means(gm: fx.GraphModule, calls: dict[fx.Node, CallSpec]) -> bool:
+def _insert_means(
+    gm: fx.GraphModule, calls: dict[fx.Node, CallSpec], submodules: Submodules
+) -> bool:
     """Watch the mean input of each layer whose weight will be rounded."""
     container = free_name(gm, "input_means")
     names: dict[nn.Module, str] = {}
@@ -137,7 +148,7 @@ def _insert_means(gm: fx.GraphModule, calls: dict[fx.Node, CallSpec]) -> bool:
         if layer not in names:
             names[layer] = f"{container}.{str(node.target).replace('.', '_')}"
             known = as_layer(layer)
-            gm.add_submodule(names[layer], ChannelMean(num_inputs(known), channel_axis(known)))
+            submodules.put(names[layer], ChannelMean(num_inputs(known), channel_axis(known)))
         with gm.graph.inserting_before(node):
             mean = gm.graph.call_module(names[layer], (source,))
         node.replace_input_with(source, mean)

@@ -17,9 +17,10 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from fxquant.graph.records import refuse
-from fxquant.graph.rewriting import free_name
+from fxquant.graph.submodules import Submodules, free_name
 from fxquant.modules.batchnorm import FunctionalBatchNorm
 from fxquant.passes.pipeline import Pass
+from fxquant.passes.starting_points import TRACED
 
 _CONV = {
     "input": None, "weight": None, "bias": None, "stride": 1, "padding": 0, "dilation": 1,
@@ -97,9 +98,12 @@ _LIFTS: dict[Any, tuple[dict[str, Any], Callable[[dict[str, Any]], nn.Module]]] 
 class LiftFunctionals(Pass):
     """Turn functional layers whose parameters are attributes into modules."""
 
+    starts_from = TRACED
+
     def run(self, gm: fx.GraphModule) -> bool:
         """Replace each call; refuse those whose parameters or options are computed."""
         names: dict[Any, str] = {}
+        submodules = Submodules(gm)
         for node in list(gm.graph.nodes):
             if node.op != "call_function" or node.target not in _LIFTS:
                 continue
@@ -113,7 +117,7 @@ class LiftFunctionals(Pass):
             key = (node.target, *[_identity(value) for value in given.values()])
             if key not in names:
                 names[key] = _name(gm, node, given)
-                gm.add_submodule(names[key], make(_resolve(gm, given)))
+                submodules.put(names[key], make(_resolve(gm, given)))
             with gm.graph.inserting_before(node):
                 source = node.args[0] if node.args else node.kwargs["input"]
                 lifted = gm.graph.call_module(names[key], (source,))
@@ -121,7 +125,7 @@ class LiftFunctionals(Pass):
             node.replace_all_uses_with(lifted)
             gm.graph.erase_node(node)
         if names:
-            _erase_unused_attributes(gm)
+            _erase_unused_attributes(gm, submodules)
         return bool(names)
 
 
@@ -168,7 +172,7 @@ def _name(gm: fx.GraphModule, node: fx.Node, given: dict[str, Any]) -> str:
     return free_name(gm, f"{owner}.{function}".lstrip("."))
 
 
-def _erase_unused_attributes(gm: fx.GraphModule) -> None:
+def _erase_unused_attributes(gm: fx.GraphModule, submodules: Submodules) -> None:
     erased = set()
     for node in reversed(gm.graph.nodes):
         if node.op == "get_attr" and not node.users:
@@ -177,6 +181,5 @@ def _erase_unused_attributes(gm: fx.GraphModule) -> None:
     still_read = {str(node.target) for node in gm.graph.find_nodes(op="get_attr")}
     called = {str(node.target) for node in gm.graph.find_nodes(op="call_module")}
     for path in erased - still_read:
-        owner, _, name = path.rpartition(".")
-        if owner not in called:
-            delattr(gm.get_submodule(owner), name)
+        if path.rpartition(".")[0] not in called:
+            submodules.drop_attribute(path)

@@ -18,11 +18,14 @@ from fxquant.graph.chains import find_chains
 from fxquant.graph.operations import operation_of, relu_bounds
 from fxquant.graph.records import annotate, record, refuse
 from fxquant.passes.pipeline import Pass
+from fxquant.passes.starting_points import TRACED
 
 
 @dataclass(frozen=True, eq=False)
 class MarkFusedRelu(Pass):
     """Record which ReLU belongs to which call."""
+
+    starts_from = TRACED
 
     def run(self, gm: fx.GraphModule) -> bool:
         """Annotate each pair; a ReLU whose input is used elsewhere too is refused."""

@@ -13,7 +13,7 @@ from torch import fx
 
 from fxquant.graph.mutations import read_instead
 from fxquant.graph.operations import operation_of
-from fxquant.graph.rewriting import users_by_module
+from fxquant.graph.submodules import users_by_module
 
 
 class Flow:
