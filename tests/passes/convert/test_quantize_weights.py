@@ -152,8 +152,8 @@ def test_refuses_a_weight_that_is_not_finite(value: float) -> None:
     with pytest.raises(CalibrationError) as caught:
         QuantizeWeights(MINMAX)(gm)
     assert str(caught.value) == (
-        "body.0: NaN or infinity in its weight (1 of 16 values): train it again, or leave it in "
-        "float with a Rule(…, skip=True)"
+        "QuantizeWeights: body.0: NaN or infinity in its weight (1 of 16 values): train it again, "
+        "or leave it in float with a Rule(…, skip=True)"
     )
     recipe = Recipe.minmax(skip=["body.0"])
     assert not apply(QuantizeWeights(recipe), gm)

@@ -281,7 +281,7 @@ def test_a_graph_without_quantized_layers_is_left_with_a_warning(
 ) -> None:
     gm = fxquant.trace(nn.Sequential(nn.Linear(4, 4)))
     assert not apply(ReconstructBlocks(gm, [(torch.rand(2, 4),)]), gm)
-    assert "no quantized layer in the graph" in caplog.text
+    assert "ReconstructBlocks: the graph has no quantized layers" in caplog.text
 
 
 def test_logs_one_line_a_block_and_the_bar_can_be_quiet(
