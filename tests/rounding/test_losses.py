@@ -36,7 +36,7 @@ def expected_gradient(rows: Rows, activation: Activation, difference: Tensor) ->
 
 
 @pytest.mark.parametrize("groups", [1, 3])
-@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=["identity", "relu", "clamp", "silu"])
 def test_gradient_of_sampled_rows_is_autograds(activation: Activation, groups: int) -> None:
     weight = torch.randn(groups, 4, 10) * 0.3
     rows = make_rows(weight, activation)

@@ -93,7 +93,7 @@ def refusal(value: Any) -> str:
         nn.Linear, int, Tensor, Level, torch.relu, F.max_pool2d, F.gelu, operator.add, math.sqrt,
         len, torch.arange, torch.ops.aten.relu.default, torch.ops.aten.add, double,
     ],
-    ids=str,
+    ids=lambda value: str(value).partition(" at 0x")[0],  # one id in all processes
 )  # fmt: skip
 def test_a_value_comes_back(value: object) -> None:
     restored = through(value)
