@@ -53,7 +53,7 @@ class Affine:
     `scale` and `zero_point` have one shape, which broadcasts against the tensor: () for one set, or
     one set for each channel, row or range. What `over` makes keeps to this:
 
-    * `scale` is float32, above zero, and so is its inverse; 1 where a range has no width, so that a
+    * `scale` is float32 and above zero, its inverse finite; 1 where a range has no width, so that a
       tensor of zeros stays exactly zero;
     * `zero_point` is int32 and on the grid, so that real zero is exact; 0 where symmetric;
     * a value within the range moves by half a step at most, one outside goes to the nearer end.

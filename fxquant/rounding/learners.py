@@ -92,9 +92,7 @@ def _adaquant(
 
 def _loss(rows: Rows, activation: Activation, options: Reconstruction) -> Loss:
     dtype = product_dtype(rows.inputs, rows.outputs.shape[2]) if options.bfloat16 else torch.float32
-    ranks = num_ranks()
-    reduce = sum_over_ranks if ranks > 1 else None
-    return cheaper_loss(rows, activation, options.rows, options.steps, dtype, reduce, ranks)
+    return cheaper_loss(rows, activation, options.rows, options.steps, dtype)
 
 
 def _with_ones(rows: Rows) -> Rows:

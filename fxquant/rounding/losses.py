@@ -10,13 +10,14 @@ data (`Moments`):
 
 In terms of D only small numbers are rounded, so that the products may be bfloat16's.
 
+Where several ranks have rows, each its own, all sums go over all of them.
+
 All tensors are grouped: weights (groups, out, in), inputs (groups, rows, in), outputs (groups,
 rows, out), with `out` and `in` counted within a group, `in` over the taps of a kernel too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,9 +27,9 @@ import torch
 from torch import Tensor
 
 from fxquant.rounding.activations import Activation, Differentiated, Identity
+from fxquant.streaming.distributed import num_ranks, sum_over_ranks
 
 _MIN_ROWS, _ROWS_PER_INPUT = 128, 16  # for a step: a depthwise layer has 9 inputs, 144 rows will do
-Reduce = Callable[[Tensor], object]
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,6 @@ class SampledRows:
         activation: f.
         num_rows: for each step; all of them if there are fewer.
         dtype: of the two matrix products.
-        reduce: sums a tensor over ranks in place.
-        num_ranks: how many ranks it sums over.
     """
 
     def __init__(
@@ -104,20 +103,17 @@ class SampledRows:
         activation: Activation,
         num_rows: int,
         dtype: torch.dtype = torch.float32,
-        reduce: Reduce | None = None,
-        num_ranks: int = 1,
     ) -> None:
-        self.input_power = _input_power(rows, reduce, num_ranks)
+        self.input_power = _input_power(rows)
         self._pool = (rows.inputs.to(dtype), rows.outputs, rows.targets)
         self._activation = activation
         groups, _, inputs = rows.inputs.shape
         outputs = rows.outputs.shape[2]
         self._turns = max(1, len(rows) // min(num_rows, max(_MIN_ROWS, _ROWS_PER_INPUT * inputs)))
         self._size = len(rows) // self._turns
-        self._factor = 2 / (self._size * num_ranks)
-        self._reduce = reduce
+        self._factor = 2 / (self._size * num_ranks())
         hand_written = not isinstance(activation, Differentiated)
-        self.can_replay = rows.inputs.is_cuda and hand_written and reduce is None
+        self.can_replay = rows.inputs.is_cuda and hand_written and num_ranks() == 1
         self._turn = [each[:, : self._size].clone() for each in self._pool]
         self.difference = rows.inputs.new_empty(groups, outputs, inputs, dtype=dtype)
         self.gradient = torch.empty_like(self.difference)
@@ -144,16 +140,15 @@ class SampledRows:
         torch.mul(self._error, self._factor, out=self._error)
         self._product.copy_(self._error)
         torch.bmm(self._product.mT, inputs, out=self.gradient)
-        if self._reduce is not None:
-            self._reduce(self.gradient)
+        sum_over_ranks(self.gradient)
 
 
 class Moments:
     """The loss without an activation function, from the second moments of all rows."""
 
-    def __init__(self, rows: Rows, reduce: Reduce | None = None, num_ranks: int = 1) -> None:
-        self.input_power = _input_power(rows, reduce, num_ranks)
-        scale = 2 / (len(rows) * num_ranks)
+    def __init__(self, rows: Rows) -> None:
+        self.input_power = _input_power(rows)
+        scale = 2 / (len(rows) * num_ranks())
         self.can_replay = rows.inputs.is_cuda
         self.difference = rows.inputs.new_empty(
             len(rows.inputs), rows.outputs.shape[2], rows.inputs.shape[2]
@@ -162,9 +157,8 @@ class Moments:
         self._gram = torch.bmm(rows.inputs.mT, rows.inputs).mul_(scale)
         residual = rows.outputs - rows.targets
         self._cross = torch.bmm(residual.mT, rows.inputs).mul_(scale)
-        if reduce is not None:
-            reduce(self._gram)
-            reduce(self._cross)
+        sum_over_ranks(self._gram)
+        sum_over_ranks(self._cross)
 
     def take_turn(self, step: int) -> None:
         """Do nothing: every step works on all rows."""
@@ -174,12 +168,10 @@ class Moments:
         torch.baddbmm(self._cross, self.difference, self._gram, out=self.gradient)
 
 
-def _input_power(rows: Rows, reduce: Reduce | None, num_ranks: int) -> Tensor:
+def _input_power(rows: Rows) -> Tensor:
     power: Tensor = torch.linalg.vector_norm(rows.inputs, dim=(1, 2)).square()
-    power /= rows.inputs[0].numel() * num_ranks
-    if reduce is not None:
-        reduce(power)
-    return power
+    power /= rows.inputs[0].numel() * num_ranks()
+    return sum_over_ranks(power)
 
 
 def cheaper_loss(
@@ -188,16 +180,14 @@ def cheaper_loss(
     num_rows: int,
     steps: int,
     dtype: torch.dtype = torch.float32,
-    reduce: Reduce | None = None,
-    num_ranks: int = 1,
 ) -> SampledRows | Moments:
     """Return the loss that takes fewer multiplications, the gathering of moments included."""
     inputs, outputs = rows.inputs.shape[2], rows.outputs.shape[2]
     sampled = steps * 2 * min(num_rows, len(rows)) * inputs * outputs
     moments = len(rows) * inputs * (inputs + outputs) + steps * outputs * inputs * inputs
     if isinstance(activation, Identity) and moments <= sampled:
-        return Moments(rows, reduce, num_ranks)
-    return SampledRows(rows, activation, num_rows, dtype, reduce, num_ranks)
+        return Moments(rows)
+    return SampledRows(rows, activation, num_rows, dtype)
 
 
 _LARGE = 1 << 15  # weights; below, converting costs what multiplying saves
