@@ -17,6 +17,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 import fxquant
+from benchmarks.networks.small_models import build
 from fxquant import CalibrationError, CaptureError, FxquantError, Recipe, RecipeError, Rule
 from fxquant.capture.naming import find_regions
 from fxquant.capture.region import Region
@@ -987,7 +988,7 @@ def test_retinanet_learns_roundings() -> None:
     recipe = Recipe.adaround(
         steps=5, samples=2, pool_rows=512, rules=[Rule("head.*.bbox_reg", weights=8)]
     )
-    converted = fxquant.quantize(retinanet(), [PHOTOS], recipe)
+    converted = fxquant.quantize(build("small_retinanet").eval(), [PHOTOS], recipe)
     assert all(layer.rounding is not None for layer in layers(converted).values())
     bits = layers(converted)["head.regression_head.bbox_reg.traced"].weight_spec.bits
     assert bits == 8

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -55,12 +54,15 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
         assert torch.equal(value, other[name]), name
 
 
-@pytest.mark.parametrize("layer", [0, 2, LAYERS - 1])
-def test_killed_runs_end_bit_for_bit_where_uninterrupted_ones_do(
-    layer: int, tmp_path: Path
-) -> None:
+KILLED_AT = [0, 2, LAYERS - 1]
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a checkpoint for each run, named by the layer at which it was killed."""
+    folder = tmp_path_factory.mktemp("killed")
     script = f"""
-import os, signal
+import os, pathlib, signal
 from fxquant.streaming.checkpoint import Checkpoint
 from tests.whole.test_resume import convert
 import torch
@@ -68,22 +70,32 @@ torch.set_num_threads(1)
 save = Checkpoint.save
 
 def save_and_die(self, number, name, state):
-    if number == {layer}:
+    if number == layer:
         os.kill(os.getpid(), signal.SIGKILL)
     save(self, number, name, state)
 
 Checkpoint.save = save_and_die
-convert(__import__("pathlib").Path({str(tmp_path)!r}))
+for layer in {KILLED_AT}:
+    child = os.fork()
+    if child == 0:
+        convert(pathlib.Path({str(folder)!r}, str(layer)))
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
 """
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root)}
-    run = subprocess.run([sys.executable, "-c", script], cwd=root, env=environment, check=False)
-    assert run.returncode == -signal.SIGKILL
-    assert len(list(tmp_path.glob("*.pt"))) == layer
-    resumed = convert(tmp_path)
+    subprocess.run([sys.executable, "-c", script], cwd=root, env=environment, check=True)
+    return folder
+
+
+@pytest.mark.parametrize("layer", KILLED_AT)
+def test_killed_runs_end_bit_for_bit_where_uninterrupted_ones_do(layer: int, killed: Path) -> None:
+    folder = killed / str(layer)
+    assert len(list(folder.glob("*.pt"))) == layer
+    resumed = convert(folder)
     assert_same(state(resumed), state(convert()))
-    assert len(list(tmp_path.glob("*.pt"))) == LAYERS
-    assert not list(tmp_path.glob("*.tmp"))
+    assert len(list(folder.glob("*.pt"))) == LAYERS
+    assert not list(folder.glob("*.tmp"))
 
 
 def test_a_finished_run_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

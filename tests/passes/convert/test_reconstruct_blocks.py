@@ -23,6 +23,7 @@ from fxquant.streaming.long_runs import Run
 from tests.helpers import Net, apply, graph_text, node, outputs, refusals, whole
 
 OPTIONS = Reconstruction(steps=150, samples=64, blocks=True, activation_learning_rate=1e-3)
+FEW = Reconstruction(steps=20, samples=64, blocks=True, activation_learning_rate=1e-3)
 
 
 def network(m: Any, x: Any) -> Any:
@@ -91,7 +92,7 @@ def test_the_network_comes_closer_to_the_float_one(activation_bits: int | None) 
 
 
 def test_every_layer_of_a_block_records_the_blocks_errors() -> None:
-    _, learned, _ = rounded(make_model(), images())
+    _, learned, _ = rounded(make_model(), images(), FEW)
     found = {name: each.rounding for name, each in layers(learned).items()}
     assert found["a"] is found["b"]
     assert found["c"] is found["d"]
@@ -99,13 +100,13 @@ def test_every_layer_of_a_block_records_the_blocks_errors() -> None:
     for each in found.values():
         assert each is not None
         assert each.method == "blocks"
-        assert each.steps == OPTIONS.steps
+        assert each.steps == FEW.steps
         assert each.seconds > 0
         assert each.error_learned <= each.error_nearest
 
 
 def test_scales_of_activations_move_and_their_integers_stay() -> None:
-    nearest, learned, _ = rounded(make_model(), images(), activation_bits=4)
+    nearest, learned, _ = rounded(make_model(), images(), FEW, activation_bits=4)
     moved = 0
     for name, each in learned.named_modules():
         if isinstance(each, FakeQuantize):
@@ -118,20 +119,20 @@ def test_scales_of_activations_move_and_their_integers_stay() -> None:
 
 
 def test_text_shows_the_learned_layers_and_the_graph_is_the_same() -> None:
-    nearest, learned, _ = rounded(make_model(), images(), activation_bits=None)
+    nearest, learned, _ = rounded(make_model(), images(), FEW, activation_bits=None)
     assert graph_text(learned).replace(" blocks", "") == graph_text(nearest)
     assert graph_text(learned).count(" blocks") == 6
 
 
 def test_a_second_run_without_scales_to_learn_changes_nothing() -> None:
-    _, learned, again = rounded(make_model(), images())
+    _, learned, again = rounded(make_model(), images(), FEW)
     assert not apply(again, learned)
 
 
 def test_the_same_seed_gives_the_same_model_and_leaves_the_global_generator() -> None:
     model, x = make_model(), images()
     state = torch.get_rng_state()
-    one, other = (rounded(model, x, activation_bits=4)[1] for _ in range(2))
+    one, other = (rounded(model, x, FEW, activation_bits=4)[1] for _ in range(2))
     assert torch.equal(torch.get_rng_state(), state)
     assert_same_state(one, other)
 
@@ -153,7 +154,7 @@ def test_keeps_nearest_rounding_where_learning_is_worse(monkeypatch: pytest.Monk
 
 def test_blocks_learn_from_what_the_blocks_in_front_of_them_give() -> None:
     model, x = make_model(), images()
-    _, learned, _ = rounded(model, x)
+    _, learned, _ = rounded(model, x, FEW)
     reference = fxquant.trace(model)
     seen: list[tuple[str, Tensor, Tensor]] = []
     add = Samples.add
@@ -164,7 +165,7 @@ def test_blocks_learn_from_what_the_blocks_in_front_of_them_give() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Samples, "add", spy)
-        apply(ReconstructBlocks(reference, [(x,)], OPTIONS), learned)
+        apply(ReconstructBlocks(reference, [(x,)], FEW), learned)
     names = ["x", "relu", "relu_2", "mean"]
     assert [name for name, _, _ in seen] == names
     for name, inputs, floats in seen:
@@ -232,7 +233,7 @@ def test_finished_blocks_are_taken_from_the_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, x = make_model(), images()
-    _, expected, _ = rounded(model, x, activation_bits=4)
+    _, expected, _ = rounded(model, x, FEW, activation_bits=4)
     learn, calls = BlockLearner.learn, iter(range(9))
 
     def learn_or_stop(self: BlockLearner) -> LearnedBlock:
@@ -242,12 +243,12 @@ def test_finished_blocks_are_taken_from_the_checkpoint(
 
     monkeypatch.setattr(BlockLearner, "learn", learn_or_stop)
     with pytest.raises(KeyboardInterrupt):
-        rounded(model, x, activation_bits=4, how=Run(tmp_path))
+        rounded(model, x, FEW, activation_bits=4, how=Run(tmp_path))
     assert sorted(path.name for path in tmp_path.glob("*.pt")) == [
         "0000_stem.pt",
         "0001_a to b.pt",
     ]
-    _, resumed, _ = rounded(model, x, activation_bits=4, how=Run(tmp_path))
+    _, resumed, _ = rounded(model, x, FEW, activation_bits=4, how=Run(tmp_path))
     assert next(calls) == 5  # stem and the first block once; then the others
     assert_same_state(resumed, expected)
     assert layers(resumed)["a"].rounding is not None
