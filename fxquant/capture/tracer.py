@@ -87,7 +87,7 @@ def _require_none_by_modules(model: nn.Module, graph: fx.Graph) -> None:
     """Put modules in the place of fx's own checks of arguments that are fixed at None.
 
     Those are functions that fx wraps: once such a graph was unpickled, nothing can be traced any
-    more in that process (PyTorch 2.4 to 2.15).
+    more in that process (PyTorch 2.7 to 2.15).
     """
     for node in list(graph.nodes):
         if getattr(node.target, "__name__", "") != "_assert_is_none":
@@ -172,7 +172,7 @@ def _failure(tracer: _Tracer, model: nn.Module, error: Exception) -> CaptureErro
     path = tracer.failed_in
     owner = model if path is None else model.get_submodule(path)
     where = "the model's own forward" if path is None else f"submodule {path!r}"
-    # Not extract_tb: PyTorch 2.4 traces functions with keyword-only arguments under code objects
+    # Not extract_tb: PyTorch 2.7 traces functions with keyword-only arguments under code objects
     # that have no lines, and it fails on them.
     frames = [
         (frame.f_code.co_filename, line or 0)

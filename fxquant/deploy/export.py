@@ -35,7 +35,6 @@ from fxquant.streaming.whole_files import write_whole
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-_LEAST_TORCH = "2.7"
 _LEAST_OPSET = 18
 _INT4_OPSET = 21
 
@@ -98,11 +97,6 @@ def _require_packages() -> None:
     if missing:
         raise LoweringError(
             f"export_onnx: {' and '.join(missing)} not installed: pip install fxquant[onnx]"
-        )
-    if torch.__version__ < _LEAST_TORCH:  # compares versions, not characters
-        raise LoweringError(
-            f"export_onnx: PyTorch {torch.__version__} has no exporter that will do: install "
-            f"{_LEAST_TORCH} or later"
         )
 
 

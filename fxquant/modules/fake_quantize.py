@@ -70,7 +70,7 @@ class FakeQuantize(FixedDtypeModule):
         if self.axis is not None:
             return self._round_channels(x, x.dim() + self.axis)
         needs_gradient = x.requires_grad and torch.is_grad_enabled()
-        if needs_gradient:  # PyTorch 2.4's kernel casts what is far outside to a wrong integer
+        if needs_gradient:  # PyTorch 2.7's kernel casts what is far outside to a wrong integer
             steps = self.scale * (self.grid.steps + 1)
             x = x.clamp(-steps, steps)
         if needs_gradient or x.device.type != "cpu" or torch.compiler.is_compiling():

@@ -136,7 +136,7 @@ class Encoder:
             name: value for name, value in _state(module).items() if not _is_blank(name, value)
         }
         for name in _REGISTRIES & state.keys():
-            state[name] = dict(state[name])  # an OrderedDict up to PyTorch 2.4
+            state[name] = dict(state[name])  # an OrderedDict in models that older versions pickled
         if isinstance(module, Journal):
             state["lines"] = []  # these are facts about nodes: the graph has them
         if not isinstance(module, fx.GraphModule):

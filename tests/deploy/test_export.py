@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.torch_version import TorchVersion
 
 import fxquant
 from benchmarks.capture.torchvision_models import build
@@ -23,8 +22,6 @@ from tests.helpers import Net
 onnx: Any = pytest.importorskip("onnx")
 onnxruntime: Any = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
-if torch.__version__ < "2.7":
-    pytest.skip("its exporter is too old", allow_module_level=True)
 
 MINMAX = Recipe.minmax()
 LEVELS = onnxruntime.GraphOptimizationLevel
@@ -401,15 +398,6 @@ def test_says_which_packages_are_missing(
     )
     assert message(LoweringError, fxquant.export_onnx, linear, tmp_path / "m.onnx", X) == (
         "export_onnx: onnxscript not installed: pip install fxquant[onnx]"
-    )
-
-
-def test_says_which_pytorch_is_too_old(
-    linear: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch, "__version__", TorchVersion("2.4.1"))
-    assert message(LoweringError, fxquant.export_onnx, linear, tmp_path / "m.onnx", X) == (
-        "export_onnx: PyTorch 2.4.1 has no exporter that will do: install 2.7 or later"
     )
 
 

@@ -145,7 +145,7 @@ def test_is_exported_with_a_batch_of_any_size(
     program = torch.export.export(gm, (torch.randn(3, *shape),), dynamic_shapes=({0: batch},))
     x = torch.randn(5, *shape)
     assert torch.equal(program.module()(x), outputs(gm, x))
-    tensors = {**program.state_dict, **program.constants}  # PyTorch 2.4 has packed ones in both
+    tensors = {**program.state_dict, **program.constants}
     assert tensors["0.weight_integers"].dtype is torch.int8
     assert all(tensor.dim() <= 1 for tensor in tensors.values() if tensor.is_floating_point())
 
