@@ -186,7 +186,7 @@ def load_network(options: argparse.Namespace) -> nn.Module:
     elif family.startswith("cifar_resnet"):
         sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
         depth = int(family.removeprefix("cifar_resnet"))
-        model = import_module("benchmarks.cifar_resnet").CifarResNet(depth)
+        model = import_module("benchmarks.networks.cifar_resnet").CifarResNet(depth)
     else:
         raise SystemExit(f"--network {options.network}: neither cifar_resnet… nor torchvision:…")
     if options.weights:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from benchmarks import digits
 from benchmarks.judging.comparison import compare, table
+from benchmarks.networks import cifar_resnet
 from benchmarks.ranges import cifar10
 from fxquant import Recipe, TensorSpec
 
@@ -33,7 +34,7 @@ def with_wild_channels(model: nn.Module, octaves: float) -> nn.Module:
     wild = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(0)
     for block in wild.modules():
-        if isinstance(block, (cifar10.Block, digits.Block)):
+        if isinstance(block, (cifar_resnet.Block, digits.Block)):
             factors = 2 ** (
                 octaves * (2 * torch.rand(len(block.bn1.weight), generator=generator) - 1)
             )

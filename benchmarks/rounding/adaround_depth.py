@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from tqdm import tqdm
 
 import fxquant
-from benchmarks.ranges.cifar10 import CifarResNet
+from benchmarks.networks.cifar_resnet import CifarResNet
 from benchmarks.running.allocator import keep_memory
 from fxquant.modules.quantized_layer import QuantizedLayer
 from fxquant.passes import FoldBatchNorm, QuantizeWeights

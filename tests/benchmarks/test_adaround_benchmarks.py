@@ -7,7 +7,7 @@ import torch
 
 import fxquant
 from benchmarks.judging.comparison import Result
-from benchmarks.ranges.cifar10 import CifarResNet
+from benchmarks.networks.cifar_resnet import CifarResNet
 from benchmarks.rounding import adaround_accuracy, adaround_depth, adaround_options, adaround_speed
 from benchmarks.rounding import adaround_steps as steps
 from fxquant.modules.quantized_layer import QuantizedLayer

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from benchmarks import digits
 from benchmarks.judging.comparison import activation_recipes, compare, table
+from benchmarks.networks.cifar_resnet import CifarResNet
 from benchmarks.ranges import cifar10, imagenet
 
 
@@ -32,7 +33,7 @@ def test_the_main_job_trains_quantizes_prints_and_draws(
 
 
 def test_cifar_weights_load_by_their_usual_names(tmp_path: Path) -> None:
-    net = cifar10.CifarResNet(20)
+    net = CifarResNet(20)
     state = {name.replace("fc.", "linear."): value for name, value in net.state_dict().items()}
     save_file(state, tmp_path / "net.safetensors")
     loaded = cifar10.load_model(tmp_path / "net.safetensors")

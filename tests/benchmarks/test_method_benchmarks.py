@@ -8,7 +8,7 @@ import torch
 from benchmarks import digits, methods
 from benchmarks.judging.comparison import Result
 from benchmarks.methods import METHODS, MIXED, UNIFORM, Cell, cells, read, recipe_of, tables, write
-from benchmarks.ranges.cifar10 import CifarResNet
+from benchmarks.networks.cifar_resnet import CifarResNet
 from benchmarks.ranges.equalization import recipes, with_wild_channels
 from tests.helpers import randomize_batchnorms, relative_error
 

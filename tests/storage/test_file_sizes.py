@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import fxquant
-from benchmarks.ranges.cifar10 import CifarResNet
+from benchmarks.networks.cifar_resnet import CifarResNet
 from fxquant import Recipe
 from fxquant.modules.quantized_layer import QuantizedLayer
 from tests.helpers import randomize_batchnorms
