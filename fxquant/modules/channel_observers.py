@@ -140,6 +140,7 @@ class ChannelMean(FixedDtypeModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` itself."""
+        self.follow(x)
         values = x.detach().to(torch.float32)
         num_values = values.numel() // values.shape[self.axis]
         if num_values > 0:

@@ -74,6 +74,7 @@ class Observer(FixedDtypeModule):
         if isinstance(x, Tensor) and x.is_floating_point() and x.numel() > 0:
             self.ranks.add(x.dim())
             if self.needs_data:
+                self.follow(x)
                 self._watch(x.detach())
         return x
 

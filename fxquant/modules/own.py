@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from fxquant.modules.figures import Figures, LearnedRounding
 from fxquant.recipe.spec import TensorSpec
@@ -99,6 +99,11 @@ class FixedDtypeModule(OwnModule):
     """Names of the buffers that do follow the dtype."""
     sized_by_data: tuple[str, ...] = ()
     """Names of the buffers that get their shape from the first batch, or from a state dict."""
+
+    def follow(self, x: Tensor) -> None:
+        """Move the buffers to where `x` is: a model may lie on any device, or on several."""
+        if any(buffer.device != x.device for buffer in self.buffers()):
+            self.to(x.device)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
         for name in self.sized_by_data:
