@@ -240,9 +240,7 @@ ROWS: tuple[tuple[Row, tuple[Any, ...]], ...] = (
     (_gelu, (nn.GELU, F.gelu)),
     (_activation("swish"), (nn.SiLU, F.silu)),
     (_activation("hardswish"), (nn.Hardswish, F.hardswish)),
-    (Operation("activation", activation="tanh", is_elementwise=True), (
-        nn.Tanh, F.tanh, torch.tanh, "tanh",
-    )),
+    (_activation("tanh"), (nn.Tanh, F.tanh, torch.tanh, "tanh")),
     (_ELEMENTWISE, (nn.Sigmoid, F.sigmoid, torch.sigmoid, "sigmoid", "sigmoid_", "tanh_")),
     (_ELEMENTWISE, (nn.CELU, F.celu)),
     (_ELEMENTWISE, (nn.ELU, F.elu)),
@@ -271,9 +269,7 @@ ROWS: tuple[tuple[Row, tuple[Any, ...]], ...] = (
     # What adds zeros, moves values, or does nothing.
     (_zero_pad, (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)),
     (_pad, (F.pad,)),
-    (_interpolate, (
-        nn.Upsample, nn.UpsamplingNearest2d, F.interpolate,
-    )),
+    (_interpolate, (nn.Upsample, nn.UpsamplingNearest2d, F.interpolate)),
     (_MOVED_BY_CHANNEL, ("contiguous",)),
     (_flatten, (nn.Flatten, torch.flatten, "flatten")),
     (_MOVED, (nn.Unflatten, "unflatten")),
