@@ -27,15 +27,20 @@ def stored_as(name: str) -> Callable[[_Marked], _Marked]:
     """
 
     def mark(marked: _Marked) -> _Marked:
-        if name in _values:
+        known = _values.get(name, marked)
+        if _path(known) != _path(marked):  # the same path: its module ran twice
             raise ValueError(
                 f"{marked.__qualname__} cannot be stored as {name!r}: that is the name of "
-                f"{_values[name].__module__}.{_values[name].__qualname__}"
+                f"{_path(known)}"
             )
         _values[name], _names[id(marked)] = marked, name
         return marked
 
     return mark
+
+
+def _path(marked: Callable[..., Any]) -> str:
+    return f"{marked.__module__}.{marked.__qualname__}"
 
 
 def stored_name(value: object) -> str | None:

@@ -80,6 +80,7 @@ def test_runs_are_kept_and_not_done_again(
     write(path, done)
     assert read(path) == done
     assert read(tmp_path / "none.json") == {}
+    monkeypatch.setattr(methods, "keep_memory", lambda: None)  # it would start pytest anew
     monkeypatch.setattr("benchmarks.digits.trained_model", lambda *_: digits.DigitsNet().eval())
     monkeypatch.setattr(
         "sys.argv",
