@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
 from fxquant.errors import RecipeError
 from fxquant.recipe.budget import Budget
+from fxquant.recipe.options import BiasCorrection, LearningOptions, MixedOptions, RecipeOptions
 from fxquant.recipe.reconstruction import OPTIONS, Reconstruction
 from fxquant.recipe.rule import Rule, apply_rule
 from fxquant.recipe.spec import CallSpec, TensorSpec, check_logits, check_sides
 from fxquant.stored_names import stored_as
 
-BiasCorrection = bool | Literal["weights"]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 @stored_as("Recipe")
@@ -91,7 +93,7 @@ class Recipe:
         activation_bits: int | None = 8,
         skip: str | type[nn.Module] | Iterable[str | type[nn.Module]] = (),
         rules: Iterable[Rule] = (),
-        **options: Any,
+        **options: Unpack[RecipeOptions],
     ) -> Recipe:
         """Return a recipe that clips nothing: the range of every tensor is all that was seen."""
         return _recipe(
@@ -99,7 +101,7 @@ class Recipe:
             activation_bits and TensorSpec(bits=activation_bits),
             skip,
             rules,
-            options,
+            {**options},
         )
 
     @classmethod
@@ -110,7 +112,7 @@ class Recipe:
         activation_bits: int | None = 8,
         skip: str | type[nn.Module] | Iterable[str | type[nn.Module]] = (),
         rules: Iterable[Rule] = (),
-        **options: Any,
+        **options: Unpack[RecipeOptions],
     ) -> Recipe:
         """Return the report's first system: ACIQ on activations, min-max weights, corrected biases.
 
@@ -123,7 +125,7 @@ class Recipe:
             activation_bits and TensorSpec(bits=activation_bits, range="aciq"),
             skip,
             rules,
-            options,
+            {**options},
         )
 
     @classmethod
@@ -134,16 +136,17 @@ class Recipe:
         activation_bits: int | None = 8,
         skip: str | type[nn.Module] | Iterable[str | type[nn.Module]] = (),
         rules: Iterable[Rule] = (),
-        **options: Any,
+        **options: Unpack[LearningOptions],
     ) -> Recipe:
         """Return the report's second system: weights rounded by AdaRound, ranges of least error.
 
         `options` are fields of `Recipe`, of the activations' `TensorSpec` (`range="aciq"`), or of
         `Reconstruction` (`steps=2000`).
         """
-        chosen = {key: options.pop(key) for key in OPTIONS & options.keys()}
-        if chosen or "reconstruction" not in options:
-            options["reconstruction"] = Reconstruction(**chosen)
+        given: dict[str, Any] = {**options}
+        chosen = {key: given.pop(key) for key in OPTIONS & given.keys()}
+        if chosen or "reconstruction" not in given:
+            given["reconstruction"] = Reconstruction(**chosen)
         return _recipe(
             # Learning makes up for errors of rounding, not for those of clipping, so these count
             # double (benchmarks/rounding/adaround_options.py).
@@ -153,7 +156,7 @@ class Recipe:
             activation_bits and TensorSpec(bits=activation_bits, range="mse"),
             skip,
             rules,
-            options,
+            given,
         )
 
     @classmethod
@@ -163,7 +166,7 @@ class Recipe:
         activation_bits: int | None = 8,
         skip: str | type[nn.Module] | Iterable[str | type[nn.Module]] = (),
         rules: Iterable[Rule] = (),
-        **options: Any,
+        **options: Unpack[MixedOptions],
     ) -> Recipe:
         """Return `adaround`'s recipe with bits allocated within a budget, layer by layer.
 
@@ -173,14 +176,14 @@ class Recipe:
         >>> Recipe.mixed(average_bits=3).budget.average_bits
         3
         """
-        limits = {field.name: options.pop(field.name) for field in fields(Budget)
-                  if field.name in options}  # fmt: skip
+        given: dict[str, Any] = {**options}
+        limits = {each.name: given.pop(each.name) for each in fields(Budget) if each.name in given}
         return cls.adaround(
             activation_bits=activation_bits,
             skip=skip,
             rules=rules,
             budget=Budget(**limits),
-            **options,
+            **given,
         )
 
     @classmethod

@@ -133,7 +133,7 @@ ERRORS: list[tuple[Callable[[], Any], str]] = [
         lambda: Recipe.aciq(activation_bits=0),
         "activation_bits=0: choose 2 to 8 or 16, or None for weights only",
     ),
-    (lambda: Recipe.aciq(bias=True, alpha=2), "unknown options: alpha, bias"),
+    (lambda: Recipe.aciq(bias=True, alpha=2), "unknown options: alpha, bias"),  # type: ignore[call-arg]
     (lambda: Recipe.minmax(skip=[""]), "Rule(''): give a glob on names or a module type"),
     (
         lambda: Recipe.named("acq"),
