@@ -1,7 +1,7 @@
 """What a model is called with, what its observers saw, and the ranges chosen from it."""
 
 from fxquant.calibration.arguments import arguments_of
-from fxquant.calibration.batching import in_batches_of, num_samples
+from fxquant.calibration.batching import Batches
 from fxquant.calibration.examples import check_folding, example_arguments, run_examples
 from fxquant.calibration.input_keeper import (
     InputKeeper,
@@ -9,6 +9,7 @@ from fxquant.calibration.input_keeper import (
     find_keeper,
     keep_inputs,
     stop_keeping_inputs,
+    unbatched_rank_of,
 )
 from fxquant.calibration.nonfinite import require_finite
 from fxquant.calibration.observed import (
@@ -21,6 +22,7 @@ from fxquant.calibration.quantizer_choice import quantizer_of
 from fxquant.calibration.region_calls import are_aligned, record_calls, regions_in_order
 
 __all__ = [
+    "Batches",
     "InputKeeper",
     "are_aligned",
     "arguments_of",
@@ -31,14 +33,13 @@ __all__ = [
     "example_arguments",
     "find_keeper",
     "find_observers",
-    "in_batches_of",
     "keep_inputs",
-    "num_samples",
     "quantizer_of",
     "record_calls",
     "regions_in_order",
     "require_finite",
     "run_examples",
     "stop_keeping_inputs",
+    "unbatched_rank_of",
     "was_called",
 ]

@@ -1,9 +1,10 @@
-"""Batches of calls, cut, counted and joined by their samples."""
+"""Batches of samples, which a model is called with: counted, cut and joined."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,46 +13,90 @@ from torch import Tensor
 from fxquant.streaming.running import Arguments
 
 
-def take_samples(
-    batches: Iterable[Arguments], max_samples: int, unbatched_rank: int | None = None
-) -> list[Arguments]:
-    """Return the first batches, until they hold `max_samples`; the last one is cut."""
-    taken, room = [], max_samples
-    for batch in batches:
-        if num_samples(batch, unbatched_rank) == 0:
-            continue
-        taken.append(cut(batch, room, unbatched_rank))
-        room -= num_samples(batch, unbatched_rank)
-        if room <= 0:
-            break
-    return taken
+@dataclass(frozen=True)
+class Batches:
+    """What a model is called with, call by call: a batch of samples each.
 
-
-def in_batches_of(
-    batches: Sequence[Arguments], size: int, unbatched_rank: int | None = None
-) -> list[Arguments]:
-    """Return the same samples in batches of `size`.
-
-    Only where one tensor is all that differs from batch to batch, and its samples have one shape;
-    else `batches` as they are.
+    >>> calls = Batches([(torch.zeros(4, 3),), (torch.zeros(2, 3),)])
+    >>> calls.num_samples, len(calls.of_size(3).arguments), calls.first(5).num_samples
+    (6, 2, 5)
     """
-    if not batches or not all(_is_uniform(batches[0], batch) for batch in batches):
-        return list(batches)
-    position = next(i for i, each in enumerate(batches[0]) if isinstance(each, Tensor))
-    if batches[0][position].dim() in (1, unbatched_rank):
-        return list(batches)
-    parts = itertools.chain.from_iterable(torch.split(batch[position], size) for batch in batches)
-    grouped: list[list[Tensor]] = [[]]
-    for part in parts:
-        if sum(map(len, grouped[-1])) + len(part) > size:
-            grouped.append([])
-        grouped[-1].append(part)
-    rest = batches[0]
-    return [
-        (*rest[:position], group[0] if len(group) == 1 else torch.cat(group), *rest[position + 1 :])
-        for group in grouped
-        if group
-    ]
+
+    arguments: Sequence[Arguments]
+    """Of each call."""
+    unbatched_rank: int | None = None
+    """The number of axes of an input that is one sample, without a batch axis; None: not known."""
+
+    @classmethod
+    def taken(
+        cls, calls: Iterable[Arguments], max_samples: int, unbatched_rank: int | None = None
+    ) -> Batches:
+        """Return the first of `calls`, until they hold `max_samples`; the last one is cut."""
+        taken: list[Arguments] = []
+        room = max_samples
+        for call in calls if room > 0 else ():
+            size = _size(call, unbatched_rank)
+            if size == 0:
+                continue
+            taken.append(call if size <= room else _cut(call, size, room))
+            room -= size
+            if room <= 0:
+                break
+        return cls(taken, unbatched_rank)
+
+    @property
+    def num_samples(self) -> int:
+        """The number of samples in all batches."""
+        return sum(self.sizes)
+
+    @property
+    def sizes(self) -> list[int]:
+        """The number of samples in each batch."""
+        return [_size(call, self.unbatched_rank) for call in self.arguments]
+
+    def first(self, max_samples: int) -> Batches:
+        """Return the first `max_samples` samples."""
+        return Batches.taken(self.arguments, max_samples, self.unbatched_rank)
+
+    def of_size(self, size: int) -> Batches:
+        """Return the same samples in batches of `size`.
+
+        Only where one tensor is all that differs from batch to batch, and its samples have one
+        shape; else the batches as they are.
+        """
+        batches = self.arguments
+        if not batches or not all(_is_uniform(batches[0], batch) for batch in batches):
+            return self
+        position = next(i for i, each in enumerate(batches[0]) if isinstance(each, Tensor))
+        if batches[0][position].dim() in (1, self.unbatched_rank):
+            return self
+        parts = itertools.chain.from_iterable(
+            torch.split(batch[position], size) for batch in batches
+        )
+        grouped: list[list[Tensor]] = [[]]
+        for part in parts:
+            if sum(map(len, grouped[-1])) + len(part) > size:
+                grouped.append([])
+            grouped[-1].append(part)
+        before, after = batches[0][:position], batches[0][position + 1 :]
+        joined = [group[0] if len(group) == 1 else torch.cat(group) for group in grouped if group]
+        return Batches([(*before, each, *after) for each in joined], self.unbatched_rank)
+
+
+def _size(call: Arguments, unbatched_rank: int | None) -> int:
+    """Return the length of the first tensor or list of tensors.
+
+    1 where there is none, or the tensor has no batch axis.
+    """
+    first = next((found for each in call if (found := _samples(each)) is not None), None)
+    if first is None or (isinstance(first, Tensor) and first.dim() in (0, unbatched_rank)):
+        return 1
+    return len(first)
+
+
+def _cut(call: Arguments, size: int, room: int) -> Arguments:
+    """Return the first `room` samples of all that has `size` of them."""
+    return tuple(each[:room] if _has_samples(each) and len(each) == size else each for each in call)
 
 
 def _is_uniform(first: Arguments, batch: Arguments) -> bool:
@@ -69,27 +114,6 @@ def _is_uniform(first: Arguments, batch: Arguments) -> bool:
 
 def _is_plain(value: Any) -> bool:
     return isinstance(value, (bool, int, float, str))
-
-
-def num_samples(inputs: Arguments, unbatched_rank: int | None = None) -> int:
-    """Return the length of the first tensor or list of tensors.
-
-    1 where there is none, or the tensor has no batch axis.
-    """
-    first = next((found for each in inputs if (found := _samples(each)) is not None), None)
-    if first is None or (isinstance(first, Tensor) and first.dim() in (0, unbatched_rank)):
-        return 1
-    return len(first)
-
-
-def cut(inputs: Arguments, room: int, unbatched_rank: int | None = None) -> Arguments:
-    """Return the first `room` samples of all that has as many as the first tensor or list."""
-    size = num_samples(inputs, unbatched_rank)
-    if size <= room:
-        return inputs
-    return tuple(
-        each[:room] if _has_samples(each) and len(each) == size else each for each in inputs
-    )
 
 
 def _samples(value: Any) -> Tensor | list[Tensor] | tuple[Tensor, ...] | None:

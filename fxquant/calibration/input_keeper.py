@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from fxquant.calibration.arguments import arguments_of, bind_arguments
-from fxquant.calibration.batching import cut, in_batches_of, num_samples, take_samples
+from fxquant.calibration.batching import Batches
 from fxquant.errors import CalibrationError
 from fxquant.graph.operations import data_input, module_of
 from fxquant.graph.submodules import free_name
@@ -48,19 +48,23 @@ class InputKeeper(OwnModule):
     def forward(self, *inputs: Any) -> None:
         """Keep copies of `inputs`, cut to what is still missing."""
         room = self.max_samples - self.num_samples
-        if room > 0 and num_samples(inputs, self.unbatched_rank) > 0:
-            kept = cut(inputs, room, self.unbatched_rank)
-            self.batches.append(map_leaves(kept, _copy))
-            self.num_samples += num_samples(kept, self.unbatched_rank)
+        kept = Batches([inputs], self.unbatched_rank).first(room)
+        self.batches += [map_leaves(each, _copy) for each in kept.arguments]
+        self.num_samples += kept.num_samples
 
     def keep_call(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep what `model` is about to be called with: a forward pre-hook with keywords."""
         self(*bind_arguments(model.forward, args, kwargs))
 
+    @property
+    def kept(self) -> Batches:
+        """What was kept so far."""
+        return Batches(self.batches, self.unbatched_rank)
+
     def forget_from(self, number: int) -> None:
         """Forget the batches from `number` on."""
         del self.batches[number:]
-        self.num_samples = sum(num_samples(batch, self.unbatched_rank) for batch in self.batches)
+        self.num_samples = self.kept.num_samples
 
     def __deepcopy__(self, memo: dict[int, Any]) -> InputKeeper:
         copied = InputKeeper(self.max_samples, self.unbatched_rank)
@@ -88,7 +92,7 @@ def keep_inputs(model: nn.Module, max_samples: int) -> None:
         model.register_forward_pre_hook(keeper.keep_call, with_kwargs=True)
         return
     placeholders = model.graph.find_nodes(op="placeholder")
-    model.add_submodule(name, InputKeeper(max_samples, _unbatched_rank(model)))
+    model.add_submodule(name, InputKeeper(max_samples, unbatched_rank_of(model)))
     with model.graph.inserting_after(placeholders[-1]):
         model.graph.call_module(name, tuple(placeholders))
     model.recompile()
@@ -114,8 +118,14 @@ def stop_keeping_inputs(model: nn.Module) -> None:
                     model._forward_pre_hooks_with_kwargs.pop(key, None)
 
 
-def _unbatched_rank(gm: fx.GraphModule) -> int | None:
-    """Return how many axes the first input has without a batch axis, if a layer reads it."""
+def unbatched_rank_of(model: nn.Module) -> int | None:
+    """Return how many axes the first input of a graph has without a batch axis.
+
+    None where no layer reads it, or `model` is no graph.
+    """
+    if not isinstance(model, fx.GraphModule):
+        return None
+    gm = model
     first = next(iter(gm.graph.find_nodes(op="placeholder")))
     for node in gm.graph.nodes:
         layer, source = module_of(gm, node), data_input(node)
@@ -144,12 +154,11 @@ def collect_inputs(
     """
     keeper = find_keeper(model)
     assert keeper is not None, "prepare keeps inputs for every recipe with a reconstruction"
-    rank = keeper.unbatched_rank
-    kept = keeper.batches
+    kept = keeper.kept
     if batches is not None:
         given = (arguments_of(model, batch, f"batch {n}") for n, batch in enumerate(batches))
-        kept = take_samples(given, options.samples, rank)
-    samples = sum(num_samples(batch, rank) for batch in kept)
+        kept = Batches.taken(given, options.samples, keeper.unbatched_rank)
+    samples = kept.num_samples
     if samples == 0:
         raise CalibrationError(
             "convert: there is nothing to learn roundings from: run fxquant.calibrate(prepared, "
@@ -159,4 +168,4 @@ def collect_inputs(
         _logger.warning(
             "reconstruction: %d samples, fewer than the %d asked for", samples, options.samples
         )
-    return in_batches_of(kept, options.batch_size, rank)
+    return list(kept.of_size(options.batch_size).arguments)

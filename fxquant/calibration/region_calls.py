@@ -13,7 +13,7 @@ from typing import Any, overload
 from torch import Tensor, fx, nn
 
 from fxquant.calibration.arguments import positional
-from fxquant.calibration.batching import num_samples
+from fxquant.calibration.batching import Batches
 from fxquant.capture.naming import find_regions
 from fxquant.capture.region import Region
 from fxquant.streaming.distributed import object_from_first_rank
@@ -78,7 +78,7 @@ def record_calls(
         names = [str(node.target) for node in region.graph.find_nodes(op="placeholder")]
         named = {**dict(zip(names, args, strict=False)), **kwargs}
         arguments = positional(region, named, region.path)
-        if num_samples(arguments) > 0:
+        if Batches([arguments]).num_samples > 0:
             calls.append(map_leaves(arguments, _copied), in_batch * len(batches) + number)
         in_batch += 1
 

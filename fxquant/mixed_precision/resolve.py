@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from fxquant.calibration.batching import num_samples
+from fxquant.calibration.batching import Batches
 from fxquant.calibration.observed import find_observers
 from fxquant.capture.naming import find_regions
 from fxquant.errors import RecipeError
@@ -51,7 +51,7 @@ def with_bits(
     budget = recipe.budget
     assert budget is not None
     rounded = _rounded(recipe, budget, inputs, quantize)
-    samples = sum(num_samples(arguments) for arguments in inputs)
+    samples = Batches(inputs).num_samples
     calls = bar(inputs, "measuring", progress)
     options = sensitivities_on(
         prepared, calls, budget, draws=2, batch_size=max(1, samples // _PARTS), rounded=rounded

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from fxquant.calibration.arguments import arguments_of
-from fxquant.calibration.batching import in_batches_of, num_samples
-from fxquant.calibration.input_keeper import find_keeper, keep_inputs, stop_keeping_inputs
+from fxquant.calibration.batching import Batches
+from fxquant.calibration.input_keeper import stop_keeping_inputs, unbatched_rank_of
 from fxquant.errors import CalibrationError
 from fxquant.graph.states import require_prepared
 from fxquant.mixed_precision.options import Option
@@ -101,14 +101,16 @@ def sensitivities_on(
     """
     recipe = require_prepared(prepared, "measure_sensitivities")
     model = copy.deepcopy(prepared)
-    rank = _unbatched_rank(model)
+    stop_keeping_inputs(model)
+    rank = unbatched_rank_of(model)
     model.requires_grad_(False)
     probes = place_probes(model, recipe, budget, rounded or {})
     generator = torch.Generator().manual_seed(seed)
     samples = 0
     for number, arguments in enumerate(calls):
-        for part in in_batches_of([arguments], batch_size, rank):
-            samples += num_samples(part, rank)
+        parts = Batches([arguments], rank).of_size(batch_size)
+        samples += parts.num_samples
+        for part in parts.arguments:
             outputs = _outputs(model, part, f"batch {number}")
             for draw in range(draws):
                 signs = [_signs(output, generator) for output in outputs]
@@ -119,16 +121,6 @@ def sensitivities_on(
     if samples == 0:
         raise CalibrationError("measure_sensitivities: `batches` is empty: give at least one batch")
     return [option for probe in probes for option in probe.options(samples, draws)]
-
-
-def _unbatched_rank(model: nn.Module) -> int | None:
-    """Return how many axes the model's input has without a batch axis; drop what it kept."""
-    if find_keeper(model) is None:
-        keep_inputs(model, 1)
-    keeper = find_keeper(model)
-    assert keeper is not None
-    stop_keeping_inputs(model)
-    return keeper.unbatched_rank
 
 
 def _outputs(model: nn.Module, arguments: Arguments, where: str) -> list[Tensor]:

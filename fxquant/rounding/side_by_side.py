@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 from torch import Tensor, fx
 
-from fxquant.calibration.batching import num_samples
+from fxquant.calibration.batching import Batches
 from fxquant.errors import CalibrationError, PassError
 from fxquant.recipe.reconstruction import Reconstruction
 from fxquant.rounding.subgraphs import Call, Subgraph
@@ -70,7 +70,7 @@ class SideBySide(ABC, Generic[_Unit]):
         self.lesson, self.gm = lesson, gm
         floats = lesson.reference_batches
         self._nodes = {node.name: node for node in lesson.reference.graph.nodes}
-        self._sizes = [num_samples(batch) for batch in lesson.batches]
+        self._sizes = Batches(lesson.batches).sizes
         self._quantized = Stream(gm, lesson.batches, store)
         self._float = Stream(lesson.reference, lesson.batches if floats is None else floats, store)
         for unit in units:

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 import fxquant
 from fxquant import CalibrationError, Recipe
 from fxquant.calibration.arguments import arguments_of, positional
-from fxquant.calibration.batching import in_batches_of, take_samples
+from fxquant.calibration.batching import Batches
 from fxquant.calibration.input_keeper import find_keeper, keep_inputs
 from tests.helpers import node
 
@@ -122,31 +122,33 @@ def test_takes_samples_and_reads_no_further_than_it_needs() -> None:
             yield batch, "text", -batch
 
     expected = [(x[:4], "text", -x[:4]), (x[4:6], "text", -x[4:6])]
-    assert_equal(take_samples(batches(), 6), expected)
-    assert_equal(take_samples(batches(), 8)[1], (x[4:8], "text", -x[4:8]))
+    assert_equal(Batches.taken(batches(), 6).arguments, expected)
+    assert_equal(Batches.taken(batches(), 8).arguments[1], (x[4:8], "text", -x[4:8]))
     assert read == [0, 1, 0, 1]
-    assert sum(len(batch[0]) for batch in take_samples(batches(), 99)) == 12
-    assert take_samples([], 5) == []
+    assert sum(len(batch[0]) for batch in Batches.taken(batches(), 99).arguments) == 12
+    assert Batches.taken([], 5).arguments == []
 
 
 def test_takes_inputs_without_a_batch_axis_whole() -> None:
     batches = [(torch.randn(3, 8, 8),) for _ in range(4)]
-    assert_equal(take_samples(batches, 2, unbatched_rank=3), batches[:2])
-    assert_equal(in_batches_of(batches, 2, unbatched_rank=3), batches)
+    assert_equal(Batches.taken(batches, 2, unbatched_rank=3).arguments, batches[:2])
+    assert_equal(Batches(batches, unbatched_rank=3).of_size(2).arguments, batches)
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 100])
 @pytest.mark.parametrize("sizes", [[12], [1] * 12, [5, 7], [2, 9, 1], [4, 4, 4]], ids=str)
 def test_regroups_batches_of_one_tensor(sizes: list[int], size: int) -> None:
     x = torch.randn(12, 2, 3)
-    grouped = in_batches_of([("text", batch, None) for batch in torch.split(x, sizes)], size)
+    grouped = (
+        Batches([("text", batch, None) for batch in torch.split(x, sizes)]).of_size(size).arguments
+    )
     assert torch.equal(torch.cat([batch for _, batch, _ in grouped]), x)
     assert max(len(batch) for _, batch, _ in grouped) <= size
     assert all((text, none) == ("text", None) for text, _, none in grouped)
 
 
 def test_single_samples_fill_the_batches() -> None:
-    grouped = in_batches_of([(each[None],) for each in torch.randn(12, 3)], 5)
+    grouped = Batches([(each[None],) for each in torch.randn(12, 3)]).of_size(5).arguments
     assert [len(batch) for (batch,) in grouped] == [5, 5, 2]
 
 
@@ -167,8 +169,7 @@ def test_single_samples_fill_the_batches() -> None:
     ids=["none", "two", "ragged", "ranks", "dtypes", "1-D", "text", "lists", "tensorless", "mixed"],
 )
 def test_leaves_other_batches_alone(batches: list[Arguments]) -> None:
-    grouped = in_batches_of(batches, 4)
-    assert grouped is not batches
+    grouped = Batches(batches).of_size(4).arguments
     assert all(one is other for one, other in zip(grouped, batches, strict=True))
 
 
