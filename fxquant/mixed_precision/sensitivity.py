@@ -34,9 +34,8 @@ from fxquant.mixed_precision.options import Option
 from fxquant.mixed_precision.placing import place_probes
 from fxquant.recipe.budget import Budget
 from fxquant.streaming.distributed import gather_objects
-from fxquant.streaming.leaves import map_leaves
 from fxquant.streaming.long_runs import bar
-from fxquant.streaming.running import Arguments, device_of
+from fxquant.streaming.running import Arguments, copied_to, device_of
 
 _logger = logging.getLogger("fxquant")
 
@@ -125,14 +124,8 @@ def sensitivities_on(
 
 def _outputs(model: nn.Module, arguments: Arguments, where: str) -> list[Tensor]:
     """Run the model; return those of its outputs that have a gradient."""
-    device = device_of(model)
-    moved = map_leaves(
-        arguments,
-        # a copy: a model may write to its inputs
-        lambda each: each.to(device, copy=True) if isinstance(each, Tensor) else each,
-    )
     with torch.enable_grad():
-        leaves = tree_leaves(model(*moved))
+        leaves = tree_leaves(model(*copied_to(device_of(model), arguments)))
     outputs = [each for each in leaves if isinstance(each, Tensor) and each.requires_grad]
     if not outputs:
         raise CalibrationError(

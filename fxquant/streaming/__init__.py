@@ -12,7 +12,7 @@ from fxquant.streaming.distributed import (
 from fxquant.streaming.identity import identity_of
 from fxquant.streaming.leaves import map_leaves
 from fxquant.streaming.long_runs import Run, bar, bar_of_costs
-from fxquant.streaming.running import Arguments, device_of, interpreted, run
+from fxquant.streaming.running import Arguments, copied_to, device_of, interpreted, run
 from fxquant.streaming.stream import Stream
 from fxquant.streaming.value_store import ValueStore
 from fxquant.streaming.whole_files import write_whole
@@ -25,6 +25,7 @@ __all__ = [
     "ValueStore",
     "bar",
     "bar_of_costs",
+    "copied_to",
     "copy_from_first_rank",
     "device_of",
     "gather_objects",

@@ -12,6 +12,8 @@ from torch import Tensor, fx, nn
 
 from fxquant.streaming.leaves import map_leaves
 
+Arguments = tuple[Any, ...]
+
 
 @contextlib.contextmanager
 def interpreted(gm: fx.GraphModule, interpreter: fx.Interpreter) -> Iterator[None]:
@@ -35,16 +37,14 @@ def run(model: nn.Module, batches: Iterable[Arguments]) -> Iterator[Any]:
     device = device_of(model)
     for batch in batches:
         with torch.no_grad():
-            yield model(
-                *map_leaves(
-                    batch,
-                    # a copy: a model may write to its inputs
-                    lambda each: each.to(device, copy=True) if isinstance(each, Tensor) else each,
-                )
-            )
+            yield model(*copied_to(device, batch))
 
 
-Arguments = tuple[Any, ...]
+def copied_to(device: torch.device | str, value: Any) -> Any:
+    """Return copies of all tensors in `value` on `device`: a model may write to its inputs."""
+    return map_leaves(
+        value, lambda each: each.to(device, copy=True) if isinstance(each, Tensor) else each
+    )
 
 
 def device_of(model: nn.Module) -> torch.device:
