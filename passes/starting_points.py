@@ -28,7 +28,7 @@ def _has_readable_calls(gm: fx.GraphModule) -> bool:
     functions = [node.target for node in gm.graph.nodes if node.op == "call_function"]
     modules = [gm.get_submodule(str(node.target)) for node in gm.graph.find_nodes(op="call_module")]
     return (
-        not any(isinstance(function, aten) for function in functions)
+        not functions
         or not all(isinstance(function, aten) for function in functions)
         or any(type(module).__module__.startswith("torch.nn.") for module in modules)
     )

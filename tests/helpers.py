@@ -137,3 +137,43 @@ def assert_same(actual: Any, expected: Any) -> None:
     They agree to float32 rounding: no integer before them differs.
     """
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
+
+
+def assert_equal(actual: Any, expected: Any) -> None:
+    """Check that two trees of tensors and other values are the same, to the last bit."""
+    if isinstance(expected, Tensor):
+        assert torch.equal(actual, expected)
+    elif isinstance(expected, (tuple, list)):
+        assert len(actual) == len(expected)
+        for one, other in zip(actual, expected, strict=True):
+            assert_equal(one, other)
+    else:
+        assert actual == expected
+
+
+def assert_same_state(one: nn.Module, other: nn.Module) -> None:
+    mine, theirs = one.state_dict(), other.state_dict()
+    assert mine.keys() == theirs.keys()
+    for name, value in mine.items():
+        assert torch.equal(value, theirs[name]), name
+
+
+class Several(nn.Module):
+    """A model with several inputs and defaults."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, y: Tensor, scale: float = 2.0, text: Any = "none") -> Any:
+        return self.fc(x * scale) + self.fc(y)
+
+
+def check_lowering(each: PassBase, gm: fx.GraphModule, x: Tensor) -> None:
+    """Run a pass on integers, and check that outputs stay and that a second run finds nothing."""
+    expected = outputs(gm, x)
+    assert apply(each, gm)
+    assert_same(outputs(gm, x), expected)
+    text = graph_text(gm)
+    assert not apply(each, gm)
+    assert graph_text(gm) == text

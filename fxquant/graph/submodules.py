@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import fx, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from fxquant.graph.records import annotate, record
 
@@ -68,6 +69,8 @@ def own_all(gm: fx.GraphModule, *kinds: type[nn.Module]) -> None:
 
 def why_not_changeable(module: nn.Module) -> str | None:
     """Return why a layer's parameters cannot be replaced, or None if they can."""
+    if is_parametrized(module):
+        return f"its {type(module).__name__} computes its parameters (torch.nn.utils.parametrize)"
     if module._forward_hooks or module._forward_pre_hooks:
         return f"its {type(module).__name__} has forward hooks, which may use its parameters"
     return None

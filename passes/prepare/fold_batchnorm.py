@@ -61,11 +61,13 @@ def _fold_all(gm: fx.GraphModule) -> bool:
         folded.add(str(batchnorm.target))
         key = (layer_of(gm, layer), batchnorm_of(gm, batchnorm))
         groups.setdefault(key, []).append(chain)
+    if not groups:
+        return False
     submodules = Submodules(gm)
     for chains in groups.values():
         _fold(gm, submodules.separate([chain.first for chain in chains]), chains)
     submodules.drop_unused(folded)
-    return bool(groups)
+    return True
 
 
 def _fold(gm: fx.GraphModule, layer_module: Layer, chains: list[Chain]) -> None:

@@ -12,20 +12,9 @@ from fxquant import CalibrationError, Recipe
 from fxquant.calibration.arguments import arguments_of, positional
 from fxquant.calibration.batching import Batches
 from fxquant.calibration.input_keeper import find_keeper, keep_inputs
-from tests.helpers import node
+from tests.helpers import Several, assert_equal, node
 
 Arguments = tuple[Any, ...]
-
-
-class Several(nn.Module):
-    """A model with several inputs and defaults."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(4, 2)
-
-    def forward(self, x: Tensor, y: Tensor, scale: float = 2.0, text: Any = "none") -> Any:
-        return self.fc(x * scale) + self.fc(y)
 
 
 class Scaled(nn.Module):
@@ -37,17 +26,6 @@ class Scaled(nn.Module):
 
 def repr_type(value: Any) -> str:
     return type(value).__name__
-
-
-def assert_equal(actual: Any, expected: Any) -> None:
-    if isinstance(expected, Tensor):
-        assert torch.equal(actual, expected)
-    elif isinstance(expected, (tuple, list)):
-        assert len(actual) == len(expected)
-        for one, other in zip(actual, expected, strict=True):
-            assert_equal(one, other)
-    else:
-        assert actual == expected
 
 
 def test_finds_the_keeper_under_another_name_too() -> None:

@@ -11,18 +11,7 @@ from torch import Tensor, fx, nn
 import fxquant
 from fxquant import CalibrationError, Recipe
 from fxquant.calibration.input_keeper import InputKeeper, find_keeper, keep_inputs
-from tests.helpers import whole
-
-
-class Several(nn.Module):
-    """A model with several inputs and defaults."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(4, 2)
-
-    def forward(self, x: Tensor, y: Tensor, scale: float = 2.0, text: Any = "none") -> Any:
-        return self.fc(x * scale) + self.fc(y)
+from tests.helpers import Several, assert_equal, whole
 
 
 def keeping(model: nn.Module | None = None, max_samples: int = 100) -> fx.GraphModule:
@@ -36,17 +25,6 @@ def kept(gm: fx.GraphModule) -> InputKeeper:
     keeper = find_keeper(gm)
     assert keeper is not None
     return keeper
-
-
-def assert_equal(actual: Any, expected: Any) -> None:
-    if isinstance(expected, Tensor):
-        assert torch.equal(actual, expected)
-    elif isinstance(expected, (tuple, list)):
-        assert len(actual) == len(expected)
-        for one, other in zip(actual, expected, strict=True):
-            assert_equal(one, other)
-    else:
-        assert actual == expected
 
 
 def test_keeps_copies_of_what_the_graph_is_called_with() -> None:

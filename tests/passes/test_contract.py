@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.infra.pass_base import PassResult
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
 
 import fxquant
 from fxquant import CalibrationError, Pass, PassError, Pipeline, Recipe, Reconstruction, passes
 from fxquant.int8.onednn import why_unavailable
-from tests.helpers import Net, randomize_batchnorms
+from tests.helpers import Net, randomize_batchnorms, refusals
 
 IMAGES = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -87,6 +88,10 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "a weight that is read": lambda: Net(
         lambda m, x: m.bn(m.conv(x)) * m.conv.weight.mean(),
         conv=nn.Conv2d(3, 3, 1), bn=nn.BatchNorm2d(3),
+    ),
+    "computed weights": lambda: Net(
+        lambda m, x: m.last(m.bn(m.conv(x))), conv=weight_norm(nn.Conv2d(3, 3, 1)),
+        bn=nn.BatchNorm2d(3), last=nn.Conv2d(3, 2, 1),
     ),
     "transposed": lambda: Net(
         lambda m, x: m.last(F.hardswish(m.bn(m.up(x)))),
@@ -220,6 +225,14 @@ def test_symbolic_tracing_and_folding_leave_the_model_alone() -> None:
     assert passes.FoldBatchNorm()(gm).modified
     assert_as_before(model, before, "FoldBatchNorm")
     torch.testing.assert_close(computed(gm), before["y"])
+
+
+def test_a_layer_that_computes_its_weight_is_refused_by_name() -> None:
+    gm = fx.symbolic_trace(made("computed weights"))
+    assert not passes.FoldBatchNorm()(gm).modified
+    assert refusals(gm)["bn"] == (
+        "not folded: its ParametrizedConv2d computes its parameters (torch.nn.utils.parametrize)",
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -45,7 +45,7 @@ from tests.detectors import (
     losses,
     run,
 )
-from tests.helpers import randomize_batchnorms
+from tests.helpers import assert_same_state, randomize_batchnorms
 
 
 def quantize(recipe: Recipe | str | None = None, **options: Any) -> nn.Module:
@@ -581,13 +581,6 @@ def test_batches_given_to_convert_override_those_kept() -> None:
 
 def same_integers(one: nn.Module, other: nn.Module, name: str) -> bool:
     return torch.equal(layers(one)[name].weight_integers, layers(other)[name].weight_integers)
-
-
-def assert_same_state(one: nn.Module, other: nn.Module) -> None:
-    mine, theirs = one.state_dict(), other.state_dict()
-    assert mine.keys() == theirs.keys()
-    for name, value in mine.items():
-        assert torch.equal(value, theirs[name]), name
 
 
 def test_values_in_files_give_the_same_weights() -> None:

@@ -20,7 +20,7 @@ from fxquant.passes.convert.reconstruct_blocks import ReconstructBlocks
 from fxquant.rounding.blocks.learner import BlockLearner, LearnedBlock
 from fxquant.rounding.blocks.samples import Samples
 from fxquant.streaming.long_runs import Run
-from tests.helpers import Net, apply, graph_text, node, outputs, refusals, whole
+from tests.helpers import Net, apply, assert_same_state, graph_text, node, outputs, refusals, whole
 
 OPTIONS = Reconstruction(steps=150, samples=64, blocks=True, activation_learning_rate=1e-3)
 FEW = Reconstruction(steps=20, samples=64, blocks=True, activation_learning_rate=1e-3)
@@ -74,13 +74,6 @@ def layers(gm: nn.Module) -> dict[str, QuantizedLayer]:
 
 def error(model: nn.Module, gm: nn.Module, x: Tensor) -> float:
     return float((outputs(gm, x) - outputs(model, x)).square().mean())
-
-
-def assert_same_state(one: nn.Module, other: nn.Module) -> None:
-    mine, theirs = one.state_dict(), other.state_dict()
-    assert mine.keys() == theirs.keys()
-    for name, value in mine.items():
-        assert torch.equal(value, theirs[name]), name
 
 
 @pytest.mark.parametrize("activation_bits", [None, 4])

@@ -17,10 +17,9 @@ from fxquant.passes import LowerAdditions, SinkDequantize, SplitQuantizers
 from tests.helpers import (
     Net,
     apply,
-    assert_same,
+    check_lowering,
     graph_text,
     node,
-    outputs,
     quantizer,
     short_text,
 )
@@ -38,13 +37,7 @@ def on_integers(function: Function, **parts: Any) -> fx.GraphModule:
 
 
 def check(gm: fx.GraphModule, x: Tensor) -> None:
-    """Lower the additions, and check that nothing else changes."""
-    expected = outputs(gm, x)
-    assert apply(LowerAdditions(), gm)
-    assert_same(outputs(gm, x), expected)
-    text = graph_text(gm)
-    assert not apply(LowerAdditions(), gm)
-    assert graph_text(gm) == text
+    check_lowering(LowerAdditions(), gm, x)
 
 
 def additions(gm: fx.GraphModule) -> list[Int8Add]:

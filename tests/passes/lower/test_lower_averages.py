@@ -18,7 +18,7 @@ from fxquant.passes import LowerAverages, SinkDequantize, SplitQuantizers
 from tests.helpers import (
     Net,
     apply,
-    assert_same,
+    check_lowering,
     graph_text,
     node,
     outputs,
@@ -42,13 +42,7 @@ def on_integers(
 
 
 def check(gm: fx.GraphModule, x: Tensor = IMAGES) -> None:
-    """Lower the averages, and check that nothing else changes."""
-    expected = outputs(gm, x)
-    assert apply(LowerAverages(), gm)
-    assert_same(outputs(gm, x), expected)
-    text = graph_text(gm)
-    assert not apply(LowerAverages(), gm)
-    assert graph_text(gm) == text
+    check_lowering(LowerAverages(), gm, x)
 
 
 def test_a_mean_of_whole_axes_is_a_sum_of_integers() -> None:
