@@ -10,7 +10,9 @@ from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from fxquant.capture.tracer import trace_graph
+from fxquant.capture.weight_hooks import take_off_weight_hooks, weights_of_hooks
 from fxquant.errors import CaptureError
+from fxquant.modules.overrides import has_global_hooks
 
 _logger = logging.getLogger("fxquant")
 
@@ -42,7 +44,7 @@ def trace(
     copied = copy_model(model)
     if isinstance(copied, fx.GraphModule):  # traced already, with leaves of the caller's choice
         return copied
-    if model._forward_hooks or model._forward_pre_hooks:
+    if copied._forward_hooks or copied._forward_pre_hooks:
         _logger.warning("%s: forward hooks of the model itself are left out", type(model).__name__)
     leaves = {module for module in copied.modules() if isinstance(module, leaf_modules)}
     graph = trace_graph(copied, leaves, concrete_args)
@@ -52,15 +54,24 @@ def trace(
 def copy_model(model: nn.Module) -> nn.Module:
     """Return a copy of `model` in eval mode, its parametrizations computed once and left out.
 
+    So are weights that hooks compute: `torch.nn.utils.weight_norm`, `spectral_norm`, `prune`.
+
     Raises:
         CaptureError: it is no module, not initialized, or cannot be copied.
     """
     _require_module(model)
     try:
-        copied = copy.deepcopy(model).eval()
+        copied = copy.deepcopy(model, weights_of_hooks(model)).eval()
     except RuntimeError as error:  # what PyTorch raises for a non-leaf tensor as an attribute
         raise CaptureError(f"{type(model).__name__} cannot be copied: {error}") from error
     _compute_parametrizations(copied)
+    take_off_weight_hooks(copied)
+    if has_global_hooks():
+        _logger.warning(
+            "%s: hooks on all modules are registered (register_module_forward_hook): they run for "
+            "each call of a module, and a graph has fewer of those than the model",
+            type(model).__name__,
+        )
     return copied
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import fx, nn
 
 from fxquant.graph.operation_table import Operation
-from fxquant.graph.operations import data_input, module_of, operation_of
+from fxquant.graph.operations import data_input, is_overridden, module_of, operation_of
 from fxquant.modules.own import as_own
 
 
@@ -39,6 +39,8 @@ def _rank(gm: fx.GraphModule, node: fx.Node, ranks: dict[fx.Node, int]) -> int |
         operands = [ranks.get(operand) for operand in node.all_input_nodes]
         return None if None in operands else max(rank for rank in operands if rank is not None)
     source = data_input(node)
+    if is_overridden(module):
+        return None
     return ranks.get(source) if source is not None and _keeps_rank(operation, module) else None
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from fxquant.graph.operations import data_input, module_of, operation_of
+from fxquant.graph.operations import data_input, is_overridden, module_of, operation_of
 
 _OPERATORS = (
     operator.iadd,
@@ -129,5 +129,7 @@ def _views(gm: fx.GraphModule, node: fx.Node) -> set[fx.Node]:
 
 def may_be_view(gm: fx.GraphModule, node: fx.Node) -> bool:
     """Say whether the node's result may share memory with its input, unless it changes that."""
-    moves = operation_of(gm, node).moves_only and not is_inplace(gm, node)
-    return node.target is operator.getitem or moves
+    if node.target is operator.getitem:
+        return True
+    moves = operation_of(gm, node).moves_only or is_overridden(module_of(gm, node))
+    return moves and not is_inplace(gm, node)

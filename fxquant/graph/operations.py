@@ -9,11 +9,13 @@ from torch import fx, nn
 from fxquant.graph.operation_table import BATCHNORM, LAYER, OPERATIONS, OTHER, Call, Operation
 from fxquant.modules.batchnorm import BatchNorm, is_batchnorm_module
 from fxquant.modules.layers import Layer, as_layer, layer_type
+from fxquant.modules.overrides import why_overridden
+from fxquant.modules.own import OwnModule
 from fxquant.modules.torchvision_names import defined_as
 
 
 def operation_of(gm: fx.GraphModule, node: fx.Node) -> Operation:
-    """Return what `node` computes.
+    """Return what `node` computes: of a module with hooks, or a forward of its own, nothing known.
 
     >>> gm = fx.symbolic_trace(nn.Sequential(nn.Linear(4, 2), nn.ReLU6()))
     >>> [operation_of(gm, node).kind for node in gm.graph.nodes]
@@ -24,6 +26,8 @@ def operation_of(gm: fx.GraphModule, node: fx.Node) -> Operation:
     module = module_of(gm, node)
     if module is None and node.op not in ("call_function", "call_method"):
         return OTHER
+    if is_overridden(module):
+        return OTHER
     spelling = node.target if module is None else type(module)
     row = OPERATIONS.get(spelling) or _layer(module) or OPERATIONS.get(defined_as(spelling), OTHER)
     return row if isinstance(row, Operation) else row(Call(node, module))
@@ -33,6 +37,16 @@ def _layer(module: nn.Module | None) -> Operation | None:
     if layer_type(module) is not None:
         return LAYER
     return BATCHNORM if is_batchnorm_module(module) else None
+
+
+def is_overridden(module: nn.Module | None) -> bool:
+    """Say whether the caller's hooks, or a forward of its own, change what `module` computes.
+
+    Of fxquant's own modules they are thought to look on only.
+    """
+    if module is None or isinstance(module, OwnModule):
+        return False
+    return why_overridden(module) is not None
 
 
 def module_of(gm: fx.GraphModule, node: fx.Node) -> nn.Module | None:
@@ -74,13 +88,16 @@ def sources_of_values(gm: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, ...]:
 
 
 def is_layer(gm: fx.GraphModule, node: fx.Node) -> bool:
-    """Say whether the node calls a convolution or linear module."""
-    return operation_of(gm, node).kind == "layer"
+    """Say whether the node calls a convolution or linear module.
+
+    One with hooks too: whether it may be changed is `why_not_changeable`'s to say.
+    """
+    return layer_type(module_of(gm, node)) is not None
 
 
 def is_batchnorm(gm: fx.GraphModule, node: fx.Node) -> bool:
-    """Say whether the node calls a batch-norm module, frozen or not."""
-    return operation_of(gm, node).kind == "batchnorm"
+    """Say whether the node calls a batch-norm module, frozen or not; one with hooks too."""
+    return is_batchnorm_module(module_of(gm, node))
 
 
 def is_add(gm: fx.GraphModule, node: fx.Node) -> bool:

@@ -10,10 +10,10 @@ from torch import fx, nn
 from fxquant.capture.naming import node_name, target_name
 from fxquant.capture.region import Region
 from fxquant.errors import RecipeError
-from fxquant.graph.operations import module_of, operation_of
+from fxquant.graph.operations import is_add, is_layer, module_of
 from fxquant.graph.records import annotate, record, refuse
 from fxquant.graph.submodules import why_not_changeable
-from fxquant.modules.layers import layer_type
+from fxquant.modules.layers import LAYERS, layer_type
 from fxquant.recipe.recipe import Recipe
 from fxquant.recipe.spec import CallSpec
 
@@ -56,7 +56,7 @@ def check_rules(graphs: Iterable[fx.GraphModule], recipe: Recipe) -> None:
 
 
 def _selectable(gm: fx.GraphModule) -> list[fx.Node]:
-    return [node for node in gm.graph.nodes if operation_of(gm, node).kind in ("layer", "add")]
+    return [node for node in gm.graph.nodes if is_layer(gm, node) or is_add(gm, node)]
 
 
 def record_calls_with_weights_inside(gm: fx.GraphModule) -> None:
@@ -68,14 +68,15 @@ def record_calls_with_weights_inside(gm: fx.GraphModule) -> None:
     for node in gm.graph.nodes:
         module = module_of(gm, node)
         if module is not None and layer_type(module) is None and _has_matrices(module):
-            refuse(node, "left in float", f"{type(module).__name__} is called as a whole")
+            reason = f"{type(module).__name__} is called as a whole"
+            refuse(node, "left in float", why_not_changeable(module) or reason)
         elif node.op == "call_function" and _takes_matrices(gm, node):
             refuse(node, "left in float", f"{node.name} takes weights as arguments")
 
 
 def _has_matrices(module: nn.Module) -> bool:
     inside = [layer for layer in module.modules() if layer_type(layer) is not None]
-    return bool(inside) or isinstance(module, (nn.RNNBase, nn.RNNCellBase))
+    return bool(inside) or isinstance(module, (nn.RNNBase, nn.RNNCellBase, *LAYERS))
 
 
 def _takes_matrices(gm: fx.GraphModule, node: fx.Node) -> bool:

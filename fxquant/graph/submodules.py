@@ -20,6 +20,7 @@ from torch import fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from fxquant.graph.records import annotate, record
+from fxquant.modules.overrides import why_overridden
 
 
 def users_by_module(gm: fx.GraphModule) -> dict[nn.Module, list[fx.Node]]:
@@ -71,8 +72,9 @@ def why_not_changeable(module: nn.Module) -> str | None:
     """Return why a layer's parameters cannot be replaced, or None if they can."""
     if is_parametrized(module):
         return f"its {type(module).__name__} computes its parameters (torch.nn.utils.parametrize)"
-    if module._forward_hooks or module._forward_pre_hooks:
-        return f"its {type(module).__name__} has forward hooks, which may use its parameters"
+    override = why_overridden(module)
+    if override is not None:
+        return f"its {type(module).__name__} has {override}, which may use its parameters"
     return None
 
 

@@ -32,6 +32,7 @@ from fxquant.modules.layers import (
     per_output,
 )
 from fxquant.modules.observers import LogitObserver, Observer
+from fxquant.modules.overrides import has_global_hooks, why_overridden
 from fxquant.modules.own import OwnModule, Stage, as_own, own_modules
 from fxquant.modules.packed_weights import PackedWeights
 from fxquant.modules.quantized_layer import QuantizedLayer, quantize_layer
@@ -68,6 +69,7 @@ __all__ = [
     "defined_as",
     "fold_after",
     "fold_before",
+    "has_global_hooks",
     "input_rows",
     "is_batchnorm_module",
     "is_functional_layer",
@@ -84,5 +86,6 @@ __all__ = [
     "quantize_layer",
     "scale_and_shift",
     "why_not_affine",
+    "why_overridden",
     "why_shift_inexact",
 ]

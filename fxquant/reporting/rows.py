@@ -9,7 +9,14 @@ from torch import fx, nn
 
 from fxquant.capture.naming import path_of
 from fxquant.capture.region import Region
-from fxquant.graph.operations import data_input, module_of, operation_of, sources_of_values
+from fxquant.graph.operations import (
+    data_input,
+    is_add,
+    is_batchnorm,
+    module_of,
+    operation_of,
+    sources_of_values,
+)
 from fxquant.graph.records import Record, record
 from fxquant.graph.selection import call_name
 from fxquant.modules.figures import Figures, LearnedRounding
@@ -78,10 +85,10 @@ def _is_layer(module: nn.Module | None) -> bool:
 
 def is_listed(gm: fx.GraphModule, node: fx.Node) -> bool:
     """Say whether the report has a row for the call: a layer, or something that was refused."""
-    module, kind = module_of(gm, node), operation_of(gm, node).kind
-    if _is_layer(module) or as_own(module).input_figures() or kind == "batchnorm":
+    module = module_of(gm, node)
+    if _is_layer(module) or as_own(module).input_figures() or is_batchnorm(gm, node):
         return True
-    return bool(record(node).refused) or (kind == "add" and bool(_quantizers(gm, node)))
+    return bool(record(node).refused) or (is_add(gm, node) and bool(_quantizers(gm, node)))
 
 
 def row_of_call(gm: fx.GraphModule, node: fx.Node, measured: dict[str, float]) -> Row:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from torch import fx
 
 from fxquant.graph.chains import take_out
-from fxquant.graph.operations import data_input, module_of, operation_of
-from fxquant.graph.submodules import Submodules, why_not_changeable
+from fxquant.graph.operations import data_input, operation_of
+from fxquant.graph.submodules import Submodules
 from fxquant.passes.pipeline import Pass
 from fxquant.passes.starting_points import TRACED
 
@@ -30,17 +30,10 @@ class DropIdentities(Pass):
         """Erase each identity and let its users take its input."""
         dropped = set()
         for node in list(gm.graph.nodes):
-            if data_input(node) is not None and _is_identity(gm, node):
+            if data_input(node) is not None and operation_of(gm, node).kind == "identity":
                 if node.op == "call_module":
                     dropped.add(str(node.target))
                 take_out(node)
                 dropped.add("")
         Submodules(gm).drop_unused(dropped - {""})
         return bool(dropped)
-
-
-def _is_identity(gm: fx.GraphModule, node: fx.Node) -> bool:
-    if operation_of(gm, node).kind != "identity":
-        return False
-    module = module_of(gm, node)
-    return module is None or why_not_changeable(module) is None

@@ -168,9 +168,10 @@ def test_the_callers_model_stays_parametrized(
     assert torch.equal(model(x), expected)
 
 
-def test_a_weight_norm_of_the_old_kind_is_an_error() -> None:
-    with pytest.warns(FutureWarning, match="weight_norm"):
-        model = nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 4)))
+def test_a_computed_tensor_as_an_attribute_is_an_error() -> None:
+    layer = nn.Linear(4, 4)
+    layer.kept = layer.weight * 2
+    model = nn.Sequential(layer)
     assert failure(model).startswith("Sequential cannot be copied: Only Tensors created explicitly")
 
 
