@@ -19,6 +19,7 @@ from fnmatch import fnmatchcase
 
 from torch import fx, nn
 
+from fxquant.capture.attributes import use_free_names
 from fxquant.capture.naming import Untraced
 from fxquant.capture.region import TRACED, Region, make_region
 from fxquant.capture.tracer import fixed_arguments, trace_graph
@@ -71,6 +72,7 @@ def capture(
         if not partition.regions:
             raise
         return Captured(copied, tuple(partition.untraced))
+    use_free_names(copied, graph)
     return Captured(fx.GraphModule(copied, graph, type(model).__name__))
 
 
@@ -132,7 +134,8 @@ class _Partition:
         """Return the region of a submodule; one that has several names becomes one region."""
         if module not in self.regions:
             graph = _layer_graph() if layer_type(module) else trace_graph(module, self._leaves)
-            if not any(_computes_layer(module, node) for node in graph.nodes):
+            parts = dict(module.named_modules(remove_duplicate=False))
+            if not any(_computes_layer(parts, node) for node in graph.nodes):
                 raise _NothingInIt(_NOTHING)
             self.regions[module] = make_region(module, graph, path, fixed_arguments(module))
         return self.regions[module]
@@ -197,10 +200,10 @@ class _NothingInIt(CaptureError):
     """The submodule can be traced, and there is no layer in the graph."""
 
 
-def _computes_layer(owner: nn.Module, node: fx.Node) -> bool:
+def _computes_layer(parts: dict[str, nn.Module], node: fx.Node) -> bool:
     if node.op == "call_module":
         target = str(node.target)
-        return target == TRACED or layer_type(owner.get_submodule(target)) is not None
+        return target == TRACED or layer_type(parts[target]) is not None
     return is_functional_layer(node)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.utils.hooks import RemovableHandle
 
+from fxquant.capture.attributes import GRAPH_MODULES_OWN, MODULES_OWN, use_free_names
 from fxquant.capture.call_notes import CallNotes, NotePart
 from fxquant.errors import CaptureError
 from fxquant.modules.layers import LAYERS, layer_type
@@ -123,11 +124,12 @@ def make_region(
         path: the name of `original` in the whole model.
         fixed: the arguments that tracing fixed, by name.
     """
-    if hasattr(original, TRACED):
-        raise CaptureError(f"{path}: it has an attribute {TRACED!r}, which a region needs")
+    _require_free_names(original, path)
     is_layer = layer_type(original) is not None
     holder = nn.Module()
     traced = holder.traced = _copy_sharing_tensors(original)
+    if not is_layer:
+        use_free_names(traced, graph)
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr") and not is_layer:
             node.target = f"{TRACED}.{node.target}"
@@ -150,6 +152,19 @@ def make_region(
         region.parts = tuple(name for names in registered for name in names)
     region.register_forward_pre_hook(region.calls.note_region, with_kwargs=True)
     return region
+
+
+def _require_free_names(original: nn.Module, path: str) -> None:
+    """Raise `CaptureError` if names in the submodule are those of what every region has."""
+    own = {*vars(Region), *Region.__annotations__, TRACED, *GRAPH_MODULES_OWN} - MODULES_OWN
+    if isinstance(original, fx.GraphModule):
+        own -= {*dir(fx.GraphModule)}
+    registered = {*original._parameters, *original._buffers, *original._modules}
+    hidden = sorted(own.intersection(dir(original)) | (MODULES_OWN & registered))
+    if hidden:
+        error = CaptureError(f"{path}: it has an attribute {hidden[0]!r}, which a region needs")
+        error.obstacle = f"its attribute {hidden[0]!r} has a name that a graph needs"
+        raise error
 
 
 def build_region(original_type: type[nn.Module], root: nn.Module, graph: fx.Graph) -> Region:

@@ -9,6 +9,7 @@ from typing import Any, cast
 from torch import fx, nn
 from torch.nn.utils import parametrize
 
+from fxquant.capture.attributes import use_free_names
 from fxquant.capture.tracer import trace_graph
 from fxquant.capture.weight_hooks import take_off_weight_hooks, weights_of_hooks
 from fxquant.errors import CaptureError
@@ -48,6 +49,7 @@ def trace(
         _logger.warning("%s: forward hooks of the model itself are left out", type(model).__name__)
     leaves = {module for module in copied.modules() if isinstance(module, leaf_modules)}
     graph = trace_graph(copied, leaves, concrete_args)
+    use_free_names(copied, graph)
     return fx.GraphModule(copied, graph, type(model).__name__)
 
 

@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+from types import NoneType
 from typing import Any
 
 from torch import fx, nn
 
+from fxquant.capture.attributes import KEY
 from fxquant.capture.naming import Untraced, find_regions
-from fxquant.graph.records import KEY, Record, record
+from fxquant.errors import CaptureError
+from fxquant.graph.records import Record, record
 from fxquant.recipe.recipe import Recipe
 from fxquant.stored_names import stored_as
 
@@ -50,6 +53,8 @@ def write_journals(
         lines = [(_identity(node), node.name, record(node)) for node in gm.graph.nodes]
         gm.add_submodule(KEY, Journal(recipe, lines))
     if model not in graphs:
+        if not isinstance(getattr(model, KEY, None), (Journal, NoneType)):
+            raise CaptureError(f"{type(model).__name__} has an attribute {KEY!r}: rename it")
         known = read_untraced(model) if untraced is None else untraced
         setattr(model, KEY, Journal(recipe, [], known))
 

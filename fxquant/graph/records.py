@@ -13,10 +13,10 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from fxquant.capture.attributes import KEY
 from fxquant.numerics.affine import AffineNumbers
 from fxquant.stored_names import stored_as
 
-KEY = "fxquant"
 _logger = logging.getLogger("fxquant")
 
 

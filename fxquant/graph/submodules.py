@@ -41,21 +41,26 @@ def users_by_module(gm: fx.GraphModule) -> dict[nn.Module, list[fx.Node]]:
 
 
 def free_name(gm: nn.Module, name: str) -> str:
-    """Return `name`, with a number behind it if the module has something of that name."""
-    candidate, number = name, 0
-    while _has(gm, candidate):
+    """Return `name`, with a number behind it if the module has something of that name.
+
+    Of what is missing on the way a plain module will be made: that has methods, as `to`.
+    """
+    holder_name, _, last = name.rpartition(".")
+    holder = _find(gm, holder_name) if holder_name else gm
+    holder = nn.Module() if holder is None else holder
+    candidate, number = last, 0
+    while hasattr(holder, candidate):
         number += 1
-        candidate = f"{name}_{number}"
-    return candidate
+        candidate = f"{last}_{number}"
+    return f"{holder_name}.{candidate}" if holder_name else candidate
 
 
-def _has(gm: nn.Module, path: str) -> bool:
-    owner: Any = gm
+def _find(gm: nn.Module, path: str) -> Any:
+    """Return what is at `path`, None if there is nothing."""
+    found: Any = gm
     for part in path.split("."):
-        if not hasattr(owner, part):
-            return False
-        owner = getattr(owner, part)
-    return True
+        found = getattr(found, part, None)
+    return found
 
 
 def own_all(gm: fx.GraphModule, *kinds: type[nn.Module]) -> None:
@@ -145,7 +150,7 @@ class Submodules:
                 used.add(path)
                 path = path.rpartition(".")[0]
         for path in set(paths) - used:
-            if _has(self._gm, path) and called.isdisjoint(_holders_of(path)):
+            if _find(self._gm, path) is not None and called.isdisjoint(_holders_of(path)):
                 holder, name = self._holder(path)
                 del holder._modules[name]
 

@@ -53,7 +53,7 @@ class ChooseRanges(Pass):
                 refuse(tensor, "left in float", "no floating-point value seen in calibration")
                 continue
             if observer not in quantizers:
-                quantizers[observer] = f"{container}.{label}"
+                quantizers[observer] = free_name(gm, f"{container}.{label}")
                 submodules.put(quantizers[observer], quantizer_of(observer))
             _insert(gm, tensor, quantizers[observer])
         submodules.drop_unused(containers)

@@ -47,7 +47,7 @@ def _lower(gm: fx.GraphModule, add: fx.Node, submodules: Submodules, container: 
     chain = Chain.behind(gm, add).take(relu_bounds).take(is_quantize)
     if len(operands) < 2 or not is_quantize(gm, chain.last):
         return False
-    target = f"{container}.{add.name}"
+    target = free_name(gm, f"{container}.{add.name}")
     first, second = (affine_of(each) for each in operands)
     clamp = relu_bounds(gm, chain.nodes[1])
     submodules.put(target, Int8Add(first, second, affine_of(chain.last), clamp))

@@ -78,6 +78,7 @@ def _insert(gm: fx.GraphModule, tensors: QuantizedTensors, submodules: Submodule
     moments = channel_moments_of(gm)
     sharing = Counter(tensors.label(node) for node in tensors.places)
     observers: dict[str, Observer] = {}
+    names: dict[str, str] = {}
     for node in tensors.places:
         label = tensors.label(node)
         # Tensors that share parameters are watched before their ReLUs if all bounds are the same.
@@ -86,10 +87,11 @@ def _insert(gm: fx.GraphModule, tensors: QuantizedTensors, submodules: Submodule
         if label not in observers:
             known = moments.get(watched) if sharing[label] == 1 else None
             observers[label] = _observer(tensors.spec(node), clamp, tensors.axis(node), known)
-            submodules.put(f"{container}.{label}", observers[label])
+            names[label] = free_name(gm, f"{container}.{label}")
+            submodules.put(names[label], observers[label])
         users = [node] if clamp else list(watched.users)
         with insert_after(watched):
-            observer = gm.graph.call_module(f"{container}.{label}", (watched,))
+            observer = gm.graph.call_module(names[label], (watched,))
         for user in users:
             user.replace_input_with(watched, observer)
 
@@ -123,9 +125,10 @@ def _insert_at_outputs(
     for node in output.all_input_nodes:
         if node in quantized:
             continue
-        submodules.put(f"{container}.{node.name}", LogitObserver(spec))
+        name = free_name(gm, f"{container}.{node.name}")
+        submodules.put(name, LogitObserver(spec))
         with insert_after(node):
-            observer = gm.graph.call_module(f"{container}.{node.name}", (node,))
+            observer = gm.graph.call_module(name, (node,))
         output.replace_input_with(node, observer)
     return True
 
@@ -146,7 +149,8 @@ def _insert_means(
         if layer is None or source is None or call.weights is None:
             continue
         if layer not in names:
-            names[layer] = f"{container}.{str(node.target).replace('.', '_')}"
+            path = str(node.target).replace(".", "_")
+            names[layer] = free_name(gm, f"{container}.{path}")
             known = as_layer(layer)
             submodules.put(names[layer], ChannelMean(num_inputs(known), channel_axis(known)))
         with gm.graph.inserting_before(node):
