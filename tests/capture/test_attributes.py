@@ -81,7 +81,7 @@ def test_a_region_may_be_called_as_it_likes(name: str) -> None:
 
 
 def test_a_model_in_python_that_needs_our_one_name_is_refused() -> None:
-    with pytest.raises(CaptureError, match="^Branching has an attribute 'fxquant': rename it"):
+    with pytest.raises(CaptureError, match=r"^Branching has an attribute 'fxquant': rename it"):
         fxquant.prepare(Branching("fxquant", nn.Linear(4, 4)))
 
 
