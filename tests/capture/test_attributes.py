@@ -22,6 +22,10 @@ NAMES = [
 X = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
 
 
+def _part(model: Any) -> Any:
+    return model._modules[model.name]
+
+
 class Named(nn.Module):
     """Holds a layer and two tensors under a name, past all methods of that name."""
 
@@ -31,12 +35,12 @@ class Named(nn.Module):
         self.inner = nn.Sequential(nn.Linear(4, 4))
         self._modules[name] = nn.Linear(4, 4)
         self.inner._parameters[name] = nn.Parameter(torch.randn(4))
-        self.inner._modules["deeper"] = nn.Sequential()
-        self.inner.deeper._buffers[name] = torch.randn(4)
+        self.deeper: Any = nn.Sequential()
+        self.deeper._buffers[name] = torch.randn(4)
 
     def forward(self, x: Tensor) -> Any:
-        y = self.inner(self._modules[self.name](x))
-        return y * self.inner._parameters[self.name] + self.inner.deeper._buffers[self.name]
+        y = self.inner(_part(self)(x))
+        return y * self.inner._parameters[self.name] + self.deeper._buffers[self.name]
 
 
 class Branching(nn.Module):
@@ -48,7 +52,7 @@ class Branching(nn.Module):
         self._modules[name] = body
 
     def forward(self, x: Tensor) -> Any:
-        return self._modules[self.name](x) if x.shape[0] > 1 else x
+        return _part(self)(x) if x.shape[0] > 1 else x
 
 
 def check(model: nn.Module) -> nn.Module:
