@@ -24,9 +24,9 @@ def test_every_name_stays() -> None:  # or models that were saved do not load: a
         "Int8Geometry", "Int8Linear", "Int8Result", "Journal", "LearnedRounding", "LogitObserver",
         "NotePart", "Observer", "QuantizedConv1d", "QuantizedConv2d", "QuantizedConv3d",
         "QuantizedConvTranspose1d", "QuantizedConvTranspose2d", "QuantizedConvTranspose3d",
-        "QuantizedLinear", "Recipe", "Reconstruction", "Refusal", "RequireNone", "Rule",
+        "QuantizedLinear", "Recipe", "Reconstruction", "Refusal", "Rule",
         "TensorSpec", "Untraced", "kernels.average", "kernels.dequantize", "kernels.max_pool2d",
-        "kernels.narrow", "kernels.quantize", "kernels.widen",
+        "kernels.narrow", "kernels.quantize", "kernels.widen", "require",
     ]  # fmt: skip
 
 

@@ -133,12 +133,15 @@ class _Partition:
     def make(self, module: nn.Module, path: str) -> Region:
         """Return the region of a submodule; one that has several names becomes one region."""
         if module not in self.regions:
-            graph = _layer_graph() if layer_type(module) else trace_graph(module, self._leaves)
+            graph = _layer_graph() if layer_type(module) else self._trace(module)
             parts = dict(module.named_modules(remove_duplicate=False))
             if not any(_computes_layer(parts, node) for node in graph.nodes):
                 raise _NothingInIt(_NOTHING)
             self.regions[module] = make_region(module, graph, path, fixed_arguments(module))
         return self.regions[module]
+
+    def _trace(self, module: nn.Module) -> fx.Graph:
+        return trace_graph(module, self._leaves, with_hooks=False)  # the region keeps its hooks
 
     def take_apart(self, parent: nn.Module, path: str, reason: str) -> None:
         """Put regions in the place of the traceable submodules of `parent`.

@@ -18,6 +18,7 @@ from torch import fx
 from torch.fx.node import has_side_effect
 
 from fxquant.errors import CaptureError
+from fxquant.stored_names import stored_as
 
 _SIGNS = {
     operator.add: "+", operator.sub: "-", operator.mul: "*", operator.truediv: "/",
@@ -26,10 +27,11 @@ _SIGNS = {
     operator.and_: "&", operator.or_: "|",
 }  # fmt: skip
 _NAMED = (len, round, operator.neg, operator.not_, math.ceil, math.floor, math.sqrt)
-_MAX_LENGTH = 80
+_MAX_LENGTH = 160
 
 
 @has_side_effect
+@stored_as("require")
 def require(value: Any, fixed: Any, what: str) -> None:
     """Refuse a call of a graph in which `value` is not what it was in the example.
 

@@ -11,12 +11,12 @@ import traceback
 from collections.abc import Iterator, Set
 from typing import Any
 
+import torch
 from torch import fx, nn
 
+from fxquant.capture.example import Call
+from fxquant.capture.recording import Recorder
 from fxquant.errors import CaptureError
-from fxquant.modules.own import OwnModule
-from fxquant.modules.torchvision_names import FROZEN_BATCHNORM, defined_as
-from fxquant.stored_names import stored_as
 
 _REMEDIES = (  # a sign in the error's message, what it means, what helps
     (
@@ -34,7 +34,11 @@ _REMEDIES = (  # a sign in the error's message, what it means, what helps
 
 
 def trace_graph(
-    model: nn.Module, leaves: Set[nn.Module] = frozenset(), concrete_args: Any = None
+    model: nn.Module,
+    leaves: Set[nn.Module] = frozenset(),
+    concrete_args: dict[str, Any] | None = None,
+    call: Call | None = None,
+    with_hooks: bool = True,
 ) -> fx.Graph:
     """Return the graph of `model` itself, whose targets are names in it.
 
@@ -42,62 +46,34 @@ def trace_graph(
         model: not copied.
         leaves: modules in it to call as they are.
         concrete_args: as for `trace`.
+        call: what it is called with in an example; None: nothing is known of values.
+        with_hooks: whether what the hooks of `model` itself do is in the graph.
 
     Raises:
         CaptureError: names the submodule and the line that cannot be traced.
     """
-    tracer = _Tracer(leaves)
-    concrete_args = (fixed_arguments(model) or None) if concrete_args is None else concrete_args
+    fixed = fixed_arguments(model) if concrete_args is None and call is None else concrete_args
     try:
-        with _left_as_it_is(model):
-            graph = tracer.trace(model, concrete_args)
+        return _trace(model, Recorder(leaves, fixed, call, with_hooks))
+    except CaptureError:
+        if call is not None:
+            with contextlib.suppress(CaptureError):  # the error that knows values says more
+                return trace_graph(model, leaves, concrete_args, None, with_hooks)
+        raise
+
+
+def _trace(model: nn.Module, recorder: Recorder) -> fx.Graph:
+    try:
+        with _left_as_it_is(model), torch.no_grad():
+            graph = recorder.trace(model)
             targets = [str(node.target) for node in graph.find_nodes(op="get_attr")]
             constants = {name: getattr(model, name) for name in targets if "." not in name}
     except Exception as error:  # tracing runs the caller's code, which may raise anything
-        raise _failure(tracer, model, error) from error
-    for name, value in constants.items():  # some of them were made by the tracer
+        raise _failure(recorder, model, error) from error
+    for name, value in constants.items():  # some of them were made by the recorder
         if not hasattr(model, name):
             setattr(model, name, value)
-    for name in concrete_args or {}:  # the tracer renames these arguments to mask_1
-        for node in graph.find_nodes(op="placeholder"):
-            if node.target == f"{name}_1":
-                node.target = name
-    _require_none_by_modules(model, graph)
     return graph
-
-
-@stored_as("RequireNone")
-class RequireNone(nn.Module):
-    """Refuses a value for an argument that tracing fixed at None."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.name = name
-
-    def forward(self, value: Any) -> None:
-        """Raise `CaptureError` if `value` is given."""
-        if value is not None:
-            raise CaptureError(
-                f"traced with argument {self.name!r} fixed at None, but called with a "
-                f"{type(value).__name__}"
-            )
-
-
-def _require_none_by_modules(model: nn.Module, graph: fx.Graph) -> None:
-    """Put modules in the place of fx's own checks of arguments that are fixed at None.
-
-    Those are functions that fx wraps: once such a graph was unpickled, nothing can be traced any
-    more in that process (PyTorch 2.7 to 2.15).
-    """
-    for node in list(graph.nodes):
-        if getattr(node.target, "__name__", "") != "_assert_is_none":
-            continue
-        argument = node.args[0]
-        target = f"require_none_{argument.target}"
-        setattr(model, target, RequireNone(str(argument.target)))
-        with graph.inserting_before(node):
-            graph.call_module(target, (argument,))
-        graph.erase_node(node)
 
 
 @contextlib.contextmanager
@@ -130,33 +106,6 @@ def _contents(attributes: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     }
 
 
-class _Tracer(fx.Tracer):
-    """Tracer that keeps known modules whole and remembers where it was when tracing failed.
-
-    Unpickling a `GraphModule` makes its tracer anew, without arguments.
-    """
-
-    def __init__(self, leaves: Set[nn.Module] = frozenset()) -> None:
-        super().__init__()
-        self._leaves = leaves
-        self.failed_in: str | None = None
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, OwnModule) or m in self._leaves:
-            return True
-        if defined_as(type(m).forward) == f"{FROZEN_BATCHNORM}.forward":
-            return True
-        return super().is_leaf_module(m, module_qualified_name)
-
-    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        try:
-            return super().call_module(m, forward, args, kwargs)
-        except Exception:
-            if self.failed_in is None:  # the innermost module comes first
-                self.failed_in = self.path_of_module(m)
-            raise
-
-
 def fixed_arguments(model: nn.Module) -> dict[str, Any]:
     """Return the arguments of `forward` that tracing fixes: their default is None or a bool."""
     parameters = inspect.signature(model.forward).parameters.values()
@@ -167,9 +116,9 @@ def fixed_arguments(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def _failure(tracer: _Tracer, model: nn.Module, error: Exception) -> CaptureError:
+def _failure(recorder: Recorder, model: nn.Module, error: Exception) -> CaptureError:
     """Return the error that says where tracing failed, on which line, why, and what helps."""
-    path = tracer.failed_in
+    path = recorder.failed_in
     owner = model if path is None else model.get_submodule(path)
     where = "the model's own forward" if path is None else f"submodule {path!r}"
     # Not extract_tb: PyTorch 2.7 traces functions with keyword-only arguments under code objects

@@ -10,6 +10,7 @@ from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from fxquant.capture.attributes import use_free_names
+from fxquant.capture.example import call_of
 from fxquant.capture.tracer import trace_graph
 from fxquant.capture.weight_hooks import take_off_weight_hooks, weights_of_hooks
 from fxquant.errors import CaptureError
@@ -23,6 +24,7 @@ def trace(
     *,
     leaf_modules: tuple[type[nn.Module], ...] = (),
     concrete_args: dict[str, Any] | None = None,
+    example_inputs: Any = None,
 ) -> fx.GraphModule:
     """Return a copy of `model`, in eval mode, as one `GraphModule`.
 
@@ -35,6 +37,9 @@ def trace(
         concrete_args: values to fix arguments of `forward` at, so that `if mask is None` can be
             decided. None fixes each argument whose default is None or a bool at that default; the
             graph refuses other values for it.
+        example_inputs: a tensor, a tuple of arguments, or a dict of keywords. Then ranks, types and
+            sizes are known where Python asks for them, and the graph refuses calls in which what
+            was decided so would be decided otherwise.
 
     Raises:
         CaptureError: names the submodule and the line that cannot be traced.
@@ -45,10 +50,9 @@ def trace(
     copied = copy_model(model)
     if isinstance(copied, fx.GraphModule):  # traced already, with leaves of the caller's choice
         return copied
-    if copied._forward_hooks or copied._forward_pre_hooks:
-        _logger.warning("%s: forward hooks of the model itself are left out", type(model).__name__)
     leaves = {module for module in copied.modules() if isinstance(module, leaf_modules)}
-    graph = trace_graph(copied, leaves, concrete_args)
+    call = None if example_inputs is None else call_of(example_inputs)
+    graph = trace_graph(copied, leaves, concrete_args, call)
     use_free_names(copied, graph)
     return fx.GraphModule(copied, graph, type(model).__name__)
 

@@ -31,7 +31,6 @@ _NAMED = {
     ),
     "torch": ("_assert",),
     "torch.fx._symbolic_trace": ("_assert_is_none",),
-    "fxquant.capture.requirements": ("require",),
     "torchvision.models.optical_flow.raft": ("_pass_through_h",),
     "torchvision.models.swin_transformer": (
         "_patch_merging_pad", "_get_relative_position_bias", "shifted_window_attention",

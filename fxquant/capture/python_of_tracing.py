@@ -1,0 +1,98 @@
+"""What Python and PyTorch answer differently while a model is traced with values.
+
+`isinstance(x, torch.Tensor)` is True of a proxy that stands for one. And functions and methods that
+PyTorch would run at once, since none of their tensors is a proxy, are recorded if a size is one:
+`torch.zeros(n, 4)`, `self.pos_embed[:, :n]`, `self.cls_token.expand(n, -1, -1)`.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import functools
+import operator
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.node import map_aggregate
+from torch.nn import functional as F
+from torch.overrides import get_overridable_functions
+
+from fxquant.capture.values import stands_for
+
+ONE_AT_A_TIME = threading.RLock()
+"""Tracing patches classes of PyTorch: fx's own tracer, too."""
+_CREATE = (
+    "arange", "as_tensor", "asarray", "empty", "eye", "full", "linspace", "logspace", "ones",
+    "rand", "randint", "randn", "randperm", "range", "tensor", "tril_indices", "triu_indices",
+    "zeros", "hann_window", "hamming_window", "blackman_window",
+)  # fmt: skip
+_METHODS = (
+    "__getitem__", "__setitem__", "broadcast_to", "chunk", "expand", "flip", "narrow", "new_empty",
+    "new_full", "new_ones", "new_tensor", "new_zeros", "permute", "repeat", "repeat_interleave",
+    "reshape", "resize_", "roll", "select", "split", "tile", "to", "transpose", "tril", "triu",
+    "unflatten", "unfold", "view",
+)  # fmt: skip
+
+_OPERATORS: dict[str, Callable[..., Any]] = {
+    "__getitem__": operator.getitem,
+    "__setitem__": operator.setitem,
+}
+
+
+@functools.cache
+def recorded_functions() -> frozenset[int]:
+    """Return the ids of the functions of `torch` and `torch.nn.functional` to record."""
+    overridable = get_overridable_functions()
+    created = [getattr(torch, name) for name in _CREATE]
+    functions = [*overridable[torch], *overridable[F], *created]
+    return frozenset(id(function) for function in functions)
+
+
+@contextlib.contextmanager
+def python_of_tracing() -> Iterator[None]:
+    """Let `isinstance` and methods of tensors know proxies; one thread at a time."""
+    own = {name: vars(Tensor).get(name) for name in _METHODS}
+    original = builtins.isinstance
+    try:
+        builtins.isinstance = stands_for
+        for name in _METHODS:
+            setattr(Tensor, name, _recorded(name, getattr(Tensor, name)))
+        yield
+    finally:
+        builtins.isinstance = original
+        for name, method in own.items():
+            if method is None:
+                delattr(Tensor, name)
+            else:
+                setattr(Tensor, name, method)
+
+
+def _recorded(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `method`, a tensor's, which is recorded where an argument is a proxy."""
+
+    @functools.wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        proxy = _proxy_in((args[1:], kwargs))
+        if proxy is None:
+            return method(*args, **kwargs)
+        if name in _OPERATORS:
+            return proxy.tracer.create_proxy("call_function", _OPERATORS[name], args, kwargs)
+        return proxy.tracer.create_proxy("call_method", name, args, kwargs)
+
+    return call
+
+
+def _proxy_in(value: Any) -> fx.Proxy | None:
+    found: list[fx.Proxy] = []
+
+    def look(each: Any) -> Any:
+        if isinstance(each, fx.Proxy):
+            found.append(each)
+        return each
+
+    map_aggregate(value, look)
+    return found[0] if found else None

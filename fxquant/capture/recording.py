@@ -1,0 +1,348 @@
+"""The tracer: records what a module's forward does, with the values of an example or without."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+import operator
+from collections.abc import Callable, Mapping, Set
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
+from torch.fx.proxy import TraceError
+from torch.nn import functional as F
+
+from fxquant.capture.example import EMPTY, Argument, Call, arguments
+from fxquant.capture.python_of_tracing import ONE_AT_A_TIME, python_of_tracing, recorded_functions
+from fxquant.capture.requirements import in_words, require
+from fxquant.capture.values import ValueProxy, Values
+from fxquant.modules.own import OwnModule
+from fxquant.modules.torchvision_names import FROZEN_BATCHNORM, defined_as
+
+_HELD = (type(None), bool, str, torch.dtype, torch.layout, torch.memory_format)
+_PLAIN = (*_HELD, int, float, torch.device)
+_BUILTINS = (abs, bool, float, getattr, int, len, max, min, round, sum)
+_COMPARED = (
+    operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, operator.not_,
+    operator.contains, operator.and_, operator.or_,
+)  # fmt: skip
+_COUNTED = ("chunk", "split", "unbind", "tensor_split", "split_with_sizes")
+_IN_PLACE = (
+    operator.setitem, operator.iadd, operator.isub, operator.imul, operator.itruediv,
+    operator.ifloordiv, operator.imod, operator.ipow, operator.iand, operator.ior,
+)  # fmt: skip
+
+
+class Recorder(fx.Tracer):
+    """Tracer that keeps known modules whole and remembers where it was when tracing failed.
+
+    With a call it knows what each node stands for. Unpickling a `GraphModule` makes its tracer
+    anew, without arguments.
+    """
+
+    def __init__(
+        self,
+        leaves: Set[nn.Module] = frozenset(),
+        fixed: dict[str, Any] | None = None,
+        call: Call | None = None,
+        with_hooks: bool = False,
+    ) -> None:
+        super().__init__()
+        self._leaves, self._fixed, self._call = leaves, fixed or {}, call
+        self._with_hooks = with_hooks
+        self._values = None if call is None else Values()
+        self._autowrap_function_ids |= recorded_functions() | set(map(id, (*_BUILTINS, require)))
+        self._autowrap_search.extend([torch, F])
+        self._names: dict[int, str] = {}
+        self._inputs: list[ValueProxy] = []
+        self._facts: set[str] = set()
+        self._told: set[fx.Node] = set()
+        self._questions: dict[Any, ValueProxy] = {}
+        self.failed_in: str | None = None
+
+    def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
+        """Return the graph of `root`."""
+        if isinstance(root, nn.Module):
+            tensors = [*root.named_parameters(), *root.named_buffers()]
+            self._names = {id(tensor): name for name, tensor in reversed(tensors)}
+        with ONE_AT_A_TIME, python_of_tracing():
+            graph = super().trace(root, concrete_args)
+        self._hold_facts()
+        self._hold_nones()
+        questions = {proxy.node for proxy in self._questions.values()}
+        for node in reversed(graph.nodes):
+            node.meta.pop("is_wrapped", None)  # unpickled, such graphs let nothing be traced
+            if node in questions and not node.users:
+                graph.erase_node(node)
+        graph._tracer_cls = Recorder
+        return graph
+
+    # What stays whole.
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Say whether a module is one node: PyTorch's own, ours, and those asked for."""
+        if isinstance(m, OwnModule) or m in self._leaves:
+            return True
+        if "forward" in vars(m) and not isinstance(m, fx.GraphModule):
+            return False  # a forward of its own is traced as it runs
+        if defined_as(type(m).forward) == f"{FROZEN_BATCHNORM}.forward":
+            return True
+        return super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        """Record the call of a module, or what it does; one made in a forward is no submodule."""
+        if (self._values and self._values.is_computing) or m not in (self.submodule_paths or {}):
+            return forward(*args, **kwargs)
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            if self.failed_in is None:  # the innermost module comes first
+                self.failed_in = self.path_of_module(m)
+            raise
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Return a proxy for a parameter, unless a result is being computed with it."""
+        if self._values is not None and self._values.is_computing:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    # The arguments of the root.
+
+    def create_args_for_root(
+        self, root_fn: Any, is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        """Return what calls the root, with its hooks and the forward of its own, if it has one."""
+        root = self.root
+        if self._call is None and not self._is_customized(root):
+            kinds = [each.kind for each in inspect.signature(root.forward).parameters.values()]
+            if not self._fixed or inspect.Parameter.VAR_POSITIONAL in kinds:
+                made: Any = super().create_args_for_root(  # type: ignore[no-untyped-call,unused-ignore]
+                    root_fn, is_module, self._fixed or None
+                )
+                return made
+        args: list[Any] = []
+        kwargs: dict[str, Any] = {}
+        for argument in arguments(root.forward, self._call):
+            value = self._argument(argument)
+            if argument.by_keyword:
+                kwargs[argument.name] = value
+            else:
+                args.append(value)
+        called = root._call_impl if self._with_hooks else root.forward
+        return (lambda: called(*args, **kwargs)), []
+
+    def _is_customized(self, root: nn.Module) -> bool:
+        """Say whether calling the root does more than the forward of its class."""
+        hooks = root._forward_hooks or root._forward_pre_hooks
+        return "forward" in vars(root) or (self._with_hooks and bool(hooks))
+
+    def _argument(self, argument: Argument) -> Any:
+        """Return what stands for an argument: a proxy, or the value that it is held at."""
+        name = argument.name
+        value = self._fixed.get(name, argument.value)
+        is_held = name in self._fixed or (self._call is not None and not argument.is_given)
+        if is_held and not isinstance(value, _PLAIN):
+            return value  # no call can be held to it: it is no argument any more
+        default = () if argument.default is EMPTY else (argument.default,)
+        node = self.create_node("placeholder", name, default, {})
+        if is_held:
+            self._require(node, value, f"argument {name!r} fixed at {value!r}")
+            return value
+        if self._values is None:
+            return fx.Proxy(node, self)
+        return self._opened(node, self._values.faked(value), f"argument {name!r}")
+
+    def _opened(self, node: fx.Node, value: Any, what: str) -> Any:
+        """Return the containers that an argument is made of, a proxy in each tensor's place."""
+        if isinstance(value, _HELD):
+            self._require(node, value, f"{what} fixed at {value!r}")
+            return value
+        if isinstance(value, (dict, list, tuple)):
+            counted = self.create_node("call_function", len, (node,), {})
+            self._require(counted, len(value), f"{what} of length {len(value)}")
+            keys = value if isinstance(value, dict) else range(len(value))
+            items = {key: self._item(node, key, value[key], f"{what}[{key!r}]") for key in keys}
+            if isinstance(value, dict):
+                return items
+            made: Any = type(value)
+            return made(*items.values()) if hasattr(value, "_fields") else made(items.values())
+        proxy = ValueProxy(node, self, value)
+        if isinstance(value, Tensor):
+            self._inputs.append(proxy)
+        return proxy
+
+    def _item(self, node: fx.Node, key: Any, value: Any, what: str) -> Any:
+        item = self.create_node("call_function", operator.getitem, (node, key), {})
+        return self._opened(item, value, what)
+
+    # What is recorded, and what Python is told.
+
+    def create_arg(self, a: Any) -> Any:
+        """Return what stands in the graph for a proxy, a tensor, a container, a number."""
+        if isinstance(a, fx.Proxy):
+            if a.tracer is not self:
+                raise TraceError("the forward uses what an earlier call left behind: it has state")
+            return a.node
+        if isinstance(a, Tensor):
+            if id(a) in self._names:
+                return self.create_node("get_attr", self._names[id(a)], (), {})
+            return super().create_arg(a.detach() if isinstance(a, nn.Parameter) else a)
+        if isinstance(a, np.generic):
+            return a.item()
+        if isinstance(a, float) and not math.isfinite(a) and self._hides(str(abs(a))):
+            return self.create_node("call_function", float, (str(a),), {})
+        if isinstance(a, Mapping) and type(a) not in (
+            dict,
+            fx.immutable_collections.immutable_dict,
+        ):
+            return self._made_again(a)
+        return super().create_arg(a)
+
+    def _hides(self, name: str) -> bool:
+        """Say whether an argument has the name by which generated code calls infinity or NaN."""
+        return any(node.target == name for node in self.graph.find_nodes(op="placeholder"))
+
+    def _made_again(self, mapping: Any) -> fx.Node:
+        """Record the making of a `ModelOutput` or another class of dict."""
+        items = {key: self.create_arg(value) for key, value in mapping.items()}
+        if dataclasses.is_dataclass(mapping):
+            return self.create_node("call_function", type(mapping), (), items)
+        return self.create_node("call_function", type(mapping), (items,), {})
+
+    def create_proxy(
+        self, kind: str, target: Any, args: Any, kwargs: Any, name: str | None = None,
+        type_expr: Any = None, proxy_factory_fn: Callable[[fx.Node], fx.Proxy] | None = None,
+    ) -> Any:  # fmt: skip
+        """Record a call; return a proxy of what it gives, or a fact that no size has a part in."""
+        _refuse_writing(kind, target, args)
+        if self._values is None or proxy_factory_fn is not None:
+            return super().create_proxy(
+                kind, target, args, kwargs, name, type_expr, proxy_factory_fn
+            )
+        if target is torch._assert:
+            return None if args[0] else _fail(args)
+        value = self._values.compute(self._function(kind, target), args, kwargs)
+        is_method = kind == "call_method"
+        if is_method and target in ("dim", "ndimension"):
+            return self.fact(args[0], "ndim", value)
+        if isinstance(value, bool) and (is_method or target not in _COMPARED):
+            return self.fact(args[0], "dtype", value)
+        if isinstance(value, _HELD) and not isinstance(value, (bool, type(None))):
+            return self.fact(args[0], "dtype", value)
+        is_question = isinstance(value, (bool, int, float, torch.Size))
+        key = self._question(target, args, kwargs) if is_question else None
+        if key in self._questions:
+            return self._questions[key]
+        proxy: Any = super().create_proxy(
+            kind, target, args, kwargs, name, type_expr, lambda node: ValueProxy(node, self, value)
+        )
+        if key is not None:
+            self._questions[key] = proxy
+        if target in ("squeeze", torch.squeeze) and len(args) + len(kwargs) == 1:
+            self._require_of(proxy.node, "ndim", value.dim())  # how many axes go depends on sizes
+        return None if value is None else proxy
+
+    def _function(self, kind: str, target: Any) -> Callable[..., Any]:
+        if kind == "call_method":
+            return lambda value, *args, **kwargs: getattr(value, target)(*args, **kwargs)
+        if kind == "call_module":
+            return self.root.get_submodule(target)
+        if kind == "get_attr":
+            return lambda: operator.attrgetter(target)(self.root)
+        assert kind == "call_function", kind
+        return target  # type: ignore[no-any-return]
+
+    def _question(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Return what is equal for calls that ask the same, of tensors of the same shapes."""
+        shapes = []
+
+        def name(value: Any) -> Any:
+            if isinstance(value, ValueProxy) and isinstance(value.known, Tensor):
+                shapes.append(value.known.shape)
+            return value.node.name if isinstance(value, fx.Proxy) else value
+
+        return target, repr(map_aggregate((args, kwargs), name)), tuple(shapes)
+
+    def fact(self, proxy: Any, name: str, value: Any) -> Any:
+        """Return what is so whatever the sizes are: a rank, a type."""
+        self._facts.add("ndim" if name == "ndim" else "dtype")
+        return value
+
+    def decide(self, proxy: ValueProxy) -> Any:
+        """Return a size, or a condition on sizes, as it is in the example; calls are held to it."""
+        value = proxy.known
+        if proxy.node not in self._told and not isinstance(value, torch.device):
+            self._told.add(proxy.node)
+            words = in_words(proxy.node)
+            if value is False:
+                words = f"not ({words})"
+            elif value is not True:
+                words = f"{words} == {value!r}"
+            self._require(proxy.node, tuple(value) if isinstance(value, tuple) else value, words)
+        return value
+
+    def decide_length(self, proxy: ValueProxy) -> int:
+        """Return the length of a shape, a tensor or a container; calls are held to it."""
+        value = proxy.known
+        if isinstance(value, torch.Size):
+            return self.fact(proxy, "ndim", len(value))  # type: ignore[no-any-return]
+        if isinstance(value, Tensor):
+            return int(proxy.shape[0])
+        if getattr(proxy.node.target, "__name__", proxy.node.target) in _COUNTED:
+            return int(self.create_proxy("call_function", len, (proxy,), {}))
+        return len(value)
+
+    def _require(self, node: fx.Node, value: Any, words: str) -> None:
+        place = self.scope.module_path
+        words = f"{words}, in {place}" if place else words
+        self.create_node("call_function", require, (node, value, words), {})
+
+    def _require_of(self, node: fx.Node, name: str, value: Any) -> None:
+        asked = self.create_node("call_function", getattr, (node, name), {})
+        self._require(asked, value, f"{node.name}.{name} == {value!r}")
+
+    def _hold_facts(self) -> None:
+        """Hold the inputs to their ranks, and their types, where the forward asked for any."""
+        placeholders = self.graph.find_nodes(op="placeholder")
+        for proxy in reversed(self._inputs):
+            is_argument = proxy.node.op == "placeholder"
+            for name in sorted(self._facts, reverse=True):
+                with self.graph.inserting_after(placeholders[-1] if is_argument else proxy.node):
+                    asked = self.graph.call_function(getattr, (proxy.node, name))
+                words = f"{in_words(proxy.node)}.{name} == {getattr(proxy.known, name)!r}"
+                with self.graph.inserting_after(asked):
+                    self.graph.call_function(require, (asked, getattr(proxy.known, name), words))
+
+    def _hold_nones(self) -> None:
+        """Put our requirements in the places of fx's own, which unpickled let nothing be traced."""
+        for node in list(self.graph.nodes):
+            if getattr(node.target, "__name__", "") == "_assert_is_none":
+                argument = node.args[0]
+                argument.target = argument.target.removesuffix("_1")  # mask_1, as fx renames it
+                node.target = require
+                node.args = (argument, None, f"argument {argument.target!r} fixed at None")
+
+
+def _refuse_writing(kind: str, target: Any, args: Any) -> None:
+    """Raise where the forward writes to a tensor that it did not compute: to its state."""
+    if not args or not isinstance(args[0], Tensor) or isinstance(args[0], fx.Proxy):
+        return
+    is_in_place = target in _IN_PLACE or (
+        kind == "call_method"
+        and (
+            target in ("__setitem__",)
+            or target.startswith("__i")
+            or target[-1] == "_" != target[-2]
+        )
+    )
+    if is_in_place:
+        name = getattr(target, "__name__", target)
+        raise TraceError(f"{name} writes to a tensor that is no result of the input: it has state")
+
+
+def _fail(args: Any) -> None:
+    raise AssertionError(*args[1:])
