@@ -120,10 +120,7 @@ class Recorder(fx.Tracer):
         if self._call is None and not self._is_customized(root):
             kinds = [each.kind for each in inspect.signature(root.forward).parameters.values()]
             if not self._fixed or inspect.Parameter.VAR_POSITIONAL in kinds:
-                made: Any = super().create_args_for_root(  # type: ignore[no-untyped-call,unused-ignore]
-                    root_fn, is_module, self._fixed or None
-                )
-                return made
+                return super().create_args_for_root(root_fn, is_module, self._fixed or None)
         args: list[Any] = []
         kwargs: dict[str, Any] = {}
         for argument in arguments(root.forward, self._call):
@@ -132,7 +129,7 @@ class Recorder(fx.Tracer):
                 kwargs[argument.name] = value
             else:
                 args.append(value)
-        called = root._call_impl if self._with_hooks else root.forward
+        called: Any = root._call_impl if self._with_hooks else root.forward
         return (lambda: called(*args, **kwargs)), []
 
     def _is_customized(self, root: nn.Module) -> bool:

@@ -69,8 +69,10 @@ def in_words(value: Any) -> str:
     if not isinstance(value, fx.Node):
         return repr(value)
     if value.op != "call_function":
-        is_method = value.op == "call_method" and value.target in ("size", "dim", "numel")
-        return f"{_operand(value.args[0])}.{value.target}()" if is_method else value.name
+        if value.op == "call_method" and value.target in ("size", "numel"):
+            rest = ", ".join(repr(each) for each in value.args[1:])
+            return f"{_operand(value.args[0])}.{value.target}({rest})"
+        return value.name
     operands = [_operand(each) for each in value.args]
     if value.target is getattr:
         return f"{operands[0]}.{value.args[1]}"
