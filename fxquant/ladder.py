@@ -14,6 +14,7 @@ from torch import nn
 
 from fxquant.api import quantize
 from fxquant.calibration.arguments import arguments_of
+from fxquant.capture.given_models import unwrapped
 from fxquant.errors import CalibrationError, RecipeError
 from fxquant.recipe.budget import Budget
 from fxquant.recipe.recipe import Recipe
@@ -132,7 +133,7 @@ def search(
     rungs = ladder(weight_bits, activation_bits) if rungs is None else tuple(rungs)
     if not rungs:
         raise RecipeError("search: `rungs` is empty: give at least one")
-    kept = list(batches)
+    model, kept = unwrapped(model), list(batches)
     if evaluate is None:
         if len(kept) < 2:
             raise CalibrationError(

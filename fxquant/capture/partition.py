@@ -20,6 +20,7 @@ from fnmatch import fnmatchcase
 from torch import fx, nn
 
 from fxquant.capture.attributes import use_free_names
+from fxquant.capture.given_models import why_opaque
 from fxquant.capture.naming import Untraced
 from fxquant.capture.region import TRACED, Region, make_region
 from fxquant.capture.tracer import fixed_arguments, trace_graph
@@ -71,9 +72,9 @@ def capture(
         partition.take_apart(copied, "", error.obstacle)
         if not partition.regions:
             raise
-        return Captured(copied, tuple(partition.untraced))
+        return partition.captured(copied)
     use_free_names(copied, graph)
-    return Captured(fx.GraphModule(copied, graph, type(model).__name__))
+    return Captured(fx.GraphModule(copied, graph, type(copied).__name__))
 
 
 def _find_leaves(
@@ -115,7 +116,7 @@ def _capture_chosen(model: nn.Module, leaves: frozenset[nn.Module], names: list[
     for path, module in model.named_modules():
         if layer_type(module) is not None and module not in inside:
             partition.leave(path, module, "not among the regions asked for")
-    return Captured(model, tuple(partition.untraced))
+    return partition.captured(model)
 
 
 class _Partition:
@@ -125,6 +126,12 @@ class _Partition:
         self.regions: dict[nn.Module, Region] = {}
         self.untraced: list[Untraced] = []
         self._leaves = leaves
+
+    def captured(self, model: nn.Module) -> Captured:
+        """Return `model`, in which all regions are in place."""
+        for region in self.regions.values():
+            region.watch_parts()  # not before: what is in several would be traced with the hooks
+        return Captured(model, tuple(self.untraced))
 
     def leave(self, path: str, module: nn.Module, reason: str) -> None:
         """Note that a submodule stays in Python."""
@@ -177,7 +184,8 @@ class _Partition:
                 return None
             except CaptureError as error:
                 reason = error.obstacle
-        if module in self._leaves or isinstance(module, _OPAQUE):
+        is_opaque = isinstance(module, _OPAQUE) or why_opaque(module) is not None
+        if module in self._leaves or is_opaque:
             self.leave(path, module, reason)
         else:
             self.take_apart(module, path, reason)
@@ -189,6 +197,8 @@ class _Partition:
             return "a leaf module, as asked for"
         if isinstance(module, _OPAQUE):
             return f"{type(module).__name__} is called as a whole"
+        if why_opaque(module) is not None:
+            return why_opaque(module)
         if isinstance(module, _CONTAINERS):
             return ""
         if is_batchnorm_module(module):

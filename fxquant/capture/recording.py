@@ -17,6 +17,7 @@ from torch.fx.proxy import TraceError
 from torch.nn import functional as F
 
 from fxquant.capture.example import EMPTY, Argument, Call, arguments
+from fxquant.capture.given_models import why_opaque
 from fxquant.capture.python_of_tracing import ONE_AT_A_TIME, python_of_tracing, recorded_functions
 from fxquant.capture.requirements import in_words, require
 from fxquant.capture.values import ValueProxy, Values
@@ -85,7 +86,7 @@ class Recorder(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Say whether a module is one node: PyTorch's own, ours, and those asked for."""
-        if isinstance(m, OwnModule) or m in self._leaves:
+        if isinstance(m, OwnModule) or m in self._leaves or why_opaque(m) is not None:
             return True
         if "forward" in vars(m) and not isinstance(m, fx.GraphModule):
             return False  # a forward of its own is traced as it runs

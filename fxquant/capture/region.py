@@ -58,6 +58,12 @@ class Region(fx.GraphModule, _PlainInit):
     """Whether they are gone."""
     calls: CallNotes
 
+    def watch_parts(self) -> None:
+        """Note from now on which of the parts in float are called; the graph calls none of them."""
+        for name, part in self.named_modules():
+            if name and not self.is_layer and name.split(".")[0] != TRACED:
+                part.register_forward_pre_hook(NotePart(self.calls, name))
+
     def release_parts(self) -> dict[str, str]:
         """Drop the parts in float; return those that stay, by name: something else calls them.
 
@@ -144,9 +150,6 @@ def make_region(
             held[names.index(name)] = value
     region.calls = CallNotes(path, held)
     if not is_layer:
-        for name, part in original.named_modules():
-            if name:
-                part.register_forward_pre_hook(NotePart(region.calls, name))
         _carry_over(vars(original), region)
         registered = (original._parameters, original._buffers, original._modules)
         region.parts = tuple(name for names in registered for name in names)

@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 
 from fxquant.capture.example import Call
+from fxquant.capture.given_models import compiled_functions_as_written
 from fxquant.capture.recording import Recorder
 from fxquant.errors import CaptureError
 
@@ -64,7 +65,7 @@ def trace_graph(
 
 def _trace(model: nn.Module, recorder: Recorder) -> fx.Graph:
     try:
-        with _left_as_it_is(model), torch.no_grad():
+        with _left_as_it_is(model), compiled_functions_as_written(), torch.no_grad():
             graph = recorder.trace(model)
             targets = [str(node.target) for node in graph.find_nodes(op="get_attr")]
             constants = {name: getattr(model, name) for name in targets if "." not in name}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from typing import Any, cast
 
@@ -11,6 +10,7 @@ from torch.nn.utils import parametrize
 
 from fxquant.capture.attributes import use_free_names
 from fxquant.capture.example import call_of
+from fxquant.capture.given_models import copy_without_wrappers, require_module
 from fxquant.capture.tracer import trace_graph
 from fxquant.capture.weight_hooks import take_off_weight_hooks, weights_of_hooks
 from fxquant.errors import CaptureError
@@ -54,20 +54,23 @@ def trace(
     call = None if example_inputs is None else call_of(example_inputs)
     graph = trace_graph(copied, leaves, concrete_args, call)
     use_free_names(copied, graph)
-    return fx.GraphModule(copied, graph, type(model).__name__)
+    return fx.GraphModule(copied, graph, type(copied).__name__)
 
 
 def copy_model(model: nn.Module) -> nn.Module:
     """Return a copy of `model` in eval mode, its parametrizations computed once and left out.
 
-    So are weights that hooks compute: `torch.nn.utils.weight_norm`, `spectral_norm`, `prune`.
+    So are weights that hooks compute (`torch.nn.utils.weight_norm`, `spectral_norm`, `prune`), and
+    wrappers around models (`fxquant.capture.given_models`).
 
     Raises:
         CaptureError: it is no module, not initialized, or cannot be copied.
     """
-    _require_module(model)
+    require_module(model)
     try:
-        copied = copy.deepcopy(model, weights_of_hooks(model)).eval()
+        copied = copy_without_wrappers(model, weights_of_hooks(model)).eval()
+    except CaptureError:
+        raise
     except RuntimeError as error:  # what PyTorch raises for a non-leaf tensor as an attribute
         raise CaptureError(f"{type(model).__name__} cannot be copied: {error}") from error
     _compute_parametrizations(copied)
@@ -79,14 +82,6 @@ def copy_model(model: nn.Module) -> nn.Module:
             type(model).__name__,
         )
     return copied
-
-
-def _require_module(model: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise CaptureError(f"model is a {type(model).__name__}: give a torch.nn.Module")
-    for name, parameter in model.named_parameters():
-        if isinstance(parameter, nn.parameter.UninitializedParameter):
-            raise CaptureError(f"{name!r} is not initialized: run the lazy module on a batch first")
 
 
 def _compute_parametrizations(model: nn.Module) -> None:

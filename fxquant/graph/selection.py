@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from torch import fx, nn
 
+from fxquant.capture.given_models import why_opaque
 from fxquant.capture.naming import node_name, target_name
 from fxquant.capture.region import Region
 from fxquant.errors import RecipeError
@@ -68,7 +69,7 @@ def record_calls_with_weights_inside(gm: fx.GraphModule) -> None:
     for node in gm.graph.nodes:
         module = module_of(gm, node)
         if module is not None and layer_type(module) is None and _has_matrices(module):
-            reason = f"{type(module).__name__} is called as a whole"
+            reason = why_opaque(module) or f"{type(module).__name__} is called as a whole"
             refuse(node, "left in float", why_not_changeable(module) or reason)
         elif node.op == "call_function" and _takes_matrices(gm, node):
             refuse(node, "left in float", f"{node.name} takes weights as arguments")
@@ -76,6 +77,8 @@ def record_calls_with_weights_inside(gm: fx.GraphModule) -> None:
 
 def _has_matrices(module: nn.Module) -> bool:
     inside = [layer for layer in module.modules() if layer_type(layer) is not None]
+    if why_opaque(module) is not None:
+        return any(parameter.dim() > 1 for parameter in module.parameters())
     return bool(inside) or isinstance(module, (nn.RNNBase, nn.RNNCellBase, *LAYERS))
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from fxquant.errors import CaptureError, PassError
+from fxquant.capture.given_models import require_module
+from fxquant.errors import PassError
 from fxquant.graph.journal import read_recipe
 from fxquant.modules.own import Stage, own_modules
 from fxquant.recipe.recipe import Recipe
@@ -12,8 +13,7 @@ from fxquant.recipe.recipe import Recipe
 
 def require_float(model: nn.Module) -> None:
     """Raise if `model` is no module, or something of ours is in it already."""
-    if not isinstance(model, nn.Module):
-        raise CaptureError(f"model is a {type(model).__name__}: give a torch.nn.Module")
+    require_module(model)
     for name, module in own_modules(model):
         if module.stage is not None:
             raise PassError(

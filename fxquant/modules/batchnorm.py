@@ -38,7 +38,7 @@ def is_batchnorm_module(module: nn.Module | None) -> bool:
     """
     if module is None or "forward" in vars(module):
         return False
-    forward = type(module).forward
+    forward = getattr(type(module), "forward", None)  # a ScriptModule's class has none
     if forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
         return True
     return defined_as(forward) == f"{FROZEN_BATCHNORM}.forward"

@@ -1,0 +1,161 @@
+"""What people give as a model: wrappers are taken off, and what is no float module is named.
+
+Before:  DataParallel(module=OptimizedModule(_orig_mod=Net(backbone=DataParallel(module=…))))
+After:   Net(backbone=…)             # named, and traced, as the model inside
+
+Wrappers call the module in them, and nothing else: `nn.DataParallel`, `DistributedDataParallel`,
+`torch.compile(model)` and weight averages (`torch.optim.swa_utils.AveragedModel`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import sys
+from collections.abc import Iterator
+from types import FunctionType, MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.optim.swa_utils import AveragedModel
+
+from fxquant.errors import CaptureError
+
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
+_SHARDED = ("FullyShardedDataParallel", "FSDPModule")
+_QUANTIZED = ("torch.ao.nn.quantized.", "torch.ao.nn.intrinsic.quantized.")
+_OF_FLOAT_MODELS = ("FloatFunctional", "FXFloatFunctional")  # in the same files, all the same
+
+_SCRIPTED = ", compiled by torch.jit: give the torch.nn.Module that it was made from"
+
+
+def require_module(model: Any) -> None:
+    """Raise `CaptureError` if `model` is no float module, with what it is and what to give."""
+    if not isinstance(model, nn.Module):
+        raise CaptureError(f"model is {_kind_and_remedy(model)}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise CaptureError(f"model is a {type(model).__name__}{_SCRIPTED}")
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise CaptureError(f"{name!r} is not initialized: run the lazy module on a batch first")
+    for name, module in model.named_modules():
+        kind = type(module)
+        where = f"{name!r}" if name else "model"
+        if f"{kind.__module__}.".startswith(_QUANTIZED) and kind.__name__ not in _OF_FLOAT_MODELS:
+            raise CaptureError(
+                f"{where} is a {kind.__module__}.{kind.__name__}: PyTorch has quantized the model "
+                "already: give the float model"
+            )
+        if any(each.__name__ in _SHARDED for each in kind.__mro__):
+            raise CaptureError(
+                f"{where} is a {kind.__name__}, whose weights are in pieces: gather its state dict "
+                "and load that into the model that was wrapped"
+            )
+        if isinstance(module, fx.GraphModule) and _is_of_aten(module):
+            raise CaptureError(
+                f"{where} is a graph of ATen operators, without layers, as torch.export and "
+                "make_fx return it: give the torch.nn.Module that it was made from"
+            )
+
+
+def why_opaque(module: nn.Module) -> str | None:
+    """Return why nothing can be traced inside of a module, and what to do; None: it can be."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return f"a {type(module).__name__}{_SCRIPTED}"
+    return None
+
+
+def _kind_and_remedy(model: Any) -> str:
+    if isinstance(model, torch.export.ExportedProgram):
+        return (
+            "an ExportedProgram, a graph of ATen operators, without layers: give the "
+            "torch.nn.Module that it was exported from"
+        )
+    if isinstance(model, type):
+        return f"the class {model.__name__}: give an instance, {model.__name__}(…)"
+    if isinstance(model, (str, os.PathLike)):
+        return f"{str(model)!r}, a {type(model).__name__}: load the model, and give the module"
+    if isinstance(model, dict):
+        for key, value in model.items():
+            if isinstance(value, nn.Module):
+                return f"a dict with a {type(value).__name__} under {key!r}: give that"
+        is_state = bool(model) and all(isinstance(each, Tensor) for each in model.values())
+        kind = "a state dict" if is_state else "a dict"
+        keys = ", ".join(map(repr, list(model)[:3]))
+        return (
+            f"{kind} ({keys}, …): make the torch.nn.Module that it belongs to, and load it with "
+            "load_state_dict"
+        )
+    if isinstance(model, torch.jit.ScriptFunction):
+        return f"a ScriptFunction{_SCRIPTED}"
+    if isinstance(model, (FunctionType, MethodType)):
+        return (
+            f"a {type(model).__name__}, {model.__qualname__}: give the torch.nn.Module that it is "
+            "the forward of, or write one that calls it"
+        )
+    return f"a {type(model).__name__}: give a torch.nn.Module"
+
+
+def _is_of_aten(gm: fx.GraphModule) -> bool:
+    return any(
+        isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "aten"
+        for node in gm.graph.nodes
+    )
+
+
+def unwrapped(model: Any) -> Any:
+    """Return the model in a wrapper, in all of its wrappers; of what is none, `model` itself.
+
+    Raises:
+        CaptureError: the wrapper has hooks, which would be lost.
+
+    >>> unwrapped(nn.DataParallel(nn.ReLU()))
+    ReLU()
+    """
+    inner = _inside(model)
+    if inner is None:
+        return model
+    if model._forward_hooks or model._forward_pre_hooks:
+        raise CaptureError(
+            f"a {type(model).__name__} has forward hooks: register them on the "
+            f"{type(inner).__name__} in it"
+        )
+    return unwrapped(inner)
+
+
+def _inside(module: Any) -> nn.Module | None:
+    """Return what a wrapper calls; None of what is no wrapper."""
+    if isinstance(module, _WRAPPERS):
+        return module.module
+    is_compiled = type(module).__name__ == "OptimizedModule"  # its import takes seconds
+    return module._modules.get("_orig_mod") if is_compiled else None
+
+
+def copy_without_wrappers(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """Return `copy.deepcopy(model, memo)`, and the modules inside in the place of all wrappers."""
+    for module in reversed(list(model.modules())):  # those in others come first
+        inner = unwrapped(module)
+        if inner is not module:
+            memo[id(module)] = copy.deepcopy(inner, memo)
+    copied: nn.Module = copy.deepcopy(unwrapped(model), memo)
+    for module in copied.modules():
+        written = getattr(vars(module).get("forward"), "_torchdynamo_orig_callable", None)
+        if written is not None and getattr(written, "__func__", None) is type(module).forward:
+            del module.forward  # model.forward = torch.compile(model.forward)
+    return copied
+
+
+@contextlib.contextmanager
+def compiled_functions_as_written() -> Iterator[None]:
+    """Let calls of what `torch.compile` returned run the function that it was given.
+
+    Where it finds that it is traced, it raises an error else.
+    """
+    config: Any = sys.modules.get("torch._dynamo.config")
+    if config is None:
+        yield
+    else:
+        with config.patch(error_on_nested_fx_trace=False):
+            yield
