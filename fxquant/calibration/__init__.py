@@ -20,6 +20,7 @@ from fxquant.calibration.observed import (
 )
 from fxquant.calibration.quantizer_choice import quantizer_of
 from fxquant.calibration.region_calls import are_aligned, record_calls, regions_in_order
+from fxquant.calibration.regrouping import takes_size
 
 __all__ = [
     "Batches",
@@ -40,6 +41,7 @@ __all__ = [
     "require_finite",
     "run_examples",
     "stop_keeping_inputs",
+    "takes_size",
     "unbatched_rank_of",
     "was_called",
 ]

@@ -58,6 +58,11 @@ class Batches:
         """Return the first `max_samples` samples."""
         return Batches.taken(self.arguments, max_samples, self.unbatched_rank)
 
+    def only_of(self, size: int) -> Batches:
+        """Return the batches that hold `size` samples."""
+        sized = zip(self.arguments, self.sizes, strict=True)
+        return Batches([call for call, own in sized if own == size], self.unbatched_rank)
+
     def of_size(self, size: int) -> Batches:
         """Return the same samples in batches of `size`.
 

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from fxquant.calibration.arguments import arguments_of, bind_arguments
 from fxquant.calibration.batching import Batches
+from fxquant.calibration.regrouping import regrouped
 from fxquant.errors import CalibrationError
 from fxquant.graph.operations import data_input, module_of
 from fxquant.graph.submodules import free_name
@@ -142,7 +143,7 @@ def unbatched_rank_of(model: nn.Module) -> int | None:
 def collect_inputs(
     model: nn.Module, options: Reconstruction, batches: Iterable[Any] | None
 ) -> list[Arguments]:
-    """Return what a reconstruction runs on, in batches of its size.
+    """Return what a reconstruction runs on, in batches of its size, if the model takes them.
 
     Args:
         model: the prepared one.
@@ -168,4 +169,4 @@ def collect_inputs(
         _logger.warning(
             "reconstruction: %d samples, fewer than the %d asked for", samples, options.samples
         )
-    return list(kept.of_size(options.batch_size).arguments)
+    return list(regrouped(model, kept, options.batch_size).arguments)

@@ -75,6 +75,8 @@ def copy_model(model: nn.Module) -> nn.Module:
         raise CaptureError(f"{type(model).__name__} cannot be copied: {error}") from error
     _compute_parametrizations(copied)
     take_off_weight_hooks(copied)
+    for module in copied.modules():
+        vars(module).pop("qconfig", None)  # of torch.ao.quantization: what it would do, if asked
     if has_global_hooks():
         _logger.warning(
             "%s: hooks on all modules are registered (register_module_forward_hook): they run for "

@@ -28,6 +28,7 @@ from torch.utils._pytree import tree_leaves
 from fxquant.calibration.arguments import arguments_of
 from fxquant.calibration.batching import Batches
 from fxquant.calibration.input_keeper import stop_keeping_inputs, unbatched_rank_of
+from fxquant.calibration.regrouping import takes_size
 from fxquant.errors import CalibrationError
 from fxquant.graph.states import require_prepared
 from fxquant.mixed_precision.options import Option
@@ -105,9 +106,12 @@ def sensitivities_on(
     model.requires_grad_(False)
     probes = place_probes(model, recipe, budget, rounded or {})
     generator = torch.Generator().manual_seed(seed)
-    samples = 0
+    samples, is_split = 0, True
     for number, arguments in enumerate(calls):
-        parts = Batches([arguments], rank).of_size(batch_size)
+        whole = Batches([arguments], rank)
+        if number == 0:
+            is_split = takes_size(prepared, whole, batch_size)
+        parts = whole.of_size(batch_size) if is_split else whole
         samples += parts.num_samples
         for part in parts.arguments:
             outputs = _outputs(model, part, f"batch {number}")

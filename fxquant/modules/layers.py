@@ -110,7 +110,7 @@ def _across_groups(values: Tensor, groups: int, weight: Tensor) -> Tensor:
     return rows.reshape(rows.shape[-2] if groups > 1 else 1, -1, *[1] * (weight.dim() - 2))
 
 
-_FUNCTIONAL_LAYERS = (
+FUNCTIONAL_LAYERS = (
     F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d,
     F.linear,
 )  # fmt: skip
@@ -118,4 +118,4 @@ _FUNCTIONAL_LAYERS = (
 
 def is_functional_layer(node: fx.Node) -> bool:
     """Say whether the node calls a convolution or linear function."""
-    return node.op == "call_function" and node.target in _FUNCTIONAL_LAYERS
+    return node.op == "call_function" and node.target in FUNCTIONAL_LAYERS

@@ -20,9 +20,9 @@ Json = Any
 NAMED: dict[str, Any] = {
     str(value): value
     for value in vars(torch).values()
-    if isinstance(value, (torch.dtype, torch.layout, torch.memory_format))
+    if isinstance(value, (torch.dtype, torch.layout, torch.memory_format, torch.qscheme))
 }
-"""dtypes, layouts and memory formats, by name."""
+"""dtypes, layouts, memory formats and quantization schemes, by name."""
 
 
 _KINDS: dict[type, tuple[str, Callable[[Any], list[Json]], Callable[..., Any]]] = {
@@ -32,6 +32,7 @@ _KINDS: dict[type, tuple[str, Callable[[Any], list[Json]], Callable[..., Any]]] 
     torch.dtype: ("torch", lambda value: [str(value)], NAMED.__getitem__),
     torch.layout: ("torch", lambda value: [str(value)], NAMED.__getitem__),
     torch.memory_format: ("torch", lambda value: [str(value)], NAMED.__getitem__),
+    torch.qscheme: ("torch", lambda value: [str(value)], NAMED.__getitem__),
     torch.device: ("device", lambda value: [str(value)], torch.device),
     torch.Size: ("size", list, lambda *sizes: torch.Size(sizes)),
     range: ("range", lambda value: [value.start, value.stop, value.step], range),

@@ -12,7 +12,14 @@ from fxquant.streaming.distributed import (
 from fxquant.streaming.identity import identity_of
 from fxquant.streaming.leaves import map_leaves
 from fxquant.streaming.long_runs import Run, bar, bar_of_costs
-from fxquant.streaming.running import Arguments, copied_to, device_of, interpreted, run
+from fxquant.streaming.running import (
+    Arguments,
+    copied_to,
+    device_of,
+    interpreted,
+    laid_out_for,
+    run,
+)
 from fxquant.streaming.stream import Stream
 from fxquant.streaming.value_store import ValueStore
 from fxquant.streaming.whole_files import write_whole
@@ -31,6 +38,7 @@ __all__ = [
     "gather_objects",
     "identity_of",
     "interpreted",
+    "laid_out_for",
     "map_leaves",
     "num_ranks",
     "object_from_first_rank",

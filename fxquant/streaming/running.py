@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from fxquant.streaming.leaves import map_leaves
 
 Arguments = tuple[Any, ...]
+_OF_ANY_LAYOUT = ("torch", "torchvision", "fxquant", "_operator", "builtins", "math")
 
 
 @contextlib.contextmanager
@@ -51,3 +52,21 @@ def device_of(model: nn.Module) -> torch.device:
     """Return where the model's first parameter or buffer is, the CPU if it has none."""
     tensors = itertools.chain(model.parameters(), model.buffers())
     return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+
+def laid_out_for(function: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Return the arguments of a call whose tensors may have channels last in memory.
+
+    `view` fails on such tensors, and code that is not PyTorch's may: they get them in rows.
+    """
+    named = type(function) if isinstance(function, nn.Module) else function
+    name = getattr(named, "__name__", "").partition(".")[0]  # an operator is a "view.default"
+    package = (getattr(named, "__module__", None) or "torch").partition(".")[0]
+    if name not in ("view", "view_as") and package in _OF_ANY_LAYOUT:
+        return args, kwargs
+    laid_out: tuple[Any, Any] = map_leaves((args, kwargs), _in_rows)
+    return laid_out
+
+
+def _in_rows(value: Any) -> Any:
+    return value.contiguous() if isinstance(value, Tensor) else value

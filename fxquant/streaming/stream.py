@@ -23,7 +23,7 @@ from torch import Tensor, fx
 from fxquant.graph.mutations import is_inplace, read_instead, run_out_of_place
 from fxquant.modules.own import OwnModule
 from fxquant.streaming.leaves import map_leaves
-from fxquant.streaming.running import device_of
+from fxquant.streaming.running import device_of, laid_out_for
 from fxquant.streaming.value_store import ValueStore
 
 _READ_ANEW = ("placeholder", "get_attr")
@@ -150,6 +150,7 @@ class Stream:
                 return args[0]  # what runs here is no calibration
         else:
             function = node.target
+        args, kwargs = laid_out_for(function, args, kwargs)
         if is_inplace(self._gm, node):
             return run_out_of_place(node, function, args, kwargs)
         return function(*args, **kwargs)

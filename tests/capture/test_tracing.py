@@ -156,6 +156,13 @@ def test_parametrizations_are_computed(parametrize: Callable[[nn.Module], nn.Mod
     assert relative_error(outputs(gm, x), expected) < 1e-6
 
 
+def test_what_another_quantizer_was_to_do_with_a_module_is_left_out() -> None:
+    model = nn.Sequential(nn.Linear(4, 2))
+    vars(model[0])["qconfig"] = "as torch.ao.quantization would have it"
+    assert not hasattr(fxquant.trace(model).get_submodule("0"), "qconfig")
+    assert hasattr(model[0], "qconfig")
+
+
 @pytest.mark.parametrize("parametrize", [weight_norm, spectral_norm])
 def test_the_callers_model_stays_parametrized(
     parametrize: Callable[[nn.Module], nn.Module],

@@ -85,7 +85,8 @@ def refusal(value: Any) -> str:
     "value",
     [
         None, True, 3, 10**30, 0.1, -0.0, math.inf, -math.inf, 1j, "é\n\"'", ..., torch.bfloat16,
-        torch.strided, torch.channels_last, torch.device("cuda:1"), torch.Size([2, 3]),
+        torch.strided, torch.channels_last, torch.per_tensor_affine, torch.device("cuda:1"),
+        torch.Size([2, 3]),
         range(1, 9, 2), slice(None, 2, None), (), (1, ("a", None)), [1, [2]], {"a": {"b": 1}},
         {1: 2, None: 3, (4, "x"): 5, 0.5: 6}, {3, 1}, frozenset({(1, 2)}),
         OrderedDict(b=1, a=2), Point(1, [2]), Color.RED, InterpolationMode.BILINEAR,

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+import fxquant
 from fxquant.streaming.stream import Stream
 from fxquant.streaming.value_store import ValueStore
-from tests.helpers import node
+from tests.helpers import Net, node
 from tests.streaming_models import MODELS, clone, computed, inputs, layers, plain_forward
 
 ORDERS = ("forwards", "backwards", "shuffled", "in pairs", "all at once")
@@ -257,3 +258,25 @@ def test_giving_up_the_last_demand_of_a_kept_value_frees_it() -> None:
     assert store.names() == {"a"}
     stream.skip(a)
     assert store.names() == set()
+
+
+class Flattens(nn.Module):
+    """Not PyTorch's code: it asks how its input lies in memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(len(x), -1)
+
+
+@pytest.mark.parametrize(
+    "function", [lambda m, x: x.view(2, -1), lambda m, x: x.view_as(m.flat), lambda m, x: m.own(x)]
+)
+def test_images_are_given_in_rows_to_what_asks_how_they_lie_in_memory(function: Any) -> None:
+    model = Net(lambda m, x: function(m, m.conv(x)), conv=nn.Conv2d(3, 4, 3), own=Flattens())
+    model.register_buffer("flat", torch.zeros(2, 64))
+    gm = fxquant.trace(model, leaf_modules=(Flattens,))
+    x = torch.randn(2, 3, 6, 6)
+    last = list(gm.graph.nodes)[-2]
+    stream = Stream(gm, [(x,)], ValueStore())
+    stream.demand([last])
+    ((value,),) = stream.values(last)
+    torch.testing.assert_close(value, gm(x))

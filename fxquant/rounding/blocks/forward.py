@@ -13,6 +13,7 @@ from fxquant.graph.operations import module_of
 from fxquant.modules.quantized_layer import QuantizedLayer
 from fxquant.rounding.blocks.find import Block, Path
 from fxquant.rounding.blocks.learned_scale import Quantizer
+from fxquant.streaming.running import laid_out_for
 
 Round = Callable[[Quantizer, Tensor, bool], Tensor]
 """(quantizer, tensor, whether that is the block's input) -> the rounded tensor."""
@@ -81,6 +82,7 @@ class BlockForward:
         function: Any = node.target if module is None else module
         if node.op == "call_method":
             function = getattr(type(args[0]), str(node.target))
+        args, kwargs = laid_out_for(function, args, kwargs)
         if node in self._inplace:
             return run_out_of_place(node, function, args, kwargs)
         return function(*args, **kwargs)

@@ -213,6 +213,17 @@ def test_a_recurrence_and_a_shared_head_are_learned_over_all_calls() -> None:
         assert errors[1] < errors[0]
 
 
+def test_learns_blocks_that_view_images_as_rows() -> None:
+    def between(m: Any, x: Any) -> Any:
+        rows = m.fc(m.conv(x).view(-1, 48))
+        return F.relu(x + rows.view(-1, 3, 4, 4))
+
+    model = Net(between, conv=nn.Conv2d(3, 3, 3, padding=1), fc=nn.Linear(48, 48))
+    recipe = Recipe.adaround(steps=2, blocks=True)
+    report = fxquant.report(fxquant.quantize(model, [torch.randn(4, 3, 4, 4)], recipe))
+    assert [row.rounding is not None for row in report.rows if row.weights] == [True, True]
+
+
 def test_a_join_that_is_no_block_is_reported_with_the_reason() -> None:
     model = Net(lambda m, x: (m.b(y := m.a(x)) + x, y), a=nn.Linear(4, 4), b=nn.Linear(4, 4))
     _, learned, _ = rounded(model, torch.rand(64, 4))
