@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
+import logging
 import math
 import multiprocessing
 from collections.abc import Collection, Iterable, Sequence
@@ -39,6 +40,7 @@ from benchmarks.capture.zoo_models import NAMES, build
 from benchmarks.capture.zoo_rows import STAGES, Row, first_line, measure
 
 _PRELOADED = ("benchmarks.capture.zoo_rows", "onnxruntime", "onnxscript", "timm")
+_SECONDS_TO_END = 10.0
 _PASSES = ("batches", *STAGES)
 _COLUMNS = (
     "model", "graph", "G multiply-adds", "quantized %", "int8 %", "products %", "recurrent %",
@@ -63,6 +65,7 @@ def run(
         if not receiver.poll(seconds):
             return Row(name, failures={"process": f"no answer after {seconds:g} s"})
         row: Row = receiver.recv()
+        process.join(_SECONDS_TO_END)
         return row
     except EOFError:
         process.join()
@@ -74,6 +77,7 @@ def run(
 
 def _send_row(name: str, recipe: str, stages: Collection[str] | None, sender: Connection) -> None:
     try:
+        logging.getLogger("fxquant").setLevel(logging.ERROR)  # the row says what was refused
         row = measure(name, build(name), recipe, stages)
     except Exception as error:
         row = Row(name, failures={"build": first_line(error)})

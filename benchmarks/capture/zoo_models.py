@@ -6,6 +6,7 @@ small inputs. Packages are imported where they are needed: `pip install -e ".[zo
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections.abc import Callable
@@ -93,7 +94,7 @@ def build(name: str) -> Subject:
         raise ValueError(f"{name!r}: names start with one of {', '.join(_FAMILIES)}, then a colon")
     torch.manual_seed(0)
     subject = _FAMILIES[family](own_name)
-    make_nontrivial(subject.model, subject.batch(2))
+    make_nontrivial(subject.model, subject.batch(4))
     return subject
 
 
@@ -101,28 +102,33 @@ def make_nontrivial(model: nn.Module, batch: Any) -> None:
     """Leave nothing in `model` whose wrong use would not show in the outputs; set it to eval mode.
 
     Parameters that start as a constant become random: scales of 1, biases of 0, gates of whole
-    branches that start near 0. Batch norms get about the statistics of `batch`: with those of
-    0 and 1 deep networks without training overflow.
+    branches that start near 0. Batch norms get statistics of about what `batch` brings them: with
+    those of 0 and 1 deep networks without training overflow.
     """
     model.eval()
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    with torch.no_grad():
+    with torch.no_grad(), contextlib.ExitStack() as hooks:
         for parameter in model.parameters():
             if parameter.is_floating_point() and bool((parameter == parameter.view(-1)[0]).all()):
                 spread = 0.02 if parameter.dim() > 1 else 0.1
                 parameter.add_(torch.empty_like(parameter).uniform_(-spread, spread))
-        momenta = [norm.momentum for norm in norms]
-        for norm in norms:
-            norm.momentum = 1.0
-            norm.train()
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):
+                hooks.callback(module.register_forward_pre_hook(_set_statistics).remove)
         call(model, batch)
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-            norm.eval()
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
-            norm.running_mean += norm.running_var.sqrt() * torch.randn_like(norm.running_mean) / 10
-            norm.running_var *= torch.empty_like(norm.running_var).uniform_(0.5, 1.5)
+
+
+def _set_statistics(norm: nn.Module, args: tuple[Tensor]) -> None:
+    """Let a batch norm scale about to 1 what it is called with, and no channel by much more.
+
+    1/σ of a channel that hardly varies, as without training many do, would make so much of rounding
+    errors that nothing could be compared.
+    """
+    assert isinstance(norm, _BatchNorm)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    x, axes = args[0], [axis for axis in range(args[0].dim()) if axis != 1]
+    norm.running_mean.uniform_(0, 0.5).mul_(x.mean(axes))
+    norm.running_var.uniform_(0.5, 1.5).mul_(x.square().mean(axes) / 2 + x.square().mean() / 2)
 
 
 def floats(output: Any) -> list[Tensor]:
