@@ -65,7 +65,24 @@ NAMES = (
 )  # fmt: skip
 """All of the zoo."""
 
-Heads = Callable[[nn.Module, Any], list[Tensor]]
+
+def floats(output: Any) -> list[Tensor]:
+    """Return the floating-point tensors in what a model returned."""
+    return [each for each in torchvision_detection.tensors(output) if each.is_floating_point()]
+
+
+def call(model: nn.Module, batch: Any) -> Any:
+    """Return what `model` returns for a batch: one argument, or a dict of keywords."""
+    return model(**batch) if isinstance(batch, dict) else model(batch)
+
+
+def returned(model: nn.Module, batch: Any) -> list[Tensor]:
+    """Return the floating-point tensors that `model` returns for a batch."""
+    return floats(call(model, batch))
+
+
+Compared = Callable[[nn.Module, Any], list[Tensor]]
+"""What is compared of a model when it is called with a batch."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +92,7 @@ class Subject:
     model: nn.Module
     batch: Callable[[int], Any]
     """Batch of so many samples: a tensor, a dict of keywords, or a list of images."""
-    heads: Heads | None = None
-    """What a detector's heads return: what it finds has no fixed number."""
-
-    def compared(self, version: nn.Module, batch: Any) -> list[Tensor]:
-        """Return what is compared of the model, or of a version of it, on a batch."""
-        return self.heads(version, batch) if self.heads else floats(call(version, batch))
+    compared: Compared = returned
 
 
 def build(name: str) -> Subject:
@@ -129,16 +141,6 @@ def _set_statistics(norm: nn.Module, args: tuple[Tensor]) -> None:
     x, axes = args[0], [axis for axis in range(args[0].dim()) if axis != 1]
     norm.running_mean.uniform_(0, 0.5).mul_(x.mean(axes))
     norm.running_var.uniform_(0.5, 1.5).mul_(x.square().mean(axes) / 2 + x.square().mean() / 2)
-
-
-def floats(output: Any) -> list[Tensor]:
-    """Return the floating-point tensors in what a model returned."""
-    return [each for each in torchvision_detection.tensors(output) if each.is_floating_point()]
-
-
-def call(model: nn.Module, batch: Any) -> Any:
-    """Return what `model` returns for a batch: one argument, or a dict of keywords."""
-    return model(**batch) if isinstance(batch, dict) else model(batch)
 
 
 def _images(model: nn.Module, side: int, channels: int = 3) -> Subject:

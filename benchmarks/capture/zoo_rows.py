@@ -21,7 +21,7 @@ import fxquant
 from benchmarks.capture.multiply_adds import counting, counting_calls, no_fast_path
 from benchmarks.capture.naive_minmax import hooked_minmax
 from benchmarks.capture.torchvision_detection import count_batchnorms, tensors
-from benchmarks.capture.zoo_models import Subject, call, floats
+from benchmarks.capture.zoo_models import Compared, Subject, call, floats, returned
 from fxquant.capture.naming import find_regions
 from fxquant.graph.operations import data_input, is_batchnorm, module_of, operation_of
 from fxquant.int8.modules import Int8Layer
@@ -131,9 +131,7 @@ def measure(
         with row.stage("batches"):
             _compare_batches(row, subject, prepared)
         if row.passed["run"]:
-            least = min(LEAST_CLOSE, row.decibels - 3)
-            expected = subject.compared(quantized, batch)
-            made = _Made(subject, quantized, batch, counted.layers, expected, least)
+            made = _Made(subject, quantized, batch, counted.layers)
             for each in STAGES if stages is None else stages:
                 with row.stage(each):
                     STAGES[each](row, made)
@@ -149,18 +147,35 @@ class _Made:
     batch: Any
     multiply_adds: int
     """Of the float model's layers."""
-    expected: list[Tensor]
-    """What `quantized` returns for `batch`."""
-    least: float
-    """In dB: how close integers have to come to that."""
+
+    def require_close(self, actual: list[Tensor], compared: Compared) -> float:
+        """Return the SQNR in dB of the output least like the simulated model's.
+
+        Raises:
+            ValueError: by more than single steps, `LEAST_CLOSE`, and by more than that model's
+                differs from the float model's.
+        """
+        expected = compared(self.quantized, self.batch)
+        allowed = _agreements(compared(self.subject.model, self.batch), expected)
+        agreements = _agreements(expected, actual)
+        for place, (agreement, least) in enumerate(zip(agreements, allowed, strict=True)):
+            if not agreement >= min(LEAST_CLOSE, least - 3):
+                raise ValueError(f"output {place}: {agreement:.1f} dB, float {least:.1f} dB")
+        return min(agreements)
+
+    def require_same(self, copied: nn.Module) -> None:
+        """Raise `ValueError` unless a copy returns exactly what the simulated model returns."""
+        sides = (self.subject.compared(each, self.batch) for each in (self.quantized, copied))
+        agreement = min(_agreements(*sides))
+        if agreement != math.inf:
+            raise ValueError(f"outputs agree to {agreement:.1f} dB only")
 
 
 def _lower(row: Row, made: _Made) -> None:
     lowered = fxquant.lower(made.quantized, made.batch)
     row.int8 = _share(lowered, _modules(lowered, Int8Layer), made.batch, made.multiply_adds)
-    agreement = _least_agreement(made.expected, made.subject.compared(lowered, made.batch))
-    row.agreements["lower"] = agreement
-    _require(made.least, agreement)
+    outputs = made.subject.compared(lowered, made.batch)
+    row.agreements["lower"] = made.require_close(outputs, made.subject.compared)
     for number in _BATCHES:
         call(lowered, made.subject.batch(number))
 
@@ -171,9 +186,7 @@ def _export_onnx(row: Row, made: _Made) -> None:
         with contextlib.redirect_stdout(io.StringIO()):
             fxquant.export_onnx(made.quantized, path, made.batch)
         outputs = _run_onnx(path, made.batch)
-    agreement = _least_agreement(floats(call(made.quantized, made.batch)), outputs)
-    row.agreements["onnx"] = agreement
-    _require(made.least, agreement)
+    row.agreements["onnx"] = made.require_close(outputs, returned)
 
 
 def _save(_: Row, made: _Made) -> None:
@@ -183,11 +196,11 @@ def _save(_: Row, made: _Made) -> None:
         path = Path(folder, "model.fxq")
         fxquant.save(made.quantized, path)
         loaded = fxquant.load(path, custom=encoder.custom.values())
-    _require_same(loaded, made)
+    made.require_same(loaded)
 
 
 def _pickle(_: Row, made: _Made) -> None:
-    _require_same(pickle.loads(pickle.dumps(made.quantized)), made)
+    made.require_same(pickle.loads(pickle.dumps(made.quantized)))
 
 
 STAGES: dict[str, Callable[[Row, _Made], None]] = {
@@ -197,11 +210,6 @@ STAGES: dict[str, Callable[[Row, _Made], None]] = {
     "pickle": _pickle,
 }
 """What a converted model goes through."""
-
-
-def _require_same(copied: nn.Module, made: _Made) -> None:
-    others = made.subject.compared(copied, made.batch)
-    _require(math.inf, _least_agreement(made.expected, others))
 
 
 def _percent(part: int, whole: int) -> float:
@@ -224,27 +232,22 @@ def _compare_batches(row: Row, subject: Subject, prepared: nn.Module) -> None:
         if actual is not expected:
             raise ValueError(f"returns a {actual.__name__}, not a {expected.__name__}")
         pair = subject.compared(subject.model, batch), subject.compared(prepared, batch)
-        agreement = _least_agreement(*pair)
+        agreement = min(_agreements(*pair))
         row.agreements["batches"] = min(row.agreements.get("batches", math.inf), agreement)
         if not agreement >= LEAST_EQUAL:
             raise ValueError(f"batches of {number} agree to {agreement:.1f} dB")
 
 
-def _least_agreement(expected: list[Tensor], actual: list[Tensor]) -> float:
-    """Return the SQNR in dB of the output that differs most.
+def _agreements(expected: list[Tensor], actual: list[Tensor]) -> list[float]:
+    """Return the SQNR of each output in dB.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: the shapes differ, or there is none.
     """
     shapes, others = ([tuple(each.shape) for each in side] for side in (expected, actual))
-    if shapes != others:
+    if shapes != others or not shapes:
         raise ValueError(f"returns {others}, not {shapes}")
-    return min((sqnr(*pair) for pair in zip(expected, actual, strict=True)), default=math.inf)
-
-
-def _require(least: float, agreement: float) -> None:
-    if not agreement >= least:
-        raise ValueError(f"outputs agree to {agreement:.1f} dB, less than {least:.1f}")
+    return [sqnr(*pair) for pair in zip(expected, actual, strict=True)]
 
 
 def _share(
