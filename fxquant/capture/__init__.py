@@ -5,6 +5,7 @@ from fxquant.capture.given_models import require_module, unwrapped, why_opaque
 from fxquant.capture.naming import Untraced, find_regions, node_name, path_of, target_name
 from fxquant.capture.partition import capture
 from fxquant.capture.region import Region, build_region, reserve_hook_numbers
+from fxquant.capture.requirements import require
 from fxquant.capture.tracing import trace
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "find_regions",
     "node_name",
     "path_of",
+    "require",
     "require_module",
     "reserve_hook_numbers",
     "target_name",

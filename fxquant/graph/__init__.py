@@ -1,6 +1,6 @@
 """What nodes compute, what is known of them, and how graphs are changed and printed."""
 
-from fxquant.graph.axes import known_ranks
+from fxquant.graph.axes import axis_before, known_ranks
 from fxquant.graph.chains import Chain, find_chains, insert_after, take_out
 from fxquant.graph.channel_moments import Moments, channel_moments_of, range_of
 from fxquant.graph.journal import Journal, read_recipe, read_untraced, write_journals
@@ -21,6 +21,8 @@ from fxquant.graph.operations import (
     layer_of,
     module_of,
     operation_of,
+    readers,
+    reads_values,
     relu_bounds,
     source_of,
     sources_of_values,
@@ -55,6 +57,7 @@ __all__ = [
     "Submodules",
     "annotate",
     "argument",
+    "axis_before",
     "batchnorm_of",
     "call_name",
     "changed_while_read",
@@ -79,6 +82,8 @@ __all__ = [
     "read_instead",
     "read_recipe",
     "read_untraced",
+    "readers",
+    "reads_values",
     "record",
     "record_calls_with_weights_inside",
     "refuse",

@@ -44,6 +44,41 @@ def _rank(gm: fx.GraphModule, node: fx.Node, ranks: dict[fx.Node, int]) -> int |
     return ranks.get(source) if source is not None and _keeps_rank(operation, module) else None
 
 
+def axis_before(operation: Operation, axis: int, rank: int | None) -> int | None:
+    """Return which axis of its input a call makes `axis` of its result of.
+
+    None where it is made of several, or of values; or where the rank decides and is not known.
+
+    Args:
+        operation: of the call.
+        axis: counted from the front.
+        rank: of the input.
+
+    >>> flatten = Operation(moved_axes=("flatten", (0, 1)))
+    >>> axis_before(flatten, 1, None), axis_before(flatten, 0, None)
+    (2, None)
+    """
+    if operation.moved_axes is None:
+        return None
+    how, axes = operation.moved_axes
+    if how == "flatten" and axis < axes[0]:  # whatever the rank
+        return axis
+    if how == "permute":
+        axes = axes[axis : axis + 1]  # none where it has fewer
+    if any(each < 0 for each in axes):
+        if rank is None:
+            return None
+        axes = tuple(each % rank for each in axes)
+    if how == "permute":
+        return axes[0] if axes else None
+    first, second = axes
+    if how == "transpose":
+        return {first: second, second: first}.get(axis, axis)
+    if first == axis < second:
+        return None
+    return axis if axis <= first else axis + second - first
+
+
 def _keeps_rank(operation: Operation, module: nn.Module | None) -> bool:
     if isinstance(module, nn.Dropout) or as_own(module).watches:
         return True

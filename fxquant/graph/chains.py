@@ -2,8 +2,8 @@
 
     chain = Chain.behind(gm, conv).take(is_add).take(relu_bounds).take(is_quantize)
 
-goes as far as each result has one reader and that reader is what was asked for. One node may then
-stand for all of them: `chain.replace(by)`.
+goes as far as each result has one reader and that reader is what was asked for. What only asks for
+a shape or a type is no reader. One node may then stand for all of them: `chain.replace(by)`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import fx
 
-from fxquant.graph.operations import data_input, source_of
+from fxquant.graph.operations import data_input, readers, source_of
 from fxquant.graph.records import annotate, record, value_of
 
 Question = Callable[[fx.GraphModule, fx.Node], Any]
@@ -36,7 +36,7 @@ class Chain:
     gm: fx.GraphModule
     nodes: tuple[fx.Node, ...]
     users: Mapping[fx.Node, Sequence[fx.Node]] | None = None
-    """Who reads each result; None: all that the graph says."""
+    """Who reads each result; None: all that see its values."""
 
     @classmethod
     def behind(
@@ -60,7 +60,7 @@ class Chain:
 
     @property
     def next(self) -> fx.Node | None:
-        """The node that alone uses the result; None if there is none, or there are several."""
+        """The node that alone reads the result; None if there is none, or there are several."""
         users = self._users(self.last)
         return users[0] if len(users) == 1 else None
 
@@ -92,17 +92,18 @@ class Chain:
     def replace(self, by: fx.Node, name: str | None = None) -> None:
         """Let `by`, a node of the same graph, take the place of the chain, whose nodes are erased.
 
-        It gets the records of the last node, and `name`: without one, that of the first.
+        It gets the records of the last node, and `name`: without one, that of the first. What asks
+        for the shape of one of the nodes, none of which changes it, asks for that of `by`.
         """
         name = name or self.first.name
         annotate(by, integers=record(self.last).integers, value_of=value_of(self.last))
-        self.last.replace_all_uses_with(by, delete_user_cb=lambda user: user is not by)
         for node in reversed(self.nodes):
+            node.replace_all_uses_with(by, delete_user_cb=lambda user: user is not by)
             node.graph.erase_node(node)
         by.name = name
 
     def _users(self, node: fx.Node) -> Sequence[fx.Node]:
-        return list(node.users) if self.users is None else self.users[node]
+        return readers(self.gm, node) if self.users is None else self.users[node]
 
 
 def find_chains(gm: fx.GraphModule, first: Question, then: Question) -> Iterator[Chain]:

@@ -14,7 +14,13 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from fxquant.graph.operations import data_input, is_overridden, module_of, operation_of
+from fxquant.graph.operations import (
+    data_input,
+    is_overridden,
+    module_of,
+    operation_of,
+    readers,
+)
 
 _OPERATORS = (
     operator.iadd,
@@ -108,8 +114,8 @@ def changed_while_read(gm: fx.GraphModule) -> dict[fx.Node, fx.Node]:
         if source is None or not is_inplace(gm, node):
             continue
         views = _views(gm, source)
-        readers = {user for view in views for user in view.users}
-        if any(position[reader] > position[node] for reader in readers):
+        seen_by = {user for view in views for user in readers(gm, view)}
+        if any(position[reader] > position[node] for reader in seen_by):
             found.update({view: node for view in views})
     return found
 

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from fxquant.capture.requirements import require
 from fxquant.modules.torchvision_names import STOCHASTIC_DEPTH, STOCHASTIC_DEPTH_FUNCTION
 
 Kind: TypeAlias = Literal[
     "layer", "batchnorm", "add", "concat", "average", "split", "max_pool2d", "identity", "relu",
-    "leaky_relu", "activation", "shape", "type", "other",
+    "leaky_relu", "activation", "rank", "shape", "type", "blank", "other",
 ]  # fmt: skip
+AxisMove: TypeAlias = Literal["flatten", "permute", "transpose"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Operation:
     kind: Kind = "other"
     """"layer": a convolution or linear module; "add": of two nodes' results, neither scaled;
     "average": over positions; "split": a tuple of parts; "identity": nothing, in eval mode;
-    "relu": has `bounds`; "shape" and "type": nothing but that of a tensor is asked for."""
+    "relu": has `bounds`; "rank", "shape" and "type": nothing but that of a tensor is asked for,
+    the device counting to the rank; "blank": a tensor like another one, without its values."""
     keeps_values: bool = False
     """Every value of the result is 0 or a value of its input, whose quantization parameters it so
     hands on."""
@@ -53,6 +56,10 @@ class Operation:
     """How many zeros it adds on each side, as `F.pad` takes it."""
     averaged: tuple[tuple[int, ...], bool] | None = None
     """Of an average over whole dimensions: which they are, and whether they are kept."""
+    moved_axes: tuple[AxisMove, tuple[int, ...]] | None = None
+    """How it moves axes, and which, as the function of that name takes them (`graph.axes`)."""
+    shape_of: fx.Node | None = None
+    """The node of which, beside the one that it works on, it takes nothing but the shape."""
 
 
 OTHER = Operation()
@@ -93,15 +100,35 @@ _AVERAGED = Operation("average", keeps_channels=True)
 _ELEMENTWISE = Operation("activation", is_elementwise=True)
 _RELU = Operation("relu", bounds=(0.0, math.inf))
 _ADD = Operation("add")
+_RANK = Operation("rank")
 _SHAPE = Operation("shape")
 _TYPE = Operation("type")
+_BLANK = Operation("blank")
+_ASKED = {
+    **dict.fromkeys(("ndim", "device", "is_cuda", "is_meta"), _RANK),
+    **dict.fromkeys(("shape",), _SHAPE),
+    **dict.fromkeys(("dtype", "layout", "is_sparse", "is_quantized", "requires_grad"), _TYPE),
+}
+"""What attributes of a tensor tell."""
+_ARITHMETIC = {
+    operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv, operator.mod,
+    operator.neg, operator.getitem, math.ceil, math.floor, max, min, round, int,
+}  # fmt: skip
 
 
 def _add(call: Call) -> Operation:
     operands = call.node.args
     if len(operands) != 2 or call.node.kwargs.get("alpha", 1) != 1:
         return OTHER
-    return _ADD if isinstance(operands[0], fx.Node) and isinstance(operands[1], fx.Node) else OTHER
+    return _ADD if all(isinstance(x, fx.Node) and not _is_size(x) for x in operands) else OTHER
+
+
+def _is_size(node: fx.Node) -> bool:
+    """Say whether the node computes a number of the shape of a tensor."""
+    while node.target in _ARITHMETIC and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    row = OPERATIONS.get(node.target) if node.op in ("call_function", "call_method") else None
+    return (row(Call(node, None)) if row is _getattr else row) in (_RANK, _SHAPE)
 
 
 def _concat(call: Call) -> Operation:
@@ -193,7 +220,21 @@ def _sequential(call: Call) -> Operation:
 
 def _flatten(call: Call) -> Operation:
     ends = (call.option(1, "start_dim", 0), call.option(2, "end_dim", -1))
-    return _MADE_ROWS if ends == (1, -1) else _MOVED
+    return _with_axes(_MADE_ROWS if ends == (1, -1) else _MOVED, "flatten", ends)
+
+
+def _transpose(call: Call) -> Operation:
+    return _with_axes(_MOVED, "transpose", (call.option(1, "dim0"), call.option(2, "dim1")))
+
+
+def _permute(call: Call) -> Operation:
+    dims: Any = call.node.args[1:] or (call.node.kwargs.get("dims"),)
+    return _with_axes(_MOVED, "permute", dims[0] if isinstance(dims[0], (tuple, list)) else dims)
+
+
+def _with_axes(moved: Operation, how: AxisMove, axes: Sequence[Any]) -> Operation:
+    is_known = all(isinstance(each, int) for each in axes)
+    return replace(moved, moved_axes=(how, tuple(axes))) if is_known else moved
 
 
 def _reshape(call: Call) -> Operation:
@@ -215,11 +256,13 @@ def _splits(node: fx.Node) -> bool:
     return is_call and OPERATIONS.get(node.target) is _SPLIT
 
 
+def _shaped_like(call: Call) -> Operation:
+    other = call.option(1, "other")
+    return replace(_MOVED, shape_of=other if isinstance(other, fx.Node) else None)
+
+
 def _getattr(call: Call) -> Operation:
-    name = call.node.args[1]
-    if name in ("shape", "ndim"):
-        return _SHAPE
-    return _TYPE if name in ("device", "dtype") else OTHER
+    return _ASKED.get(str(call.node.args[1]), OTHER)
 
 
 ROWS: tuple[tuple[Row, tuple[Any, ...]], ...] = (
@@ -270,17 +313,19 @@ ROWS: tuple[tuple[Row, tuple[Any, ...]], ...] = (
     (_zero_pad, (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)),
     (_pad, (F.pad,)),
     (_interpolate, (nn.Upsample, nn.UpsamplingNearest2d, F.interpolate)),
-    (_MOVED_BY_CHANNEL, ("contiguous",)),
+    (replace(_MOVED_BY_CHANNEL, moved_axes=("flatten", (0, 0))), ("contiguous",)),
     (_flatten, (nn.Flatten, torch.flatten, "flatten")),
     (_MOVED, (nn.Unflatten, "unflatten")),
     (_MOVED, (nn.PixelShuffle, F.pixel_shuffle)),
     (_MOVED, (nn.PixelUnshuffle, F.pixel_unshuffle)),
     (_MOVED, (nn.ChannelShuffle, F.channel_shuffle)),
     (_reshape, (torch.reshape, "reshape", "view")),
-    (_MOVED, (torch.permute, torch.transpose, "permute", "transpose", "swapaxes")),
+    (_permute, (torch.permute, "permute")),
+    (_transpose, (torch.transpose, torch.swapaxes, "transpose", "swapaxes")),
     (_MOVED, (torch.squeeze, torch.unsqueeze, "squeeze", "unsqueeze")),
     (_MOVED, (torch.narrow, "narrow")),
     (_MOVED, ("expand", "repeat")),
+    (_shaped_like, ("reshape_as", "view_as", "expand_as")),
     (_getitem, (operator.getitem,)),
     (_IDENTITY, (nn.Identity,)),
     (_sequential, (nn.Sequential,)),
@@ -294,7 +339,17 @@ ROWS: tuple[tuple[Row, tuple[Any, ...]], ...] = (
     (_in_eval(3, True), (STOCHASTIC_DEPTH, STOCHASTIC_DEPTH_FUNCTION)),
     # Questions.
     (_getattr, (getattr,)),
-    (_SHAPE, ("size", "dim", "ndimension", "numel", "nelement")),
+    (_RANK, ("dim", "ndimension", "get_device", torch.Tensor.dim)),
+    (_SHAPE, ("size", "numel", "nelement", torch.numel, torch.Tensor.size, len)),
+    (_SHAPE, (torch._assert, require)),
+    (_TYPE, (
+        "is_floating_point", "is_complex", "element_size", torch.is_floating_point,
+        torch.is_complex,
+    )),
+    (_BLANK, (
+        torch.zeros_like, torch.ones_like, torch.full_like, "new_zeros", "new_ones", "new_full",
+        "new_empty",
+    )),
 )  # fmt: skip
 """What is computed, and its spellings: types of modules, functions, names of methods.
 

@@ -87,6 +87,27 @@ def sources_of_values(gm: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, ...]:
     return (source,) if source is not None and operation.keeps_values else ()
 
 
+def reads_values(gm: fx.GraphModule, reader: fx.Node, node: fx.Node) -> bool:
+    """Say whether `reader`, a user of `node`, sees its values, not its shape or type alone.
+
+    >>> gm = fx.symbolic_trace(lambda x: x.relu().reshape(x.shape[0], -1))
+    >>> x = next(iter(gm.graph.nodes))
+    >>> {user.name: reads_values(gm, user, x) for user in x.users}
+    {'relu': True, 'getattr_1': False}
+    """
+    operation = operation_of(gm, reader)
+    if operation.kind in ("rank", "shape", "type"):
+        return False
+    if operation.kind == "blank":
+        return data_input(reader) is not node
+    return operation.shape_of is not node or data_input(reader) is node
+
+
+def readers(gm: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
+    """Return the users of `node` that see its values; what asks for its shape alone is none."""
+    return [user for user in node.users if reads_values(gm, user, node)]
+
+
 def is_layer(gm: fx.GraphModule, node: fx.Node) -> bool:
     """Say whether the node calls a convolution or linear module.
 

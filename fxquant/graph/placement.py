@@ -90,7 +90,8 @@ class QuantizedTensors:
     def _can_add_into(self, node: fx.Node) -> bool:
         call = self._calls.get(node)
         is_quantized = call is not None and call.weights is not None and is_layer(self._gm, node)
-        return is_quantized and len(node.users) == 1
+        kinds = [operation_of(self._gm, user).kind for user in node.users]
+        return is_quantized and len(kinds) - kinds.count("rank") == 1
 
     def _demand(self, node: fx.Node | None, spec: TensorSpec | None, axes: Set[int | None]) -> None:
         if node is None or spec is None:

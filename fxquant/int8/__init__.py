@@ -8,6 +8,7 @@ from fxquant.int8.integers import (
     is_quantize,
     mark_integers,
     quantize,
+    replace_chain,
 )
 from fxquant.int8.kernel_arguments import kernel_activation, max_pool2d_arguments
 from fxquant.int8.modules import Int8Add, Int8Conv, Int8Layer, Int8Linear, Int8Module, why_not_int8
@@ -30,6 +31,7 @@ __all__ = [
     "mark_integers",
     "max_pool2d_arguments",
     "quantize",
+    "replace_chain",
     "why_not_int8",
     "why_unavailable",
 ]

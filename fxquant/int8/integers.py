@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from torch import fx
 
+from fxquant.graph.chains import Chain
+from fxquant.graph.operations import operation_of
 from fxquant.graph.records import annotate, record
 from fxquant.int8 import kernels
 from fxquant.numerics.affine import AffineNumbers
@@ -60,6 +62,16 @@ def mark_integers(node: fx.Node, integers: AffineNumbers, value_of: str) -> None
     in_float = dequantize(node)
     for user in users:
         user.replace_input_with(node, in_float)
+
+
+def replace_chain(chain: Chain, by: fx.Node) -> None:
+    """Let `by` take the place of the chain; what asks for a type asks for that of the float."""
+    chain.replace(by)
+    asking = [each for each in by.users if operation_of(chain.gm, each).kind in ("type", "blank")]
+    if asking and record(by).integers is not None:
+        in_float = dequantize(by)
+        for each in asking:
+            each.replace_input_with(by, in_float)
 
 
 def drop_unused_dequantize(gm: fx.GraphModule) -> bool:

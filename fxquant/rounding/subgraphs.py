@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.graph.chains import Chain
-from fxquant.graph.operations import data_input, module_of, operation_of
+from fxquant.graph.operations import data_input, module_of, operation_of, reads_values
 from fxquant.modules.figures import LearnedRounding
 from fxquant.modules.layers import as_layer
 from fxquant.modules.quantized_layer import QuantizedLayer
@@ -100,6 +100,8 @@ def _in_order(
     for node in gm.graph.nodes:
         behind[node] = 0
         for source in node.all_input_nodes:
+            if not reads_values(gm, node, source):
+                continue
             behind[node] |= behind[source] | bits.get(module_of(gm, source), 0)
     needs = _closure({layer: [behind[node] for node in calls[layer]] for layer in calls}, bits)
     pending = (1 << len(calls)) - 1

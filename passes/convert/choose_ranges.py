@@ -18,6 +18,7 @@ from torch import fx
 from fxquant.calibration.observed import check_calibrated, find_observers
 from fxquant.calibration.quantizer_choice import quantizer_of
 from fxquant.graph.chains import insert_after
+from fxquant.graph.operations import readers
 from fxquant.graph.records import refuse
 from fxquant.graph.submodules import Submodules, free_name
 from fxquant.modules.observers import Observer
@@ -62,7 +63,7 @@ class ChooseRanges(Pass):
 
 def _insert(gm: fx.GraphModule, tensor: fx.Node, target: str) -> None:
     """Put a call of the quantizer `target` behind `tensor`, for all that use it."""
-    users = list(tensor.users)
+    users = readers(gm, tensor)
     with insert_after(tensor):
         quantizer = gm.graph.call_module(target, (tensor,))
     for user in users:

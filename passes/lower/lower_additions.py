@@ -21,6 +21,7 @@ from fxquant.int8.integers import (
     drop_unused_dequantize,
     integers_behind,
     is_quantize,
+    replace_chain,
 )
 from fxquant.int8.modules import Int8Add
 from fxquant.passes.pipeline import Pass
@@ -51,7 +52,7 @@ def _lower(gm: fx.GraphModule, add: fx.Node, submodules: Submodules, container: 
     first, second = (affine_of(each) for each in operands)
     clamp = relu_bounds(gm, chain.nodes[1])
     submodules.put(target, Int8Add(first, second, affine_of(chain.last), clamp))
-    with gm.graph.inserting_before(chain.last):
+    with gm.graph.inserting_before(add):
         lowered = gm.graph.call_module(target, tuple(operands))
-    chain.replace(lowered)
+    replace_chain(chain, lowered)
     return True

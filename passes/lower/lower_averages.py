@@ -22,6 +22,7 @@ from fxquant.int8.integers import (
     drop_unused_dequantize,
     integers_behind,
     is_quantize,
+    replace_chain,
 )
 from fxquant.passes.pipeline import Pass
 from fxquant.passes.starting_points import CONVERTED
@@ -59,11 +60,11 @@ def _lower(
         with gm.graph.inserting_before(after):
             ends = (ratio, mine.zero_point, 0, greatest)
             lowered = gm.graph.call_function(kernels.narrow, (node, *ends))
-        Chain.behind(gm, after).replace(lowered)
+        replace_chain(Chain.behind(gm, after), lowered)
         return True
     with gm.graph.inserting_before(node):
         dims, keepdim = averaged
         rest = (theirs.zero_point, list(dims), keepdim, ratio, mine.zero_point, greatest)
         lowered = gm.graph.call_function(kernels.average, (x, *rest))
-    chain.replace(lowered)
+    replace_chain(chain, lowered)
     return True

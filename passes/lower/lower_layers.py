@@ -23,7 +23,13 @@ from torch import fx, nn
 from fxquant.graph.chains import Chain
 from fxquant.graph.mutations import changed_while_read, may_be_view
 from fxquant.graph.operation_table import argument
-from fxquant.graph.operations import data_input, is_add, module_of, relu_bounds
+from fxquant.graph.operations import (
+    data_input,
+    is_add,
+    module_of,
+    operation_of,
+    relu_bounds,
+)
 from fxquant.graph.records import refuse
 from fxquant.graph.submodules import Submodules, free_name
 from fxquant.int8.integers import (
@@ -31,6 +37,7 @@ from fxquant.int8.integers import (
     drop_unused_dequantize,
     integers_behind,
     is_quantize,
+    replace_chain,
 )
 from fxquant.int8.kernel_arguments import kernel_activation
 from fxquant.int8.modules import Int8Conv, Int8Linear, why_not_int8
@@ -64,6 +71,9 @@ class LowerLayers(Pass):
             if reason is not None:
                 refuse(node, "not lowered", reason)
                 continue
+            for user in list(node.users):
+                if operation_of(gm, user).kind == "rank":  # a layer keeps it
+                    user.replace_input_with(node, x)
             is_shared = len(users[layer]) > 1
             users[layer].remove(node)
             target = free_name(gm, str(node.target)) if is_shared else str(node.target)
@@ -90,7 +100,8 @@ class _Fusion:
 def _fusion(gm: fx.GraphModule, node: fx.Node, layer: nn.Module) -> _Fusion:
     alone = Chain.behind(gm, node)
     added = alone.take(is_add)
-    if added is not alone and isinstance(layer, nn.Conv2d):
+    # What asks for the layer's shape cannot ask for the sum's, which may be larger.
+    if added is not alone and isinstance(layer, nn.Conv2d) and len(node.users) == 1:
         # Of y + y both operands are the layer's result.
         operands = (integers_behind(each) for each in added.last.args if each is not node)
         fusion = _with_activation(added, layer, next(operands, None))
@@ -130,10 +141,10 @@ def _lower(
     other = None if fusion.other is None else affine_of(fusion.other)
     module = kind(layer, affine_of(x), fusion.output, fusion.activation, fusion.clamp, other)
     submodules.put(target, module)
-    operands = (x,) if fusion.other is None else (x, fusion.other)
-    with gm.graph.inserting_before(fusion.chain.last):
+    chain, operands = fusion.chain, (x,) if fusion.other is None else (x, fusion.other)
+    with gm.graph.inserting_before(chain.nodes[len(operands) - 1]):  # the layer, or the addition
         lowered = gm.graph.call_module(target, operands)
-    fusion.chain.replace(lowered)
+    replace_chain(chain, lowered)
 
 
 def _keep_views(gm: fx.GraphModule) -> None:

@@ -15,7 +15,13 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from fxquant.graph.operations import data_input, module_of, operation_of, sources_of_values
+from fxquant.graph.operations import (
+    data_input,
+    module_of,
+    operation_of,
+    readers,
+    sources_of_values,
+)
 from fxquant.modules.fake_quantize import FakeQuantize
 from fxquant.passes.pipeline import Pass
 from fxquant.passes.starting_points import CONVERTED
@@ -41,7 +47,7 @@ class RepeatQuantizers(Pass):
             if target is None:
                 continue
             grids[node] = target
-            if _is_tuple(gm, node) or all(user.target == target for user in node.users):
+            if _is_tuple(gm, node) or all(user.target == target for user in readers(gm, node)):
                 continue
             with gm.graph.inserting_after(node):
                 repeated = gm.graph.call_module(target)

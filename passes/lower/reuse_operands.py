@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from fxquant.graph.operations import module_of, operation_of
+from fxquant.graph.operations import module_of, operation_of, readers
 from fxquant.int8 import kernels
 from fxquant.int8.modules import Int8Conv, Int8Module
 from fxquant.passes.pipeline import Pass
@@ -42,9 +42,9 @@ class ReuseOperands(Pass):
             assert isinstance(other, fx.Node)
             if x is other:
                 continue
-            readers = [user for user in other.users if operation_of(gm, user).kind != "shape"]
-            earlier = all(position[reader] <= position[node] for reader in readers)
-            if earlier and all(_is_new(gm, each) for each in (other, *readers)):
+            seen_by = readers(gm, other)
+            earlier = all(position[reader] <= position[node] for reader in seen_by)
+            if earlier and all(_is_new(gm, each) for each in (other, *seen_by)):
                 module.keep_other = False
                 modified = True
         return modified

@@ -53,12 +53,13 @@ class SinkDequantize(Pass):
 def _sink(gm: fx.GraphModule, node: fx.Node) -> bool:
     """Let `node` work on integers, if all that it works on are, with the same parameters."""
     operation = operation_of(gm, node)
-    reads_shape = operation.kind == "shape"
+    is_moved = _read_shape(node, operation.shape_of)
+    reads_shape = operation.kind in ("rank", "shape")
     sources = node.all_input_nodes[:1] if reads_shape else sources_of_values(gm, node)
     integers = {each: behind for each in sources if (behind := integers_behind(each)) is not None}
     known = {affine_of(each) for each in integers.values()}
     if len(integers) < len(set(sources)) or len(known) != 1:
-        return False
+        return is_moved
     (affine,) = known
     if reads_shape:
         _read(node, integers)
@@ -77,6 +78,15 @@ def _read(node: fx.Node, integers: dict[fx.Node, fx.Node]) -> None:
     """Let `node` read the integers instead of what they stand for."""
     for source, each in integers.items():
         node.replace_input_with(source, each)
+
+
+def _read_shape(node: fx.Node, other: fx.Node | None) -> bool:
+    """Let `node`, which takes nothing but the shape of `other`, take that of its integers."""
+    integers = integers_behind(other)
+    if other is None or integers is None:
+        return False
+    node.replace_input_with(other, integers)
+    return True
 
 
 def _split_integers(

@@ -20,7 +20,14 @@ from torch import Tensor, fx, nn
 from fxquant.capture.naming import target_name
 from fxquant.graph.axes import known_ranks
 from fxquant.graph.chains import take_out
-from fxquant.graph.operations import batchnorm_of, is_batchnorm, is_layer, layer_of
+from fxquant.graph.operations import (
+    batchnorm_of,
+    is_batchnorm,
+    is_layer,
+    layer_of,
+    readers,
+    source_of,
+)
 from fxquant.graph.records import annotate, record, refuse
 from fxquant.graph.submodules import Submodules, why_not_changeable
 from fxquant.modules.batchnorm import (
@@ -46,9 +53,10 @@ class AbsorbBatchNorm(Pass):
         ranks = known_ranks(gm)
         submodules = Submodules(gm)
         for batchnorm in reversed(gm.graph.nodes):  # of two in a row the last comes first
-            if not is_batchnorm(gm, batchnorm) or not any(
-                is_layer(gm, user) for user in batchnorm.users
-            ):
+            if not is_batchnorm(gm, batchnorm):
+                continue
+            if not any(is_layer(gm, user) for user in readers(gm, batchnorm)):
+                _say_that_it_stands_alone(gm, batchnorm)
                 continue
             reason = _why_not(gm, batchnorm, ranks.get(batchnorm))
             if reason is not None:
@@ -63,7 +71,7 @@ class AbsorbBatchNorm(Pass):
 def _absorb(gm: fx.GraphModule, batchnorm: fx.Node, submodules: Submodules) -> None:
     scale, shift = scale_and_shift(batchnorm_of(gm, batchnorm))
     behind: dict[Layer, list[fx.Node]] = {}
-    for user in batchnorm.users:
+    for user in readers(gm, batchnorm):
         behind.setdefault(layer_of(gm, user), []).append(user)
     for layers in behind.values():
         fold_before(submodules.separate(layers), scale, shift)
@@ -73,7 +81,8 @@ def _absorb(gm: fx.GraphModule, batchnorm: fx.Node, submodules: Submodules) -> N
 
 
 def _why_not(gm: fx.GraphModule, batchnorm: fx.Node, rank: int | None) -> str | None:
-    others = [user.name for user in batchnorm.users if not is_layer(gm, user)]
+    users = readers(gm, batchnorm)
+    others = [user.name for user in users if not is_layer(gm, user)]
     if others:
         return f"it also feeds {', '.join(others)}"
     module = batchnorm_of(gm, batchnorm)
@@ -81,12 +90,20 @@ def _why_not(gm: fx.GraphModule, batchnorm: fx.Node, rank: int | None) -> str | 
     if reason is not None:
         return reason
     _, shift = scale_and_shift(module)
-    for user in batchnorm.users:
+    for user in users:
         layer = layer_of(gm, user)
         reason = why_not_changeable(layer) or _why_inexact(layer, shift, rank)
         if reason is not None:
             return f"{user.name}: {reason}"
     return None
+
+
+def _say_that_it_stands_alone(gm: fx.GraphModule, batchnorm: fx.Node) -> None:
+    source = source_of(batchnorm)
+    if record(batchnorm).refused or is_layer(gm, source):  # said, or `FoldBatchNorm`'s to say
+        return
+    behind = ", ".join(user.name for user in readers(gm, batchnorm))
+    refuse(batchnorm, "not folded", f"between {source.name} and {behind} no layer is next to it")
 
 
 def _why_inexact(layer: Layer, shift: Tensor, rank: int | None) -> str | None:

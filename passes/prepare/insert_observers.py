@@ -32,7 +32,7 @@ from torch import fx, nn
 from fxquant.capture.region import Region
 from fxquant.graph.chains import insert_after
 from fxquant.graph.channel_moments import Moments, channel_moments_of, range_of
-from fxquant.graph.operations import data_input, module_of, source_of
+from fxquant.graph.operations import data_input, module_of, readers, source_of
 from fxquant.graph.placement import QuantizedTensors
 from fxquant.graph.records import record
 from fxquant.graph.selection import record_calls_with_weights_inside, select_calls
@@ -89,7 +89,7 @@ def _insert(gm: fx.GraphModule, tensors: QuantizedTensors, submodules: Submodule
             observers[label] = _observer(tensors.spec(node), clamp, tensors.axis(node), known)
             names[label] = free_name(gm, f"{container}.{label}")
             submodules.put(names[label], observers[label])
-        users = [node] if clamp else list(watched.users)
+        users = [node] if clamp else readers(gm, watched)
         with insert_after(watched):
             observer = gm.graph.call_module(names[label], (watched,))
         for user in users:

@@ -91,7 +91,7 @@ def test_the_next_node_alone_uses_the_result() -> None:
 
 
 def test_asks_whom_it_is_told_for_the_users() -> None:
-    gm = traced(lambda m, x: (y := x.exp()).relu() + y.size(0))
+    gm = traced(lambda m, x: (y := x.exp()).relu() + y)
     exp, relu = node(gm, "exp"), node(gm, "relu")
     assert behind(gm, "exp").next is None
     chain = Chain.behind(gm, exp, {exp: [relu], relu: []}).take(relu_bounds)
@@ -138,4 +138,23 @@ def test_replace_leaves_the_new_nodes_own_use_of_the_chain() -> None:
         exp = x.exp()
         wave = torch.sin(exp)
         return wave
+    """)
+
+
+def test_what_asks_for_a_shape_is_no_reader_and_asks_what_takes_the_place() -> None:
+    gm = with_layer(lambda m, x: (y := m.fc(x)).relu().reshape(y.shape[0], -1))
+    chain = behind(gm, "fc").take(relu_bounds)
+    assert names(chain) == ["fc", "relu"]
+    assert chain.why_not_fusable() is None
+    with gm.graph.inserting_before(chain.first):
+        by = gm.graph.call_function(torch.sin, (node(gm, "x"),))
+    chain.replace(by)
+    gm.graph.lint()
+    assert graph_text(gm) == cleandoc("""
+        x = input()
+        fc = torch.sin(x)
+        getattr_1 = builtins.getattr(fc, 'shape')
+        getitem = operator.getitem(getattr_1, 0)
+        reshape = fc.reshape(getitem, -1)
+        return reshape
     """)

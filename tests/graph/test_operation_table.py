@@ -3,6 +3,7 @@
 import itertools
 import operator
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,10 +14,16 @@ from torch.nn import functional as F
 
 import fxquant
 from fxquant.graph.operation_table import OPERATIONS, ROWS, Operation
-from fxquant.graph.operations import module_of, operation_of, sources_of_values
+from fxquant.graph.operations import (
+    module_of,
+    operation_of,
+    readers,
+    reads_values,
+    sources_of_values,
+)
 from fxquant.modules.fake_quantize import FakeQuantize
 from fxquant.modules.torchvision_names import STOCHASTIC_DEPTH
-from tests.helpers import Net, last_call, whole
+from tests.helpers import Net, last_call, node, whole
 
 Function = Callable[[Any, Any], Any]
 
@@ -64,7 +71,9 @@ CALLS: dict[Any, tuple[tuple[Any, ...], Operation]] = {
         Operation(keeps_values=True, keeps_channels=True, padding=(1, 1)),
     ),
     nn.Upsample: ((None, 2), MOVED_BY_CHANNEL),
-    nn.Flatten: ((1,), MADE_ROWS),
+    nn.Flatten: ((1,), replace(MADE_ROWS, moved_axes=("flatten", (1, -1)))),
+    torch.permute: (((0, 2, 1),), replace(MOVED, moved_axes=("permute", (0, 2, 1)))),
+    torch.transpose: ((1, 2), replace(MOVED, moved_axes=("transpose", (1, 2)))),
     torch.reshape: (((4, -1),), MADE_ROWS),
     operator.getitem: ((slice(1),), MOVED),
     nn.Sequential: ((), IDENTITY),
@@ -100,7 +109,7 @@ def written(spelling: Any, arguments: tuple[Any, ...]) -> tuple[fx.GraphModule, 
 TAKE_ONE_TENSOR = {
     str(getattr(spellings[0], "__name__", spellings[0])): (row, spellings)
     for row, spellings in ROWS
-    if spellings[0] is not torch.cat
+    if spellings[0] not in (torch.cat, "reshape_as")
 }
 
 
@@ -120,6 +129,50 @@ def test_every_spelling_of_a_concatenation_names_its_tensors(
     (x,) = gm.graph.find_nodes(op="placeholder")
     assert operation_of(gm, node) == Operation("concat", concatenated=(x, x))
     assert sources_of_values(gm, node) == (x, x)
+
+
+@pytest.mark.parametrize("name", ["reshape_as", "view_as", "expand_as"])
+def test_what_takes_the_shape_of_another_tensor_moves_values(name: str) -> None:
+    gm, call = written(name, ("y",))
+    y = node(gm, "y")
+    assert operation_of(gm, call) == replace(MOVED, shape_of=y)
+    assert not reads_values(gm, call, y)
+    assert reads_values(gm, call, node(gm, "x"))
+
+
+@pytest.mark.parametrize(
+    ("function", "number"),
+    [
+        (lambda m, x: x.size(0) + x.shape[1], "add"),
+        (lambda m, x: x.exp() + x.shape[1] // 2, "add"),
+        (lambda m, x: x.exp() + (x.ndim - 1) * x.size(0), "add"),
+    ],
+)
+def test_a_sum_with_a_size_adds_no_tensors(function: Function, number: str) -> None:
+    assert operation_of(*last_call(function)) == Operation()
+
+
+def test_a_sum_with_a_part_of_a_tensor_adds_tensors() -> None:
+    assert operation_of(*last_call(lambda m, x: x[0] + x.exp() * 2)).kind == "add"
+
+
+@pytest.mark.parametrize(
+    "asks",
+    [
+        lambda x: x.shape, lambda x: x.ndim, lambda x: x.dtype, lambda x: x.device,
+        lambda x: x.size(0), lambda x: x.dim(), lambda x: x.numel(), torch.numel,
+        torch.zeros_like, lambda x: x.new_zeros(1), torch.is_floating_point,
+    ],
+)  # fmt: skip
+def test_what_asks_for_a_shape_or_a_type_sees_no_values(asks: Callable[[Any], Any]) -> None:
+    gm, call = last_call(lambda m, x: asks(x))
+    assert not reads_values(gm, call, node(gm, "x"))
+    assert readers(gm, node(gm, "x")) == []
+
+
+def test_what_fills_a_new_tensor_is_seen() -> None:
+    gm, call = last_call(lambda m, x: x.new_full((2,), x.max()))
+    assert reads_values(gm, call, node(gm, "max_1"))
 
 
 def test_a_concatenation_of_a_computed_list_names_no_tensors() -> None:

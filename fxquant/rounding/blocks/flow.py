@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from torch import fx
 
 from fxquant.graph.mutations import read_instead
-from fxquant.graph.operations import operation_of
+from fxquant.graph.operations import reads_values
 from fxquant.graph.submodules import users_by_module
 
 
@@ -33,10 +33,11 @@ class Flow:
         instead = read_instead(gm)
         for node in gm.graph.nodes:
             replaced = instead.get(node, {})
-            sources = list(dict.fromkeys(replaced.get(each, each) for each in node.all_input_nodes))
-            data = [each for each in sources if each in self.inputs]
-            if operation_of(gm, node).kind in ("shape", "type"):
-                data = []
+            sources = {
+                replaced.get(each, each): reads_values(gm, node, each)
+                for each in node.all_input_nodes
+            }
+            data = [each for each, is_read in sources.items() if is_read and each in self.inputs]
             self.others[node] = [each for each in sources if each not in data]
             for each in data:
                 self.users[each].append(node)

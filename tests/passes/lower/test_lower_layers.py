@@ -438,3 +438,38 @@ def test_a_symmetric_grid_is_moved() -> None:
     gm = lowered(lambda m, x: m.c(m.b(x) + x), None, recipe, b=conv(), c=conv())
     assert affine_of(node(gm, "quantize")).zero_point == 32
     assert layers(gm)["b"].output == affine_of(node(gm, "b"))
+
+
+ASKED: dict[str, Function] = {
+    "the layer's shape": lambda m, x: m.b((y := m.a(x)).relu()).reshape(y.shape[0], -1),
+    "its ReLU's shape": lambda m, x: m.b(y := m.a(x).relu()).reshape(y.size(0), -1),
+    "its rank": lambda m, x: m.b((y := m.a(x)).relu()).flatten(y.ndim - 2),
+    "its type": lambda m, x: m.b((y := m.a(x)).relu()).to(y.dtype),
+    "a tensor like it": lambda m, x: m.b((y := m.a(x)).relu()) + torch.ones_like(y),
+    "a shape like its": lambda m, x: m.b((y := m.a(x)).relu()).reshape_as(y),
+}
+
+
+@pytest.mark.parametrize("function", ASKED.values(), ids=ASKED)
+def test_what_asks_for_a_shape_or_a_type_keeps_no_layer_in_float(function: Function) -> None:
+    gm = lowered(function, a=conv(), b=conv())
+    assert [each.output is not None for each in layers(gm).values()] == [True, False]
+
+
+def test_adds_into_a_layer_whose_rank_is_asked_for() -> None:
+    def function(m: Any, x: Any) -> Any:
+        y = m.a(x)
+        torch._assert(y.ndim == 4, "four")
+        return m.b((y + x.relu()).relu())
+
+    gm = lowered(function, a=conv(), b=conv())
+    assert [each.other is not None for each in layers(gm).values()] == [True, False]
+
+
+def test_what_is_added_may_have_its_shape_from_the_layer() -> None:
+    def function(m: Any, x: Any) -> Any:  # a feature pyramid; and a sum larger than the result
+        y = m.a(F.avg_pool2d(x, 8))
+        return m.b((y + F.interpolate(x, y.shape[-2:]) + x).relu()).reshape(y.shape[0], -1)
+
+    gm = lowered(function, a=conv(), b=conv())
+    assert [each.other is not None for each in layers(gm).values()] == [False, False]

@@ -158,6 +158,15 @@ CASES = {
     ),
     "no layer behind": Case(
         lambda: Net(lambda m, x: m.bn(x).relu(), bn=nn.BatchNorm2d(4)),
+        refused={"bn": "not folded: between x and relu no layer is next to it"},
+    ),
+    "what asks for its shape and type": Case(
+        lambda: Net(
+            lambda m, x: m.conv(y := m.bn(x)).reshape(y.shape[0], -1).to(y.dtype),
+            bn=nn.BatchNorm2d(4),
+            conv=nn.Conv2d(4, 3, 3),
+        ),
+        folded={"conv": ("bn",)},
     ),
     "frozen": Case(
         lambda: Net(lambda m, x: m.conv(m.bn(x)), bn=FrozenBatchNorm2d(4), conv=nn.Conv2d(4, 3, 3)),

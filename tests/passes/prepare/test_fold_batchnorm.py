@@ -172,6 +172,67 @@ CASES = {
         (2, 4, 2, 2),
         refused={"bn": UNKNOWN_RANK},
     ),
+    "linear, 3-D, flattened to rows": Case(
+        lambda: linear(lambda m, x: m.bn((y := m.fc(x)).flatten(0, 1)).reshape_as(y)),
+        (2, 3, 4),
+        {"fc": ("bn",)},
+        shapes_known=True,
+    ),
+    "linear, 3-D, transposed": Case(
+        lambda: linear(lambda m, x: m.bn(m.fc(x).transpose(-2, -1)).permute(0, 2, 1)),
+        (2, 3, 4),
+        {"fc": ("bn",)},
+        shapes_known=True,
+    ),
+    "linear, 4-D, permuted": Case(
+        lambda: Net(
+            lambda m, x: m.bn(m.fc(x).permute(0, 3, 1, 2)), fc=nn.Linear(4, 4), bn=nn.BatchNorm2d(4)
+        ),
+        (2, 3, 5, 4),
+        {"fc": ("bn",)},
+        shapes_known=True,
+    ),
+    "linear, permuted to another axis": Case(
+        lambda: Net(
+            lambda m, x: m.bn(m.fc(x).permute(0, 2, 3, 1)), fc=nn.Linear(4, 4), bn=nn.BatchNorm2d(4)
+        ),
+        (2, 3, 4, 4),
+        refused={
+            "bn": "not folded: batch norm works on axis 2, a linear layer on the last; its output "
+            "is 4-D"
+        },
+        shapes_known=True,
+    ),
+    "linear, transposed, and read before": Case(
+        lambda: linear(lambda m, x: m.bn((y := m.fc(x)).transpose(1, 2)).transpose(1, 2) + y),
+        (2, 3, 4),
+        refused={"bn": "not folded: fc also feeds add"},
+        shapes_known=True,
+    ),
+    "Conv2d, flattened": Case(
+        lambda: Net(lambda m, x: m.bn(m.conv(x).flatten(2)), conv=conv(), bn=nn.BatchNorm1d(4)),
+        folded={"conv": ("bn",)},
+    ),
+    "Conv2d, transposed": Case(
+        lambda: Net(
+            lambda m, x: m.bn(m.conv(x).transpose(1, 2)), conv=conv(), bn=nn.BatchNorm2d(6)
+        ),
+        refused={
+            "bn": "not folded: batch norm works on axis 2, a convolution on axis 1; its output is "
+            "of unknown rank (prepare with example_inputs)"
+        },
+    ),
+    "shapes and types are asked for": Case(
+        lambda: Net(
+            lambda m, x: (
+                m.bn(y := m.conv(x)).reshape(y.shape[0], y.shape[1], -1).to(y.dtype)
+                * torch.ones_like(y).sum()
+            ),
+            conv=conv(),
+            bn=nn.BatchNorm2d(4),
+        ),
+        folded={"conv": ("bn",)},
+    ),
     "Conv1d": in_a_row(1, lambda: nn.Conv1d(4, 4, 3, stride=2)),
     "Conv2d": in_a_row(2, lambda: nn.Conv2d(4, 4, 3, dilation=2, padding="same")),
     "Conv3d": in_a_row(3, lambda: nn.Conv3d(4, 4, 3)),
