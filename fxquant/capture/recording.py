@@ -23,6 +23,7 @@ from fxquant.capture.requirements import in_words, require
 from fxquant.capture.values import ValueProxy, Values
 from fxquant.modules.own import OwnModule
 from fxquant.modules.torchvision_names import FROZEN_BATCHNORM, defined_as
+from fxquant.numerics.containers import holds_the_same, is_own_container, items_of, made_like
 
 _HELD = (type(None), bool, str, torch.dtype, torch.layout, torch.memory_format)
 _PLAIN = (*_HELD, int, float, torch.device)
@@ -159,22 +160,28 @@ class Recorder(fx.Tracer):
         if isinstance(value, _HELD):
             self._require(node, value, f"{what} fixed at {value!r}")
             return value
-        if isinstance(value, (dict, list, tuple)):
-            counted = self.create_node("call_function", len, (node,), {})
-            self._require(counted, len(value), f"{what} of length {len(value)}")
-            keys = value if isinstance(value, dict) else range(len(value))
-            items = {key: self._item(node, key, value[key], f"{what}[{key!r}]") for key in keys}
-            if isinstance(value, dict):
-                return items
-            made: Any = type(value)
-            return made(*items.values()) if hasattr(value, "_fields") else made(items.values())
+        items = items_of(value)
+        if items is not None:
+            read: Any = operator.getitem
+            if isinstance(value, (Mapping, list, tuple)):
+                counted = self.create_node("call_function", len, (node,), {})
+                self._require(counted, len(value), f"{what} of length {len(value)}")
+            else:
+                read = getattr
+            return made_like(
+                value,
+                {
+                    key: self._item(node, read, key, each, f"{what}[{key!r}]")
+                    for key, each in items.items()
+                },
+            )
         proxy = ValueProxy(node, self, value)
         if isinstance(value, Tensor):
             self._inputs.append(proxy)
         return proxy
 
-    def _item(self, node: fx.Node, key: Any, value: Any, what: str) -> Any:
-        item = self.create_node("call_function", operator.getitem, (node, key), {})
+    def _item(self, node: fx.Node, read: Any, key: Any, value: Any, what: str) -> Any:
+        item = self.create_node("call_function", read, (node, key), {})
         return self._opened(item, value, what)
 
     # What is recorded, and what Python is told.
@@ -193,10 +200,7 @@ class Recorder(fx.Tracer):
             return a.item()
         if isinstance(a, float) and not math.isfinite(a) and self._hides(str(abs(a))):
             return self.create_node("call_function", float, (str(a),), {})
-        if isinstance(a, Mapping) and type(a) not in (
-            dict,
-            fx.immutable_collections.immutable_dict,
-        ):
+        if is_own_container(a):
             return self._made_again(a)
         return super().create_arg(a)
 
@@ -204,12 +208,24 @@ class Recorder(fx.Tracer):
         """Say whether an argument has the name by which generated code calls infinity or NaN."""
         return any(node.target == name for node in self.graph.find_nodes(op="placeholder"))
 
-    def _made_again(self, mapping: Any) -> fx.Node:
-        """Record the making of a `ModelOutput` or another class of dict."""
-        items = {key: self.create_arg(value) for key, value in mapping.items()}
-        if dataclasses.is_dataclass(mapping):
-            return self.create_node("call_function", type(mapping), (), items)
-        return self.create_node("call_function", type(mapping), (items,), {})
+    def _made_again(self, value: Any) -> fx.Node:
+        """Record the making of a dataclass, or of a class of dict or list: a `ModelOutput`."""
+        args: tuple[Any, ...] = ()
+        kwargs: dict[str, Any] = {}
+        if dataclasses.is_dataclass(value):
+            fields = [each.name for each in dataclasses.fields(value) if each.init]
+            kwargs = {name: getattr(value, name) for name in fields}
+        else:
+            args = (dict(value) if isinstance(value, Mapping) else list(value),)
+        kind: Any = type(value)
+        try:
+            made = kind(*args, **kwargs)
+        except TypeError as error:
+            raise TraceError(f"a {kind.__name__} cannot be made again: {error}") from error
+        if not holds_the_same(made, value):
+            raise TraceError(f"a {kind.__name__} cannot be made again: it holds other things then")
+        recorded_args, recorded_kwargs = self.create_arg(args), self.create_arg(kwargs)
+        return self.create_node("call_function", kind, recorded_args, recorded_kwargs)
 
     def create_proxy(
         self, kind: str, target: Any, args: Any, kwargs: Any, name: str | None = None,

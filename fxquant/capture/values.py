@@ -22,6 +22,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.node import map_aggregate
 from torch.fx.proxy import Attribute, TraceError
 
+from fxquant.numerics.containers import items_of, made_like
+
 _logger = logging.getLogger("fxquant")
 
 UNKNOWN = object()
@@ -68,14 +70,10 @@ def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
     """Return `value` with all its tensors changed, in containers of any depth."""
     if isinstance(value, Tensor):
         return function(value)
-    if isinstance(value, tuple):
-        items = [map_tensors(each, function) for each in value]
-        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-    if isinstance(value, list):
-        return [map_tensors(each, function) for each in value]
-    if type(value) is dict:
-        return {key: map_tensors(each, function) for key, each in value.items()}
-    return value
+    items = items_of(value)
+    if items is None:
+        return value
+    return made_like(value, {key: map_tensors(each, function) for key, each in items.items()})
 
 
 def _holds_unknown(value: Any) -> bool:

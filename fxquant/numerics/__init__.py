@@ -9,6 +9,7 @@ from fxquant.numerics.channel_ranges import (
     channel_moments,
     channel_range,
 )
+from fxquant.numerics.containers import holds_the_same, is_own_container, items_of, made_like
 from fxquant.numerics.cross_entropy import cross_entropy_range
 from fxquant.numerics.decibels import decibels, sqnr
 from fxquant.numerics.histogram import NUM_BINS, Histogram, count_values
@@ -33,6 +34,10 @@ __all__ = [
     "count_values",
     "cross_entropy_range",
     "decibels",
+    "holds_the_same",
+    "is_own_container",
+    "items_of",
+    "made_like",
     "pack_bits",
     "packed_size",
     "sqnr",

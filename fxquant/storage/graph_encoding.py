@@ -80,6 +80,9 @@ def _encode(value: Any, numbers: dict[fx.Node, int], where: str) -> Json:
             return [kind, *(_encode(each, numbers, where) for each in value)]
     if isinstance(value, dict) and all(type(key) is str for key in value):
         return ["dict", {key: _encode(each, numbers, where) for key, each in value.items()}]
+    if isinstance(value, dict) and all(is_plain(key) for key in value):
+        items = [(encode_plain(key), each) for key, each in value.items()]
+        return ["items", *([key, _encode(each, numbers, where)] for key, each in items)]
     raise StorageError(f"{where} has an argument of type {type(value).__name__}: {value!r}")
 
 
@@ -124,6 +127,8 @@ def _decode(tree: Json, nodes: list[fx.Node]) -> Any:
         return nodes[parts[0]]
     if kind == "dict":
         return {key: _decode(each, nodes) for key, each in parts[0].items()}
+    if kind == "items":
+        return {decode_plain(key): _decode(each, nodes) for key, each in parts}
     _require(kind in ("slice", *_SEQUENCES), f"the argument {tree!r}")
     values = [_decode(each, nodes) for each in parts]
     return slice(*values) if kind == "slice" else _SEQUENCES[kind](values)

@@ -29,6 +29,7 @@ _NAMED = {
         "int", "len", "list", "max", "min", "pow", "range", "reversed", "round", "slice", "sorted",
         "sum", "tuple", "zip",
     ),
+    "collections": ("OrderedDict", "UserDict"),
     "torch": ("_assert",),
     "torch.fx._symbolic_trace": ("_assert_is_none",),
     "torchvision.models.optical_flow.raft": ("_pass_through_h",),

@@ -1,23 +1,23 @@
-"""One function over all that a nest of tuples, lists and dicts holds."""
+"""One function over all that a nest of containers holds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from fxquant.numerics.containers import items_of, made_like
 
 
 def map_leaves(value: Any, function: Callable[[Any], Any]) -> Any:
-    """Return `value` with `function` applied to all in it that is no tuple, list or dict.
+    """Return `value` with `function` applied to all in it that is no container.
 
-    The types of these stay: `torch.Size`, named tuples, what `torch.max` returns.
+    The types of containers stay: `torch.Size`, named tuples, what `torch.max` returns, dataclasses
+    and `ModelOutput`s.
     """
-    if isinstance(value, dict):
-        return type(value)((key, map_leaves(each, function)) for key, each in value.items())
-    if not isinstance(value, (tuple, list)):
+    items = items_of(value)
+    if items is None:
         return function(value)
-    mapped = [map_leaves(each, function) for each in value]
-    if all(new is old for new, old in zip(mapped, value, strict=True)):
+    mapped = {key: map_leaves(each, function) for key, each in items.items()}
+    if not isinstance(value, Mapping) and all(mapped[key] is items[key] for key in items):
         return value
-    if hasattr(value, "_fields"):
-        return type(value)(*mapped)
-    return type(value)(mapped)
+    return made_like(value, mapped)

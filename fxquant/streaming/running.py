@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.immutable_collections import immutable_dict, immutable_list
 
+from fxquant.numerics.containers import items_of, made_like
 from fxquant.streaming.leaves import map_leaves
 
 Arguments = tuple[Any, ...]
@@ -19,11 +21,25 @@ _OF_ANY_LAYOUT = ("torch", "torchvision", "fxquant", "_operator", "builtins", "m
 @contextlib.contextmanager
 def interpreted(gm: fx.GraphModule, interpreter: fx.Interpreter) -> Iterator[None]:
     """Let calls of `gm` go through `interpreter`, which may look at each node's result."""
-    gm.forward = lambda *args, **kwargs: interpreter.run(*_positional(gm, args, kwargs))
+    gm.forward = lambda *args, **kwargs: _writable(interpreter.run(*_positional(gm, args, kwargs)))
     try:
         yield
     finally:
         del gm.forward
+
+
+def _writable(value: Any) -> Any:
+    """Return a result with lists and dicts in the places of those of fx, which nobody can change.
+
+    As the generated code returns it.
+    """
+    items = items_of(value)
+    if items is None:
+        return value
+    plain = {key: _writable(each) for key, each in items.items()}
+    if isinstance(value, immutable_list):
+        return list(plain.values())
+    return plain if isinstance(value, immutable_dict) else made_like(value, plain)
 
 
 def _positional(gm: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:

@@ -10,7 +10,6 @@ import contextlib
 import mmap
 import tempfile
 from collections.abc import Hashable
-from dataclasses import dataclass
 from typing import IO, Any
 
 import torch
@@ -20,17 +19,14 @@ from fxquant.errors import StorageError
 from fxquant.streaming.leaves import map_leaves
 
 
-@dataclass(frozen=True)
 class _Spilled:
     """Where a tensor lies in a file, and how."""
 
-    file: IO[bytes]
-    offset: int
-    shape: torch.Size
-    strides: tuple[int, ...]
-    """The memory format decides which kernel runs, and so the last bits of its result."""
-    dtype: torch.dtype
-    device: torch.device
+    def __init__(self, file: IO[bytes], offset: int, value: Tensor) -> None:
+        self.file, self.offset = file, offset
+        self.shape, self.dtype, self.device = value.shape, value.dtype, value.device
+        # The memory format decides which kernel runs, and so the last bits of its result.
+        self.strides = value.stride()
 
     def load(self) -> Tensor:
         """Return the tensor; on the CPU its memory is the file's, changes stay private."""
@@ -120,7 +116,7 @@ class ValueStore:
                 " some space, set TMPDIR to another folder, or raise Reconstruction.max_bytes"
             ) from error
         self.bytes_spilled += value.numel() * value.element_size()
-        return _Spilled(file, offset, value.shape, value.stride(), value.dtype, value.device)
+        return _Spilled(file, offset, value)
 
     def _release(self, value: Any) -> Any:
         if isinstance(value, Tensor):

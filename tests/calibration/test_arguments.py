@@ -1,5 +1,6 @@
 """How batches become the arguments of a graph, cut and regrouped."""
 
+from collections import UserDict
 from collections.abc import Iterator
 from typing import Any
 
@@ -59,6 +60,47 @@ def test_keywords_come_in_the_order_of_the_inputs(batch: Any, expected: Argument
     node(gm, "x").name = "renamed"  # the arguments keep their names
     assert_equal(positional(gm, batch, "batch 0"), expected)
     assert_equal(arguments_of(gm, batch, "batch 0"), expected)
+
+
+TWO = {
+    "list": [X, Y],
+    "tuple": (X, Y),
+    "with labels": [X, Y, "label"],
+    "a pair with labels": [[X, Y], "label"],
+    "a mapping that is no dict": UserDict(x=X, y=Y),
+}
+
+
+class Branching(Several):
+    def forward(self, x: Tensor, y: Tensor, scale: float = 2.0, text: Any = "none") -> Any:
+        return super().forward(x, y, scale, text) if x.shape[0] > 1 else x
+
+
+@pytest.mark.parametrize("is_graph", [True, False], ids=["graph", "Python"])
+@pytest.mark.parametrize("batch", TWO.values(), ids=TWO)
+def test_of_a_list_as_many_items_are_inputs_as_the_model_needs(batch: Any, is_graph: bool) -> None:
+    model = fx.symbolic_trace(Several()) if is_graph else Branching()
+    assert_equal(arguments_of(model, batch, "batch 0"), (X, Y, 2.0, "none"))
+
+
+def test_fewer_items_than_the_model_needs_are_an_error() -> None:
+    with pytest.raises(CalibrationError, match="the model also needs y: give a dict of keywords"):
+        arguments_of(fx.symbolic_trace(Several()), [X], "batch 0")
+    with pytest.raises(CalibrationError, match="cannot be called with one argument: missing a"):
+        arguments_of(Branching(), [X], "batch 0")
+
+
+class Levels(nn.Module):
+    def forward(self, levels: Any, scale: float = 2.0) -> Any:
+        return [each * scale for each in levels]
+
+
+@pytest.mark.parametrize("batch", [[X, Y], (X, Y), ([X, Y],), ([X, Y], "label")], ids=str)
+def test_a_graph_that_takes_a_list_may_be_given_just_that(batch: Any) -> None:
+    gm = fxquant.trace(Levels(), example_inputs=([X, Y],))
+    (levels, scale) = arguments_of(gm, batch, "batch 0")
+    assert_equal(list(levels), [X, Y])
+    assert scale == 2.0
 
 
 @pytest.mark.parametrize(
