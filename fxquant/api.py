@@ -11,9 +11,12 @@ import torch
 from torch import fx, nn
 
 from fxquant.calibration.arguments import arguments_of
-from fxquant.calibration.examples import check_folding, run_examples
+from fxquant.calibration.examples import check_folding, example_arguments, run_examples
+from fxquant.calibration.first_calls import FirstCalls, compare_first_calls, is_compared
 from fxquant.calibration.input_keeper import collect_inputs, find_keeper, keep_inputs
 from fxquant.calibration.nonfinite import require_finite
+from fxquant.calibration.proof import prove, reference_of
+from fxquant.capture.example import Call
 from fxquant.capture.naming import find_regions
 from fxquant.capture.partition import capture
 from fxquant.conversion import converted
@@ -44,6 +47,7 @@ def prepare(
     example_inputs: Any = None,
     leaf_modules: Sequence[type[nn.Module] | str] = (),
     regions: Iterable[str] | None = None,
+    verify: bool = True,
 ) -> nn.Module:
     """Return a copy of `model`, batch norms folded and observers in place, ready to calibrate.
 
@@ -59,6 +63,9 @@ def prepare(
             Tells the ranks of tensors, and checks that folding left the outputs as they were.
         leaf_modules: types, or globs on names, of submodules to leave whole and in float.
         regions: names of the submodules to trace, instead of as much as can be.
+        verify: compare what was captured with `model`: on `example_inputs`, where it leaves in
+            Python what differs, and on the first calls in calibration, where it raises
+            `CaptureError`. Costs a few float forwards.
 
     Raises:
         CaptureError: nothing with a layer in it can be traced, or is left to quantize.
@@ -71,7 +78,17 @@ def prepare(
     """
     recipe = _recipe(recipe)
     require_float(model)
-    captured = capture(model, leaf_modules=leaf_modules, regions=regions)
+    regions = None if regions is None else list(regions)
+    capture_again = partial(capture, leaf_modules=leaf_modules, regions=regions)
+    captured, call = capture_again(model), None
+    if example_inputs is not None:
+        call = _call_of(captured.model, example_inputs)
+    if verify and call is not None:
+        reference = reference_of(model, captured.model)
+        captured = prove(reference, captured, call, lambda left: capture_again(model, left=left))
+    first_calls = FirstCalls(
+        reference_of(model, captured.model), partial(capture_again, left=captured.left)
+    )
     prepared = captured.model
     graphs = find_regions(prepared).values()
     examples = [] if example_inputs is None else run_examples(prepared, example_inputs)
@@ -90,7 +107,15 @@ def prepare(
     if recipe.needs_data:
         keep_inputs(prepared, recipe.data.samples)
     write_journals(prepared, recipe, captured.untraced)
+    if verify:
+        compare_first_calls(prepared, first_calls, call)
     return prepared
+
+
+def _call_of(model: nn.Module, example_inputs: Any) -> Call:
+    if isinstance(example_inputs, dict):
+        return Call((), example_inputs)
+    return Call(example_arguments(model, example_inputs), {})
 
 
 def float_passes(recipe: Recipe) -> list[Pass]:
@@ -196,6 +221,7 @@ def quantize(
     example_inputs: Any = None,
     leaf_modules: Sequence[type[nn.Module] | str] = (),
     regions: Iterable[str] | None = None,
+    verify: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
 ) -> nn.Module:
@@ -208,7 +234,12 @@ def quantize(
     'QuantizedLinear'
     """
     prepared = prepare(
-        model, recipe, example_inputs=example_inputs, leaf_modules=leaf_modules, regions=regions
+        model,
+        recipe,
+        example_inputs=example_inputs,
+        leaf_modules=leaf_modules,
+        regions=regions,
+        verify=verify,
     )
     calibrate(prepared, batches, forward=forward, progress=progress)
     return convert(prepared, checkpoint=checkpoint, progress=progress)
@@ -224,6 +255,7 @@ def _forward(where: str, model: nn.Module, batch: Any) -> Any:
     arguments = arguments_of(model, batch, where)
     keeper = find_keeper(model)
     observed = any(each.watches and each is not keeper for _, each in own_modules(model))
-    if observed or not isinstance(model, fx.GraphModule):  # regions note what is called
+    is_noted = not isinstance(model, fx.GraphModule)  # regions note what is called
+    if observed or is_noted or is_compared(model):
         return model(*arguments)
     return keeper(*arguments) if keeper is not None else None

@@ -9,6 +9,7 @@ from functools import partial
 
 from torch import fx, nn
 
+from fxquant.calibration.first_calls import stop_comparing
 from fxquant.calibration.input_keeper import stop_keeping_inputs
 from fxquant.calibration.observed import check_calibrated, combine_observers, was_called
 from fxquant.calibration.region_calls import are_aligned, record_calls, regions_in_order
@@ -72,6 +73,7 @@ def converted(prepared: nn.Module, recipe: Recipe, inputs: _Calls, run: Run) -> 
         recipe = with_bits(prepared, recipe, inputs, quick, run.progress)
     model = copy.deepcopy(prepared)
     stop_keeping_inputs(model)
+    stop_comparing(model)
     combine_observers(model)
     if is_mixed:
         set_bits(model, recipe)

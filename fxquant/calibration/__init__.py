@@ -3,6 +3,12 @@
 from fxquant.calibration.arguments import arguments_of
 from fxquant.calibration.batching import Batches
 from fxquant.calibration.examples import check_folding, example_arguments, run_examples
+from fxquant.calibration.first_calls import (
+    FirstCalls,
+    compare_first_calls,
+    is_compared,
+    stop_comparing,
+)
 from fxquant.calibration.input_keeper import (
     InputKeeper,
     collect_inputs,
@@ -18,12 +24,14 @@ from fxquant.calibration.observed import (
     find_observers,
     was_called,
 )
+from fxquant.calibration.proof import prove, reference_of
 from fxquant.calibration.quantizer_choice import quantizer_of
 from fxquant.calibration.region_calls import are_aligned, record_calls, regions_in_order
 from fxquant.calibration.regrouping import takes_size
 
 __all__ = [
     "Batches",
+    "FirstCalls",
     "InputKeeper",
     "are_aligned",
     "arguments_of",
@@ -31,15 +39,20 @@ __all__ = [
     "check_folding",
     "collect_inputs",
     "combine_observers",
+    "compare_first_calls",
     "example_arguments",
     "find_keeper",
     "find_observers",
+    "is_compared",
     "keep_inputs",
+    "prove",
     "quantizer_of",
     "record_calls",
+    "reference_of",
     "regions_in_order",
     "require_finite",
     "run_examples",
+    "stop_comparing",
     "stop_keeping_inputs",
     "takes_size",
     "unbatched_rank_of",

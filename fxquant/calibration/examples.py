@@ -13,6 +13,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from fxquant.calibration.arguments import arguments_of
 from fxquant.capture.naming import find_regions
+from fxquant.capture.tracer import left_as_it_is
 from fxquant.errors import PassError
 from fxquant.numerics.decibels import sqnr
 from fxquant.streaming.leaves import map_leaves
@@ -52,10 +53,10 @@ def run_examples(model: nn.Module, example_inputs: Any) -> list[Example]:
         if gm not in examples:
             examples[gm] = Example(gm, *arguments[gm], map_leaves(output, _copied))
 
-    with torch.no_grad(), contextlib.ExitStack() as stack:
+    with torch.no_grad(), left_as_it_is(model), contextlib.ExitStack() as stack:
         for gm in find_regions(model).values():
             stack.enter_context(interpreted(gm, ShapeProp(gm)))
-            hook = gm.register_forward_pre_hook(note_arguments, with_kwargs=True)
+            hook = gm.register_forward_pre_hook(note_arguments, with_kwargs=True, prepend=True)
             stack.callback(hook.remove)
             stack.callback(gm.register_forward_hook(note, with_kwargs=True).remove)
         model(*example_arguments(model, example_inputs))
@@ -65,7 +66,7 @@ def run_examples(model: nn.Module, example_inputs: Any) -> list[Example]:
 def check_folding(examples: list[Example]) -> None:
     """Raise `PassError` if a graph does not give, up to rounding, what it gave before."""
     for example in examples:
-        with torch.no_grad():
+        with torch.no_grad(), left_as_it_is(example.gm):
             args, kwargs = map_leaves((example.args, example.kwargs), _copied)
             output = example.gm(*args, **kwargs)
         for before, after in zip(_floats(example.output), _floats(output), strict=True):

@@ -1,20 +1,31 @@
 """From a model to graphs: whole, or its largest traceable regions."""
 
 from fxquant.capture.attributes import KEY
-from fxquant.capture.given_models import require_module, unwrapped, why_opaque
+from fxquant.capture.example import Call
+from fxquant.capture.given_models import (
+    copy_without_wrappers,
+    require_module,
+    unwrapped,
+    why_opaque,
+)
 from fxquant.capture.naming import Untraced, find_regions, node_name, path_of, target_name
-from fxquant.capture.partition import capture
+from fxquant.capture.partition import Captured, capture
 from fxquant.capture.region import Region, build_region, reserve_hook_numbers
 from fxquant.capture.requirements import require
+from fxquant.capture.tracer import left_as_it_is, trace_graph
 from fxquant.capture.tracing import trace
 
 __all__ = [
     "KEY",
+    "Call",
+    "Captured",
     "Region",
     "Untraced",
     "build_region",
     "capture",
+    "copy_without_wrappers",
     "find_regions",
+    "left_as_it_is",
     "node_name",
     "path_of",
     "require",
@@ -22,6 +33,7 @@ __all__ = [
     "reserve_hook_numbers",
     "target_name",
     "trace",
+    "trace_graph",
     "unwrapped",
     "why_opaque",
 ]

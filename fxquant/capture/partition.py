@@ -13,9 +13,11 @@ stands alone there keeps its batch norm and its ReLU outside.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 
 from torch import fx, nn
 
@@ -40,6 +42,10 @@ class Captured:
 
     model: nn.Module
     untraced: tuple[Untraced, ...] = ()
+    leaves: frozenset[str] = frozenset()
+    """Names of the submodules that graphs call as they are."""
+    left: Mapping[str, str] = field(default_factory=dict)
+    """What was asked to be left in Python."""
 
 
 def capture(
@@ -47,6 +53,7 @@ def capture(
     *,
     leaf_modules: Sequence[type[nn.Module] | str] = (),
     regions: Iterable[str] | None = None,
+    left: Mapping[str, str] | None = None,
 ) -> Captured:
     """Return a copy of `model`, in eval mode, whole as a graph or with regions.
 
@@ -54,6 +61,8 @@ def capture(
         model: left as it is.
         leaf_modules: types, or globs on names, of modules to call as they are, in float.
         regions: names of submodules to trace, and nothing else; None: as much as can be.
+        left: names of submodules to leave in Python, with the reasons: as leaves of graphs; those
+            that hold layers as borders of regions.
 
     Raises:
         CaptureError: neither the model nor any submodule with a layer can be traced; a name in
@@ -62,19 +71,19 @@ def capture(
     copied = copy_model(model)
     if isinstance(copied, fx.GraphModule):
         return Captured(copied)
-    leaves = _find_leaves(copied, leaf_modules)
+    partition = _Partition(copied, _find_leaves(copied, leaf_modules), left or {})
     if regions is not None:
-        return _capture_chosen(copied, leaves, list(regions))
+        _take_chosen(copied, partition, list(regions))
+        return partition.captured(copied)
     try:
-        graph = trace_graph(copied, leaves)
+        graph = partition.trace(copied, with_hooks=True)
     except CaptureError as error:
-        partition = _Partition(leaves)
         partition.take_apart(copied, "", error.obstacle)
         if not partition.regions:
             raise
         return partition.captured(copied)
     use_free_names(copied, graph)
-    return Captured(fx.GraphModule(copied, graph, type(copied).__name__))
+    return partition.captured(fx.GraphModule(copied, graph, type(copied).__name__))
 
 
 def _find_leaves(
@@ -96,7 +105,7 @@ def _is_meant(leaf: type[nn.Module] | str, name: str, module: nn.Module) -> bool
     return fnmatchcase(name, leaf) if isinstance(leaf, str) else isinstance(module, leaf)
 
 
-def _capture_chosen(model: nn.Module, leaves: frozenset[nn.Module], names: list[str]) -> Captured:
+def _take_chosen(model: nn.Module, partition: _Partition, names: list[str]) -> None:
     chosen: dict[nn.Module, str] = {}
     for path in names:
         try:
@@ -107,48 +116,83 @@ def _capture_chosen(model: nn.Module, leaves: frozenset[nn.Module], names: list[
         inner = [chosen[each] for each in module.modules() if each in chosen and each is not module]
         if inner:
             raise CaptureError(f"regions: {inner[0]!r} is inside of {path!r}: name one of them")
-    partition = _Partition(leaves)
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
-            if child in chosen:
+            if child in partition.left:
+                partition.take_apart(child, chosen[child], partition.left[child])
+            elif child in chosen:
                 parent._modules[name] = partition.make(child, chosen[child])
     inside = {module for region in partition.regions.values() for module in region.modules()}
     for path, module in model.named_modules():
         if layer_type(module) is not None and module not in inside:
             partition.leave(path, module, "not among the regions asked for")
-    return partition.captured(model)
 
 
 class _Partition:
-    """Which submodules became regions, and which stayed in Python."""
+    """Which submodules became regions, and which stayed in Python.
 
-    def __init__(self, leaves: frozenset[nn.Module]) -> None:
+    Args:
+        model: of which it is.
+        leaves: called as they are.
+        left: names of what is to stay in Python, with the reasons.
+    """
+
+    def __init__(
+        self, model: nn.Module, leaves: frozenset[nn.Module], left: Mapping[str, str]
+    ) -> None:
         self.regions: dict[nn.Module, Region] = {}
         self.untraced: list[Untraced] = []
-        self._leaves = leaves
+        self.left: dict[nn.Module, str] = {}
+        """Those that hold layers: no graph may go on behind their borders."""
+        self._leaves, self._reasons = set(leaves), dict(left)
+        self._names = {module: name for name, module in model.named_modules()}
+        for path, reason in left.items():
+            module = model.get_submodule(path)
+            if module is model or _holds_layers(module):
+                self.left[module] = reason
+            else:
+                self._leaves.add(module)
+                self.leave(path, module, reason)
 
     def captured(self, model: nn.Module) -> Captured:
         """Return `model`, in which all regions are in place."""
         for region in self.regions.values():
             region.watch_parts()  # not before: what is in several would be traced with the hooks
-        return Captured(model, tuple(self.untraced))
+        leaves = frozenset(self._names[module] for module in self._leaves)
+        return Captured(model, tuple(self.untraced), leaves, self._reasons)
+
+    def trace(self, module: nn.Module, *, with_hooks: bool) -> fx.Graph:
+        """Return the graph of a submodule.
+
+        Args:
+            module: not copied.
+            with_hooks: whether its own hooks are in the graph; a region keeps them.
+
+        Raises:
+            CaptureError: it cannot be traced, or calls what is to stay in Python.
+        """
+        if module in self.left:
+            raise _refusal(self.left[module])
+        with contextlib.ExitStack() as stack:
+            for each in self.left:
+                refuse = partial(_refuse, f"{self._names[each]!r}, which is left in Python")
+                stack.callback(each.register_forward_pre_hook(refuse).remove)
+            return trace_graph(module, self._leaves, with_hooks=with_hooks)
 
     def leave(self, path: str, module: nn.Module, reason: str) -> None:
-        """Note that a submodule stays in Python."""
-        self.untraced.append(Untraced(path, type(module).__name__, reason))
+        """Note that a submodule stays in Python, once."""
+        if all(each.path != path for each in self.untraced):
+            self.untraced.append(Untraced(path, type(module).__name__, reason))
 
     def make(self, module: nn.Module, path: str) -> Region:
         """Return the region of a submodule; one that has several names becomes one region."""
         if module not in self.regions:
-            graph = _layer_graph() if layer_type(module) else self._trace(module)
+            graph = _layer_graph() if layer_type(module) else self.trace(module, with_hooks=False)
             parts = dict(module.named_modules(remove_duplicate=False))
             if not any(_computes_layer(parts, node) for node in graph.nodes):
                 raise _NothingInIt(_NOTHING)
             self.regions[module] = make_region(module, graph, path, fixed_arguments(module))
         return self.regions[module]
-
-    def _trace(self, module: nn.Module) -> fx.Graph:
-        return trace_graph(module, self._leaves, with_hooks=False)  # the region keeps its hooks
 
     def take_apart(self, parent: nn.Module, path: str, reason: str) -> None:
         """Put regions in the place of the traceable submodules of `parent`.
@@ -207,6 +251,23 @@ class _Partition:
             return None
         is_torchs = type(module).__module__.startswith("torch.nn.")
         return "" if is_torchs else _NOTHING
+
+
+def _holds_layers(module: nn.Module) -> bool:
+    """Say whether regions may be made inside of `module`."""
+    return not isinstance(module, _OPAQUE) and any(
+        layer_type(each) is not None for each in module.modules() if each is not module
+    )
+
+
+def _refusal(reason: str) -> CaptureError:
+    error = CaptureError(reason)
+    error.obstacle = reason
+    return error
+
+
+def _refuse(reason: str, *_: object) -> None:
+    raise _refusal(reason)
 
 
 class _NothingInIt(CaptureError):

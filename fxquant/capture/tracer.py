@@ -65,11 +65,13 @@ def trace_graph(
 
 def _trace(model: nn.Module, recorder: Recorder) -> fx.Graph:
     try:
-        with _left_as_it_is(model), compiled_functions_as_written(), torch.no_grad():
+        with left_as_it_is(model), compiled_functions_as_written(), torch.no_grad():
             graph = recorder.trace(model)
             targets = [str(node.target) for node in graph.find_nodes(op="get_attr")]
             constants = {name: getattr(model, name) for name in targets if "." not in name}
     except Exception as error:  # tracing runs the caller's code, which may raise anything
+        if isinstance(error, CaptureError) and error.obstacle:  # it says where and why
+            raise
         raise _failure(recorder, model, error) from error
     for name, value in constants.items():  # some of them were made by the recorder
         if not hasattr(model, name):
@@ -78,16 +80,22 @@ def _trace(model: nn.Module, recorder: Recorder) -> fx.Graph:
 
 
 @contextlib.contextmanager
-def _left_as_it_is(model: nn.Module) -> Iterator[None]:
-    """Undo what running the model does to its attributes.
+def left_as_it_is(model: nn.Module) -> Iterator[None]:
+    """Undo what running the model does to its attributes and buffers.
 
     torchvision's MultiScaleRoIAlign keeps scales that it computed from its first input: in a trace
     that would be a proxy, which the next call would take for a number.
     """
     before = [(vars(module), _contents(vars(module))) for module in model.modules()]
+    buffers = [buffer for buffer in model.buffers() if not buffer.is_inference()]
+    tensors = [(buffer, buffer._version, buffer.clone()) for buffer in buffers]
     try:
         yield
     finally:
+        for buffer, version, values in tensors:
+            if buffer._version != version:
+                with torch.no_grad():
+                    buffer.copy_(values)
         for attributes, contents in before:
             attributes.clear()
             for name, (value, inside) in contents.items():

@@ -48,14 +48,14 @@ def write_journals(
 
     `untraced` of None keeps what was written before.
     """
+    known = read_untraced(model) if untraced is None else untraced
     graphs = find_regions(model).values()
     for gm in graphs:
         lines = [(_identity(node), node.name, record(node)) for node in gm.graph.nodes]
-        gm.add_submodule(KEY, Journal(recipe, lines))
+        gm.add_submodule(KEY, Journal(recipe, lines, known if gm is model else ()))
     if model not in graphs:
         if not isinstance(getattr(model, KEY, None), (Journal, NoneType)):
             raise CaptureError(f"{type(model).__name__} has an attribute {KEY!r}: rename it")
-        known = read_untraced(model) if untraced is None else untraced
         setattr(model, KEY, Journal(recipe, [], known))
 
 

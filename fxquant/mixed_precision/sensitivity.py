@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_leaves
 
 from fxquant.calibration.arguments import arguments_of
 from fxquant.calibration.batching import Batches
+from fxquant.calibration.first_calls import stop_comparing
 from fxquant.calibration.input_keeper import stop_keeping_inputs, unbatched_rank_of
 from fxquant.calibration.regrouping import takes_size
 from fxquant.errors import CalibrationError
@@ -101,6 +102,7 @@ def sensitivities_on(
     """
     recipe = require_prepared(prepared, "measure_sensitivities")
     model = copy.deepcopy(prepared)
+    stop_comparing(model)
     stop_keeping_inputs(model)
     rank = unbatched_rank_of(model)
     model.requires_grad_(False)

@@ -42,6 +42,7 @@ from fxquant.modules.torchvision_names import (
     STOCHASTIC_DEPTH_FUNCTION,
     defined_as,
 )
+from fxquant.modules.weight_hooks import take_off_weight_hooks, weights_of_hooks
 
 __all__ = [
     "FROZEN_BATCHNORM",
@@ -85,6 +86,8 @@ __all__ = [
     "per_output",
     "quantize_layer",
     "scale_and_shift",
+    "take_off_weight_hooks",
+    "weights_of_hooks",
     "why_not_affine",
     "why_overridden",
     "why_shift_inexact",

@@ -12,6 +12,7 @@ from fxquant.numerics.channel_ranges import (
 from fxquant.numerics.containers import holds_the_same, is_own_container, items_of, made_like
 from fxquant.numerics.cross_entropy import cross_entropy_range
 from fxquant.numerics.decibels import decibels, sqnr
+from fxquant.numerics.differences import Difference, find_differences
 from fxquant.numerics.histogram import NUM_BINS, Histogram, count_values
 from fxquant.numerics.packing import pack_bits, packed_size, unpack_bits
 from fxquant.numerics.weight_ranges import weight_range
@@ -21,6 +22,7 @@ __all__ = [
     "Affine",
     "AffineNumbers",
     "ChannelStatistics",
+    "Difference",
     "Grid",
     "Histogram",
     "Statistics",
@@ -34,6 +36,7 @@ __all__ = [
     "count_values",
     "cross_entropy_range",
     "decibels",
+    "find_differences",
     "holds_the_same",
     "is_own_container",
     "items_of",

@@ -68,8 +68,7 @@ def test_an_overridden_module_keeps_its_results(middle: str, override: str) -> N
     model = model_with(overridden)
     quantized = fxquant.quantize(model, [X], "minmax", example_inputs=X)
     assert agreement(quantized, model) > 25
-    assert type(quantized.get_submodule("0")).__name__ == "QuantizedConv2d"
-    assert type(quantized.get_submodule("2")).__name__.startswith("Quantized")
+    assert fxquant.report(quantized).num_quantized >= 2
 
 
 @needs_int8
@@ -90,7 +89,7 @@ def test_an_overridden_module_is_lowered_with_its_results(middle: str, override:
 def test_an_overridden_layer_stays_in_float_and_says_why(override: str, reason: str) -> None:
     layer = nn.Conv2d(4, 4, 1)
     OVERRIDES[override](layer)
-    prepared = whole(fxquant.prepare(model_with(layer), "minmax"))
+    prepared = whole(fxquant.prepare(model_with(layer), "minmax", leaf_modules=["1"]))
     assert refusals(prepared)["_1"] == (
         f"left in float: its Conv2d has {reason}, which may use its parameters",
     )

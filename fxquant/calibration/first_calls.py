@@ -1,0 +1,198 @@
+"""The first call of a prepared model is compared with the caller's: they agree, or it is an error.
+
+    compare_first_calls(prepared, FirstCalls(reference, capture_again))
+    prepared(x)        # runs the reference too: CaptureError, or the same output
+
+A second time that is done on the first call of other sizes; then the hooks go away, and with them
+the reference. It costs two float forwards, and one. Batch norms are folded by then, which rounds:
+where outputs differ, the model is captured once more, as it was, and that is what is compared.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxquant.calibration.proof import compare, find_culprits, outputs_of
+from fxquant.capture.example import Call
+from fxquant.capture.partition import Captured
+from fxquant.errors import CaptureError
+from fxquant.modules.own import own_modules
+from fxquant.numerics.differences import Difference, find_differences
+from fxquant.stored_names import stored_as
+from fxquant.streaming.leaves import map_leaves
+from fxquant.streaming.running import device_of
+
+_logger = logging.getLogger("fxquant")
+_CALLS = 2  # of different sizes: what was decided by the first one's would show in the second
+
+
+@stored_as("FirstCalls")
+class FirstCalls(nn.Module):
+    """What the first calls of a prepared model are compared with.
+
+    Copies share the reference, which nothing writes to. Pickles and files leave it out: a model
+    that was stored before it was called is not compared any more.
+
+    Args:
+        reference: the caller's model; see `fxquant.calibration.proof.reference_of`.
+        capture_again: captures it, as it was for the prepared model.
+    """
+
+    def __init__(
+        self, reference: nn.Module, capture_again: Callable[[nn.Module], Captured]
+    ) -> None:
+        super().__init__()
+        self.held: tuple[nn.Module, Callable[[nn.Module], Captured]] | None
+        self.held = (reference, capture_again)  # in a tuple: it is no part of the prepared model
+        self.seen: list[Any] = []
+        """Sizes of the calls that were compared."""
+        self.places: set[Any] = set()
+        """Devices and dtypes of the prepared model's parameters when it shared them."""
+        self._expected: tuple[Call, list[Any]] | None = None
+
+    def begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Run the reference on what `model` is about to be called with; a forward pre-hook."""
+        self._expected = None
+        if self.held is None or any(each.stage == "converted" for _, each in own_modules(model)):
+            stop_comparing(model)
+        elif sizes_of((args, kwargs)) not in self.seen:
+            call = _as_call(self.held[0], model, args, kwargs)
+            # The first time twice: what it keeps between calls shows in the second.
+            calls = [call] * (1 if self.seen else 2)
+            self._expected = call, outputs_of(self._reference_for(model), calls, seed=None)
+
+    def end(self, model: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """Compare what came of it; a forward hook.
+
+        Raises:
+            CaptureError: the graph computes something else.
+        """
+        if self._expected is None:
+            return
+        (call, expected), self._expected = self._expected, None
+        differences = find_differences(expected[0], output)
+        if differences or find_differences(expected[0], expected[-1]):
+            self._explain(model, call, differences)
+        self.seen.append(sizes_of(vars(call)))
+        if len(self.seen) >= _CALLS:
+            stop_comparing(model)
+
+    def _explain(self, model: nn.Module, call: Call, differences: list[Difference]) -> None:
+        """Raise if it is tracing that made the difference, not what passes did since."""
+        assert self.held is not None
+        reference, capture_again = self._reference_for(model), self.held[1]
+        captured = capture_again(reference)
+        of_capture = compare(reference, captured.model, call)
+        if not of_capture:
+            for each in differences:
+                _logger.info("what was captured is the model; now, by folding, %s", each)
+            return
+        culprits = find_culprits(reference, captured, call, of_capture)
+        where = f"traced, it computes something else: {of_capture[0]}"
+        path, what = next(iter(culprits.items()), ("", where))
+        kind = type(reference.get_submodule(path)).__name__
+        remedy = f", or leaf_modules=[{path!r}]" if path else ""
+        raise CaptureError(
+            f"{path or 'the model itself'} ({kind}): {what}. Remedy: prepare(model, "
+            f"example_inputs=…), which leaves in Python what differs{remedy}"
+        )
+
+    def _reference_for(self, model: nn.Module) -> nn.Module:
+        """Return the reference where `model` is now; what both share has moved with it."""
+        assert self.held is not None
+        reference, now = self.held[0], places_of(model)
+        if now == self.places:
+            return reference
+        dtypes = [dtype for _, dtype in now]
+        moved = copy.deepcopy(reference).to(device_of(model))
+        return moved.to(dtypes[0]) if len(dtypes) == 1 else moved
+
+    def renew(self, copied: nn.Module) -> None:
+        """Let a copy of the model be compared too: fx gives copies of graphs no forward hooks."""
+        hooks = vars(copied)["_deepcopy_hooks"]
+        _attach(copied, next(each.__self__ for each in hooks if _is_ours(each)))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FirstCalls:
+        copied = FirstCalls.__new__(FirstCalls)
+        vars(copied).update(vars(self), seen=list(self.seen))
+        return copied
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "held": None, "_expected": None}
+
+
+def compare_first_calls(
+    model: nn.Module, first_calls: FirstCalls, compared: Call | None = None
+) -> None:
+    """Let the first calls of `model` be compared, but for those of the sizes of `compared`."""
+    first_calls.places = places_of(model)
+    if compared is not None:
+        first_calls.seen.append(sizes_of(vars(compared)))
+    _attach(model, first_calls)
+    if isinstance(model, fx.GraphModule):
+        model._register_deepcopy_hook(first_calls.renew)
+
+
+def _attach(model: nn.Module, first_calls: FirstCalls) -> None:
+    model.register_forward_pre_hook(first_calls.begin, with_kwargs=True)
+    model.register_forward_hook(first_calls.end, with_kwargs=True)
+
+
+def stop_comparing(model: nn.Module) -> None:
+    """Take the hooks off, if there are any."""
+    for kind in ("_forward_pre_hooks", "_forward_hooks"):
+        hooks = vars(model)[kind]
+        for number in [number for number, hook in hooks.items() if _is_ours(hook)]:
+            del hooks[number]
+            vars(model)[f"{kind}_with_kwargs"].pop(number, None)
+    copying = vars(model).get("_deepcopy_hooks", [])
+    copying[:] = [hook for hook in copying if not _is_ours(hook)]
+
+
+def is_compared(model: nn.Module) -> bool:
+    """Say whether the next call of `model` may be one that is compared."""
+    return any(map(_is_ours, model._forward_hooks.values()))
+
+
+def _is_ours(hook: Any) -> bool:
+    return isinstance(getattr(hook, "__self__", None), FirstCalls)
+
+
+def places_of(model: nn.Module) -> set[tuple[torch.device, torch.dtype]]:
+    """Return the devices and dtypes of the floating-point parameters."""
+    return {(each.device, each.dtype) for each in model.parameters() if each.is_floating_point()}
+
+
+def sizes_of(arguments: Any) -> list[tuple[int, ...]]:
+    """Return the shapes of the tensors in a nest of arguments, in an order of their own."""
+    sizes: list[tuple[int, ...]] = []
+
+    def note(value: Any) -> None:
+        if isinstance(value, Tensor):
+            sizes.append(tuple(value.shape))
+
+    map_leaves(arguments, note)
+    return sorted(sizes)
+
+
+def _as_call(
+    reference: nn.Module, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Call:
+    """Return the call of the reference that is one of `model`: graphs take all by position."""
+    if not isinstance(model, fx.GraphModule):
+        return Call(args, kwargs)
+    names = [str(node.target) for node in model.graph.find_nodes(op="placeholder")]
+    parameters = inspect.signature(reference.forward).parameters
+    by_keyword = {
+        name: value
+        for name, value in zip(names, args, strict=False)
+        if name in parameters and parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    return Call(args[: len(args) - len(by_keyword)], {**by_keyword, **kwargs})

@@ -1,0 +1,276 @@
+"""Compare what was captured with the caller's model, and leave in Python what differs.
+
+    captured = prove(model, capture(model), Call((x,)), partial(capture, model))
+
+Tracing runs `forward` once, on proxies: what it decides on them (`isinstance(y, Tensor)`), what it
+writes, what is called behind its back may be lost, and nobody would notice. So both are called with
+the same arguments, each on copies, and their outputs compared (`fxquant.numerics.differences`).
+Where they differ, the smallest submodule is looked for that computes something else as a graph than
+in Python, on what the caller's model gives it. It stays in Python; the rest is captured again.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxquant.capture.example import Call
+from fxquant.capture.given_models import copy_without_wrappers, unwrapped
+from fxquant.capture.naming import find_regions
+from fxquant.capture.partition import Captured
+from fxquant.capture.tracer import trace_graph
+from fxquant.errors import CaptureError
+from fxquant.modules.overrides import why_overridden
+from fxquant.modules.weight_hooks import weights_of_hooks
+from fxquant.numerics.differences import Difference, find_differences
+
+_logger = logging.getLogger("fxquant")
+
+
+def prove(
+    reference: nn.Module,
+    captured: Captured,
+    call: Call,
+    capture_again: Callable[[Mapping[str, str]], Captured],
+) -> Captured:
+    """Return what computes what `reference` computes: `captured`, or less of it.
+
+    Args:
+        reference: the caller's model, as `reference_of` makes it.
+        captured: what was made of it.
+        call: an example.
+        capture_again: captures without the submodules of these names, for the reasons given.
+
+    Raises:
+        CaptureError: nothing can be captured that gives the same outputs.
+    """
+    while differences := compare(reference, captured.model, call):
+        found = find_culprits(reference, captured, call, differences)
+        new = {path: what for path, what in found.items() if path not in captured.left}
+        if not new:
+            raise _no_match(reference, captured, differences)
+        for path, what in new.items():
+            _logger.warning("%s: left in Python: %s", path or type(reference).__name__, what)
+        try:
+            captured = capture_again({**captured.left, **new})
+        except CaptureError as error:
+            raise _no_match(reference, captured, differences) from error
+    return captured
+
+
+def _no_match(
+    reference: nn.Module, captured: Captured, differences: Sequence[Difference]
+) -> CaptureError:
+    without = f", without {', '.join(map(repr, captured.left))} too" if captured.left else ""
+    others = f", and {len(differences) - 1} more" if len(differences) > 1 else ""
+    return CaptureError(
+        f"{type(reference).__name__}: traced, it computes something else than in Python{without}: "
+        f"{differences[0]}{others}. Remedy: quantize a submodule; or let forward decide nothing by "
+        "what tracing hides from it: types of tensors, errors, attributes that it writes"
+    )
+
+
+def reference_of(model: nn.Module, captured: nn.Module) -> nn.Module:
+    """Return a copy of the caller's model in eval mode, with all its hooks and `forward`s.
+
+    It shares with `captured` the tensors that have the same name there, with `model` nothing.
+    """
+    theirs: dict[str, Tensor] = {}
+    memo = weights_of_hooks(model)
+    for of in (nn.Module.named_parameters, nn.Module.named_buffers):
+        theirs.update(of(captured, remove_duplicate=False))
+        for name, tensor in of(unwrapped(model), remove_duplicate=False):
+            other = theirs.get(name)
+            if other is not None and _facts(other) == _facts(tensor):
+                memo[id(tensor)] = other
+    return copy_without_wrappers(model, memo).eval()
+
+
+def _facts(tensor: Tensor) -> tuple[Any, ...]:
+    return type(tensor), tensor.shape, tensor.dtype, tensor.device
+
+
+def compare(reference: nn.Module, captured: nn.Module, call: Call) -> list[Difference]:
+    """Return where `captured` gives something else: in a first call, or in a second behind it.
+
+    Where `reference` itself depends on random numbers, nothing can be told.
+    """
+    expected = outputs_of(reference, [call, call])
+    has_state = bool(find_differences(*expected))
+    actual = outputs_of(captured, [call, call] if has_state else [call])
+    differences = find_differences(expected[: len(actual)], actual)
+    if not differences:
+        return []
+    others = outputs_of(reference, [call, call], seed=1)
+    random = {each.where for each in find_differences(expected, others)}
+    if any(each.where in random for each in differences):
+        _logger.warning(
+            "%s: its outputs are random, and could not be compared with what was captured",
+            type(reference).__name__,
+        )
+    return [
+        replace(each, where=each.where.partition("]")[2])  # without the number of the call
+        for each in differences
+        if each.where not in random
+    ]
+
+
+def outputs_of(model: nn.Module, calls: Sequence[Call], seed: int | None = 0) -> list[Any]:
+    """Return what `model` gives for one call after the other; it is left as it is.
+
+    Args:
+        model: what runs is a copy, which shares its parameters.
+        calls: copied before each.
+        seed: of PyTorch's random numbers; None: as they are. They are left as they are, too.
+    """
+    return _run(_copy_to_run(model), calls, seed)
+
+
+def _copy_to_run(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model, {id(each): each for each in model.parameters()})
+
+
+def _run(model: nn.Module, calls: Sequence[Call], seed: int | None) -> list[Any]:
+    has_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    devices = range(torch.cuda.device_count()) if has_cuda else ()
+    outputs = []
+    with torch.no_grad(), torch.random.fork_rng(devices):
+        if seed is not None:
+            torch.manual_seed(seed)
+        for call in calls:
+            given = _copied(call)
+            outputs.append(_copied(model(*given.args, **given.kwargs)))
+    return outputs
+
+
+def _copied(value: Any) -> Any:
+    """Return a deep copy of a tree, whose tensors may have been computed with gradients."""
+    tensors: dict[int, Any] = {}
+
+    def collect(each: Any) -> None:
+        if isinstance(each, Tensor):
+            tensors[id(each)] = each.detach().clone()
+        elif isinstance(each, (tuple, list, dict)):
+            for part in each.values() if isinstance(each, dict) else each:
+                collect(part)
+
+    collect((value.args, value.kwargs) if isinstance(value, Call) else value)
+    return copy.deepcopy(value, tensors)
+
+
+def find_culprits(
+    reference: nn.Module, captured: Captured, call: Call, differences: Sequence[Difference]
+) -> dict[str, str]:
+    """Return the smallest submodules that are something else as graphs, and what differs there."""
+    regions = list(find_regions(captured.model))
+    if regions == [""]:
+        suspects = {"": str(differences[0])}
+    else:
+        suspects = _differing(reference, captured.leaves, regions, call, with_hooks=False)
+    found = {}
+    while suspects:
+        path, what = suspects.popitem()
+        parts = list(_parts(reference.get_submodule(path), path, captured.leaves))
+        inner = _differing(reference, captured.leaves, parts, call)
+        suspects.update(inner)
+        if not inner:
+            found[path] = f"traced, it computes something else: {what}"
+    return found
+
+
+def _parts(module: nn.Module, path: str, leaves: Set[str]) -> Iterator[str]:
+    """Yield the names of the submodules of `module` that tracing looks into."""
+    for name, child in module.named_children():
+        inside = f"{path}.{name}" if path else name
+        is_torchs = type(child).__module__.startswith("torch.nn.")
+        if isinstance(child, (nn.ModuleList, nn.ModuleDict)):
+            yield from _parts(child, inside, leaves)
+        elif inside not in leaves and (
+            not is_torchs or any(child.children()) or why_overridden(child) is not None
+        ):
+            yield inside
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """A call of a submodule while the whole model ran."""
+
+    call: Call
+    random: Tensor
+    """The state of the random numbers before it."""
+    output: Any
+
+
+def _differing(
+    reference: nn.Module,
+    leaves: Set[str],
+    paths: Sequence[str],
+    call: Call,
+    *,
+    with_hooks: bool = True,
+) -> dict[str, str]:
+    """Return which submodules give something else as graphs of their own, and what differs.
+
+    Args:
+        reference: the model.
+        leaves: names of the submodules that graphs call as they are.
+        paths: names of the submodules in question.
+        call: of the model.
+        with_hooks: whether what their hooks do is in their graphs.
+    """
+    running = _copy_to_run(reference)
+    recorded: dict[str, list[_Recorded]] = {path: [] for path in paths}
+    for path, calls in recorded.items():
+        _record(running.get_submodule(path), calls, with_hooks)
+    _run(running, [call, call], seed=0)
+    differing = {}
+    for path, calls in recorded.items():
+        what = _why_another(reference.get_submodule(path), path, leaves, calls, with_hooks)
+        if what is not None:
+            differing[path] = what
+    return differing
+
+
+def _record(module: nn.Module, calls: list[_Recorded], with_hooks: bool) -> None:
+    """Let `module` record what it is called with: outside of its own hooks, or within."""
+    begun: list[tuple[Call, Tensor]] = []
+
+    def begin(_: nn.Module, args: Any, kwargs: Any) -> None:
+        begun.append((_copied(Call(args, kwargs)), torch.get_rng_state()))
+
+    def end(_: nn.Module, __: Any, output: Any) -> None:
+        calls.append(_Recorded(*begun.pop(), _copied(output)))
+
+    module.register_forward_pre_hook(begin, prepend=with_hooks, with_kwargs=True)
+    module.register_forward_hook(end, prepend=not with_hooks)
+
+
+def _why_another(
+    module: nn.Module, path: str, leaves: Set[str], calls: Sequence[_Recorded], with_hooks: bool
+) -> str | None:
+    """Return what differs where a graph of `module` is called as it was; None if nothing does."""
+    alone = copy.deepcopy(module)
+    prefix = f"{path}." if path else ""
+    whole = {alone.get_submodule(name) for name in _within(leaves, prefix)}
+    try:
+        gm = fx.GraphModule(alone, trace_graph(alone, whole, with_hooks=with_hooks))
+    except CaptureError:  # no part of a graph, then
+        return None
+    for each in calls:
+        with torch.random.fork_rng(()):
+            torch.set_rng_state(each.random)
+            (output,) = _run(gm, [each.call], seed=None)
+        differences = find_differences(each.output, output)
+        if differences:
+            return str(differences[0])
+    return None
+
+
+def _within(paths: Set[str], prefix: str) -> list[str]:
+    return [path.removeprefix(prefix) for path in paths if path.startswith(prefix) and path]
