@@ -11,7 +11,13 @@ import torch
 from torch import fx, nn
 
 from fxquant.calibration.arguments import arguments_of
-from fxquant.calibration.examples import check_folding, example_arguments, run_examples
+from fxquant.calibration.counted_call import count_first_call, counted_first_call, is_counted
+from fxquant.calibration.examples import (
+    Example,
+    check_folding,
+    example_arguments,
+    run_examples,
+)
 from fxquant.calibration.first_calls import FirstCalls, compare_first_calls, is_compared
 from fxquant.calibration.input_keeper import collect_inputs, find_keeper, keep_inputs
 from fxquant.calibration.nonfinite import require_finite
@@ -91,7 +97,11 @@ def prepare(
     )
     prepared = captured.model
     graphs = find_regions(prepared).values()
-    examples = [] if example_inputs is None else run_examples(prepared, example_inputs)
+    write_journals(prepared, recipe, captured.untraced)
+    examples: list[Example] = []
+    if example_inputs is not None:
+        with counted_first_call(prepared):
+            examples = run_examples(prepared, example_inputs)
     for gm in graphs:
         Pipeline(*float_passes(recipe))(gm)
     check_folding(examples)
@@ -106,9 +116,10 @@ def prepare(
         InsertObservers(recipe)(gm)
     if recipe.needs_data:
         keep_inputs(prepared, recipe.data.samples)
-    write_journals(prepared, recipe, captured.untraced)
     if verify:
         compare_first_calls(prepared, first_calls, call)
+    count_first_call(prepared)
+    write_journals(prepared, recipe)
     return prepared
 
 
@@ -141,7 +152,8 @@ def calibrate(
 
     The same as `for x in batches: prepared(x)`, with a progress bar and checks. Call it as often as
     you like: the statistics add up. Where nothing is observed, with weights only, batches are kept
-    for a reconstruction, if there is one, and the model is not run.
+    for a reconstruction, if there is one, and the model is run on the first alone, which counts its
+    multiply-adds.
 
     Args:
         prepared: what `prepare` returned.
@@ -160,7 +172,7 @@ def calibrate(
     """
     require_prepared(prepared, "calibrate")
     number, keeper = -1, find_keeper(prepared)
-    with torch.no_grad():
+    with torch.no_grad(), counted_first_call(prepared):
         for number, batch in enumerate(bar(batches, "calibrating", progress)):
             run = partial(forward or partial(_forward, f"batch {number}"), prepared, batch)
             kept = len(keeper.batches) if keeper is not None else 0
@@ -256,6 +268,6 @@ def _forward(where: str, model: nn.Module, batch: Any) -> Any:
     keeper = find_keeper(model)
     observed = any(each.watches and each is not keeper for _, each in own_modules(model))
     is_noted = not isinstance(model, fx.GraphModule)  # regions note what is called
-    if observed or is_noted or is_compared(model):
+    if observed or is_noted or is_compared(model) or not is_counted(model):
         return model(*arguments)
     return keeper(*arguments) if keeper is not None else None

@@ -9,6 +9,7 @@ from functools import partial
 
 from torch import fx, nn
 
+from fxquant.calibration.counted_call import stop_counting
 from fxquant.calibration.first_calls import stop_comparing
 from fxquant.calibration.input_keeper import stop_keeping_inputs
 from fxquant.calibration.observed import check_calibrated, combine_observers, was_called
@@ -74,6 +75,7 @@ def converted(prepared: nn.Module, recipe: Recipe, inputs: _Calls, run: Run) -> 
     model = copy.deepcopy(prepared)
     stop_keeping_inputs(model)
     stop_comparing(model)
+    stop_counting(model)
     combine_observers(model)
     if is_mixed:
         set_bits(model, recipe)

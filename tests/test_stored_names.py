@@ -19,9 +19,9 @@ from tests.stored_models import CUSTOM, KINDS, make_prepared
 
 def test_every_name_stays() -> None:  # or models that were saved do not load: add, never take away
     assert stored_names() == [
-        "AffineNumbers", "Budget", "CallNotes", "ChannelMean", "ChannelObserver", "DynamicQuantize",
-        "FakeQuantize", "FirstCalls", "FunctionalBatchNorm", "Grid", "InputKeeper", "Int8Add",
-        "Int8Conv", "Int8Geometry", "Int8Linear", "Int8Result", "Journal", "LearnedRounding",
+        "AffineNumbers", "Budget", "CallNotes", "ChannelMean", "ChannelObserver", "CountedCall",
+        "DynamicQuantize", "FakeQuantize", "FirstCalls", "FunctionalBatchNorm", "Grid",
+        "InputKeeper", "Int8Add", "Int8Conv", "Int8Geometry", "Int8Linear", "Int8Result", "Journal", "LearnedRounding",
         "LogitObserver", "NotePart", "Observer", "QuantizedConv1d", "QuantizedConv2d",
         "QuantizedConv3d", "QuantizedConvTranspose1d", "QuantizedConvTranspose2d",
         "QuantizedConvTranspose3d", "QuantizedLinear", "Recipe", "Reconstruction", "Refusal",

@@ -8,6 +8,12 @@ from fxquant.calibration.first_calls import (
     compare_first_calls,
     is_compared,
     stop_comparing,
+from fxquant.calibration.examples import Example, check_folding, example_arguments, run_examples
+from fxquant.calibration.counted_call import (
+    count_first_call,
+    counted_first_call,
+    is_counted,
+    stop_counting,
 )
 from fxquant.calibration.input_keeper import (
     InputKeeper,
@@ -32,6 +38,7 @@ from fxquant.calibration.regrouping import takes_size
 __all__ = [
     "Batches",
     "FirstCalls",
+    "Example",
     "InputKeeper",
     "are_aligned",
     "arguments_of",
@@ -44,6 +51,12 @@ __all__ = [
     "find_keeper",
     "find_observers",
     "is_compared",
+    "count_first_call",
+    "counted_first_call",
+    "example_arguments",
+    "find_keeper",
+    "find_observers",
+    "is_counted",
     "keep_inputs",
     "prove",
     "quantizer_of",
@@ -53,6 +66,7 @@ __all__ = [
     "require_finite",
     "run_examples",
     "stop_comparing",
+    "stop_counting",
     "stop_keeping_inputs",
     "takes_size",
     "unbatched_rank_of",

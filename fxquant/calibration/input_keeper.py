@@ -113,10 +113,17 @@ def stop_keeping_inputs(model: nn.Module) -> None:
                     model.graph.erase_node(node)
                 model.recompile()
             delattr(model, name)
-            for key, hook in list(model._forward_pre_hooks.items()):
-                if getattr(hook, "__self__", None) is keeper:
-                    del model._forward_pre_hooks[key]
-                    model._forward_pre_hooks_with_kwargs.pop(key, None)
+            drop_hooks(model, InputKeeper)
+
+
+def drop_hooks(model: nn.Module, kind: type) -> None:
+    """Remove the forward hooks and pre-hooks of `model` that are methods of a `kind`."""
+    for hooks in (model._forward_pre_hooks, model._forward_hooks):
+        for key, hook in list(hooks.items()):
+            if isinstance(getattr(hook, "__self__", None), kind):
+                del hooks[key]
+                model._forward_pre_hooks_with_kwargs.pop(key, None)
+                model._forward_hooks_always_called.pop(key, None)
 
 
 def unbatched_rank_of(model: nn.Module) -> int | None:

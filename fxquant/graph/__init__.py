@@ -3,7 +3,13 @@
 from fxquant.graph.axes import axis_before, known_ranks
 from fxquant.graph.chains import Chain, find_chains, insert_after, take_out
 from fxquant.graph.channel_moments import Moments, channel_moments_of, range_of
-from fxquant.graph.journal import Journal, read_recipe, read_untraced, write_journals
+from fxquant.graph.journal import (
+    Journal,
+    read_python_multiply_adds,
+    read_recipe,
+    read_untraced,
+    write_journals,
+)
 from fxquant.graph.mutations import (
     changed_while_read,
     is_inplace,
@@ -80,6 +86,7 @@ __all__ = [
     "own_all",
     "range_of",
     "read_instead",
+    "read_python_multiply_adds",
     "read_recipe",
     "read_untraced",
     "readers",

@@ -92,11 +92,15 @@ class Chain:
     def replace(self, by: fx.Node, name: str | None = None) -> None:
         """Let `by`, a node of the same graph, take the place of the chain, whose nodes are erased.
 
-        It gets the records of the last node, and `name`: without one, that of the first. What asks
-        for the shape of one of the nodes, none of which changes it, asks for that of `by`.
+        It gets the records of the last node, the multiply-adds of all, and `name`: without one,
+        that of the first. What asks for the shape of one of the nodes, none of which changes it,
+        asks for that of `by`.
         """
         name = name or self.first.name
         annotate(by, integers=record(self.last).integers, value_of=value_of(self.last))
+        counts = [record(node).multiply_adds for node in self.nodes]
+        if any(count is not None for count in counts):
+            annotate(by, multiply_adds=sum(count or 0.0 for count in counts))
         for node in reversed(self.nodes):
             node.replace_all_uses_with(by, delete_user_cb=lambda user: user is not by)
             node.graph.erase_node(node)

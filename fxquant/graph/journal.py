@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import NoneType
 from typing import Any
 
@@ -22,7 +23,8 @@ from fxquant.stored_names import stored_as
 class Journal(nn.Module):
     """The submodule that carries the recipe, the node names and the records through pickling.
 
-    Unpickling traces the code anew and names nodes anew; the order is kept.
+    Unpickling traces the code anew and names nodes anew; the order is kept. Of a model that is not
+    one graph it also says what stayed in Python, and what multiply-adds run there, by module.
     """
 
     def __init__(
@@ -30,11 +32,13 @@ class Journal(nn.Module):
         recipe: Recipe,
         lines: list[tuple[str, str, Record]],
         untraced: tuple[Untraced, ...] = (),
+        multiply_adds: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         self.recipe = recipe
         self.lines = lines
         self.untraced = untraced
+        self.multiply_adds = dict(multiply_adds or {})
 
     def forward(self, x: Any) -> Any:
         """Return `x`: a `Sequential` that stays in Python calls all that is in it."""
@@ -42,11 +46,15 @@ class Journal(nn.Module):
 
 
 def write_journals(
-    model: nn.Module, recipe: Recipe, untraced: tuple[Untraced, ...] | None = None
+    model: nn.Module,
+    recipe: Recipe,
+    untraced: tuple[Untraced, ...] | None = None,
+    multiply_adds: Mapping[str, float] | None = None,
 ) -> None:
     """Keep the recipe, the names and all records in `model` itself, graph by graph.
 
-    `untraced` of None keeps what was written before.
+    `untraced` and `multiply_adds`, which are of what runs outside of graphs, keep at None what was
+    written before.
     """
     known = read_untraced(model) if untraced is None else untraced
     graphs = find_regions(model).values()
@@ -56,7 +64,8 @@ def write_journals(
     if model not in graphs:
         if not isinstance(getattr(model, KEY, None), (Journal, NoneType)):
             raise CaptureError(f"{type(model).__name__} has an attribute {KEY!r}: rename it")
-        setattr(model, KEY, Journal(recipe, [], known))
+        counts = read_python_multiply_adds(model) if multiply_adds is None else multiply_adds
+        setattr(model, KEY, Journal(recipe, [], known, counts))
 
 
 def read_recipe(model: nn.Module) -> Recipe | None:
@@ -71,6 +80,12 @@ def read_untraced(model: nn.Module) -> tuple[Untraced, ...]:
     """Return what of `model` stayed in Python."""
     journal = getattr(model, KEY, None)
     return journal.untraced if isinstance(journal, Journal) else ()
+
+
+def read_python_multiply_adds(model: nn.Module) -> dict[str, float]:
+    """Return the multiply-adds, a sample, that run outside of graphs, by name of the module."""
+    journal = getattr(model, KEY, None)
+    return getattr(journal, "multiply_adds", {})  # journals of older files have none
 
 
 def _put_back(graph_module: fx.GraphModule) -> None:

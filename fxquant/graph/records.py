@@ -60,6 +60,8 @@ class Record:
     value_of: str | None = None
     """In a lowered graph: the node of the fake-quantized graph whose value this one computes; None:
     the one of its own name; "": none, its result is in other units."""
+    multiply_adds: float | None = None
+    """Of its products, a sample; None: it has none, or they were not counted."""
     moments: tuple[Tensor, Tensor] | None = field(default=None, compare=False, repr=False)
     """Mean and standard deviation of each output channel, as its batch norm has them."""
 

@@ -15,8 +15,14 @@ from fxquant.capture.region import Region
 from fxquant.errors import PassError
 from fxquant.graph.journal import read_recipe, read_untraced
 from fxquant.modules.figures import LearnedRounding
+from fxquant.reporting.coverage import Coverage, coverage_of
 from fxquant.reporting.output_sqnr import measure_outputs
 from fxquant.reporting.rows import RegionRow, Row, is_listed, row_of_call, row_of_region
+
+_NOT_COUNTED = (
+    "multiply-adds: not counted: the model was not run before it was converted (give prepare "
+    "example_inputs, or calibrate it)"
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,8 @@ class Report:
     """The graphs of a model that is not one graph, in the order of its submodules."""
     untraced: tuple[Untraced, ...] = ()
     """What of such a model stayed in Python, and so in float, and why."""
+    coverage: Coverage | None = None
+    """What share of the multiply-adds is quantized; None: they were not counted."""
 
     @property
     def num_quantized(self) -> int:
@@ -57,7 +65,8 @@ class Report:
             ]
             for row in self.rows
         ]
-        tables = [tabulate(cells, columns, disable_numparse=True)]
+        head = str(self.coverage) if self.coverage is not None else _NOT_COUNTED
+        tables = [head, tabulate(cells, columns, disable_numparse=True)]
         if self.regions:
             graphs = [list(vars(region).values()) for region in self.regions]
             tables.append(tabulate(graphs, ["region", "kind", "nodes", "layers", "quantized"]))
@@ -113,4 +122,4 @@ def report(
         if is_listed(gm, node)
     ]
     regions = [row_of_region(gm) for gm in graphs.values() if isinstance(gm, Region)]
-    return Report(tuple(rows), tuple(regions), read_untraced(model))
+    return Report(tuple(rows), tuple(regions), read_untraced(model), coverage_of(model))

@@ -87,13 +87,17 @@ def test_a_batch_norm_left_alone_is_listed_with_its_reason() -> None:
 
 def test_the_table_has_a_line_a_row_and_leaves_missing_numbers_blank() -> None:
     report = fxquant.report(fxquant.quantize(Net(), [batch()]))
-    assert len(str(report).splitlines()) == len(report.rows) + 2
+    head = ["multiply-adds: 1.88 k a sample; 100 % in quantized layers", ""]
+    assert str(report).splitlines()[:2] == head
+    assert len(str(report).splitlines()) == len(report.rows) + len(head) + 2
     assert "nan" not in str(report)
     assert report.num_quantized == 3
 
 
 def test_a_prepared_model_has_a_report_too() -> None:
-    assert list(rows(fxquant.prepare(Net()))) == ["conv1", "conv2", "fc"]
+    prepared = fxquant.prepare(Net())
+    assert list(rows(prepared)) == ["conv1", "conv2", "fc"]
+    assert str(fxquant.report(prepared)).startswith("multiply-adds: not counted: the model was not")
 
 
 def test_a_float_model_is_refused_by_type() -> None:
