@@ -21,12 +21,13 @@ def test_every_name_stays() -> None:  # or models that were saved do not load: a
     assert stored_names() == [
         "AffineNumbers", "Budget", "CallNotes", "ChannelMean", "ChannelObserver", "CountedCall",
         "DynamicQuantize", "FakeQuantize", "FirstCalls", "FunctionalBatchNorm", "Grid",
-        "InputKeeper", "Int8Add", "Int8Conv", "Int8Geometry", "Int8Linear", "Int8Result", "Journal", "LearnedRounding",
-        "LogitObserver", "NotePart", "Observer", "QuantizedConv1d", "QuantizedConv2d",
-        "QuantizedConv3d", "QuantizedConvTranspose1d", "QuantizedConvTranspose2d",
-        "QuantizedConvTranspose3d", "QuantizedLinear", "Recipe", "Reconstruction", "Refusal",
-        "Rule", "TensorSpec", "Untraced", "kernels.average", "kernels.dequantize",
-        "kernels.max_pool2d", "kernels.narrow", "kernels.quantize", "kernels.widen", "require",
+        "InputKeeper", "Int8Add", "Int8Conv", "Int8Geometry", "Int8Linear", "Int8Result", "Journal",
+        "LearnedRounding", "LogitObserver", "NotePart", "Observer", "QuantizedConv1d",
+        "QuantizedConv2d", "QuantizedConv3d", "QuantizedConvTranspose1d",
+        "QuantizedConvTranspose2d", "QuantizedConvTranspose3d", "QuantizedLinear", "Recipe",
+        "Reconstruction", "Refusal", "Rule", "TensorSpec", "Untraced", "kernels.average",
+        "kernels.dequantize", "kernels.max_pool2d", "kernels.narrow", "kernels.quantize",
+        "kernels.widen", "require",
     ]  # fmt: skip
 
 

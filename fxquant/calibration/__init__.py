@@ -2,18 +2,18 @@
 
 from fxquant.calibration.arguments import arguments_of
 from fxquant.calibration.batching import Batches
-from fxquant.calibration.examples import check_folding, example_arguments, run_examples
-from fxquant.calibration.first_calls import (
-    FirstCalls,
-    compare_first_calls,
-    is_compared,
-    stop_comparing,
-from fxquant.calibration.examples import Example, check_folding, example_arguments, run_examples
 from fxquant.calibration.counted_call import (
     count_first_call,
     counted_first_call,
     is_counted,
     stop_counting,
+)
+from fxquant.calibration.examples import Example, check_folding, example_arguments, run_examples
+from fxquant.calibration.first_calls import (
+    FirstCalls,
+    compare_first_calls,
+    is_compared,
+    stop_comparing,
 )
 from fxquant.calibration.input_keeper import (
     InputKeeper,
@@ -37,8 +37,8 @@ from fxquant.calibration.regrouping import takes_size
 
 __all__ = [
     "Batches",
-    "FirstCalls",
     "Example",
+    "FirstCalls",
     "InputKeeper",
     "are_aligned",
     "arguments_of",
@@ -47,15 +47,12 @@ __all__ = [
     "collect_inputs",
     "combine_observers",
     "compare_first_calls",
-    "example_arguments",
-    "find_keeper",
-    "find_observers",
-    "is_compared",
     "count_first_call",
     "counted_first_call",
     "example_arguments",
     "find_keeper",
     "find_observers",
+    "is_compared",
     "is_counted",
     "keep_inputs",
     "prove",

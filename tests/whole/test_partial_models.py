@@ -305,7 +305,8 @@ def test_the_report_lists_calls_regions_and_what_stays_in_python() -> None:
         ("many", "Conv2d"),
     ]
     lines = str(report).splitlines()
-    assert lines[0].startswith("call ")
+    assert lines[0] == "multiply-adds: 120 k a sample; 100 % in quantized layers"
+    assert lines[2].startswith("call ")
     assert sum(line.startswith("head.scores ") for line in lines) == 2
     assert any(line.startswith("region ") and line.endswith("quantized") for line in lines)
     assert any(line.startswith("(the model) ") for line in lines)
