@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
+from torch.fx.passes.shape_prop import _extract_tensor_metadata
 
 from fxquant.calibration.arguments import arguments_of
 from fxquant.capture.naming import find_regions
@@ -55,12 +55,22 @@ def run_examples(model: nn.Module, example_inputs: Any) -> list[Example]:
 
     with torch.no_grad(), left_as_it_is(model), contextlib.ExitStack() as stack:
         for gm in find_regions(model).values():
-            stack.enter_context(interpreted(gm, ShapeProp(gm)))
+            stack.enter_context(interpreted(gm, _ShapeNotes(gm)))
             hook = gm.register_forward_pre_hook(note_arguments, with_kwargs=True, prepend=True)
             stack.callback(hook.remove)
             stack.callback(gm.register_forward_hook(note, with_kwargs=True).remove)
         model(*example_arguments(model, example_inputs))
     return list(examples.values())
+
+
+class _ShapeNotes(fx.Interpreter):
+    """Notes the shape of every result, as fx's `ShapeProp`, and raises what a call raises."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            n.meta["tensor_meta"] = _extract_tensor_metadata(result)
+        return result
 
 
 def check_folding(examples: list[Example]) -> None:

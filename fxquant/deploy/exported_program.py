@@ -13,6 +13,9 @@ from fxquant.capture.naming import find_regions
 from fxquant.errors import LoweringError
 from fxquant.streaming.leaves import map_leaves
 
+# PyTorch 2.7 wants an end to it, such that products with other sizes stay within 31 bits.
+_MAX_BATCH = 2**20
+
 
 def export_program(
     model: nn.Module, arguments: tuple[Any, ...], dynamic_batch: bool
@@ -62,7 +65,7 @@ def _with_dynamic_batch(arguments: tuple[Any, ...]) -> tuple[tuple[Any, ...], An
         return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == sizes[0]
 
     map_leaves(arguments, note)
-    axis = torch.export.Dim("batch", max=2**31 - 1)  # PyTorch 2.7 wants an end to it
+    axis = torch.export.Dim("batch", max=_MAX_BATCH)
     shapes = map_leaves(arguments, lambda value: {0: axis} if has_batch(value) else None)
     if sizes and sizes[0] == 1:  # torch.export takes an axis of length 1 for a constant
         arguments = map_leaves(

@@ -57,6 +57,15 @@ def captured() -> nn.Module:
     return capture(Twice()).model
 
 
+def test_what_the_model_raises_on_the_example_comes_out_as_it_is() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 4)), torch.randn(2, 3)
+    with pytest.raises(RuntimeError) as own:
+        model(x)
+    with pytest.raises(RuntimeError) as found:
+        fxquant.prepare(model, example_inputs=x)
+    assert str(found.value).startswith(str(own.value))
+
+
 def examples_of(model: nn.Module, inputs: Any) -> dict[str, Example]:
     """Return the examples by the names of their graphs."""
     names = {gm: name for name, gm in find_regions(model).items()}

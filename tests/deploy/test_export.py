@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import fxquant
 from benchmarks.capture.torchvision_models import build
 from fxquant import LoweringError, PassError, Recipe, StorageError, TensorSpec
+from fxquant.deploy.exported_program import export_program
 from fxquant.numerics.decibels import sqnr
 from tests.helpers import Net
 
@@ -345,6 +346,14 @@ def test_the_first_axis_is_fixed_where_that_is_asked_for(
     assert capfd.readouterr() == ("", "")
     x = torch.randn(2, 3)
     torch.testing.assert_close(file.run(x)[0], run(model, x))
+
+
+def test_a_batch_that_becomes_an_axis_of_images_stays_free() -> None:
+    model = Net(lambda m, x: m.fc(m.conv(x[None].permute(0, 3, 1, 2)).permute(0, 2, 3, 1)[0]))
+    model.conv, model.fc = nn.Conv2d(8, 16, (1, 3)), nn.Linear(16, 8)
+    gm = fx.symbolic_trace(model)
+    program = export_program(gm, (torch.randn(3, 4, 8),), dynamic_batch=True)
+    assert program.module()(torch.randn(5, 4, 8)).shape == (5, 2, 8)
 
 
 def test_says_what_has_no_counterpart_in_onnx(tmp_path: Path) -> None:
