@@ -92,7 +92,7 @@ def _read_shape(node: fx.Node, other: fx.Node | None) -> bool:
 def _split_integers(
     gm: fx.GraphModule, node: fx.Node, integers: dict[fx.Node, fx.Node], affine: AffineNumbers
 ) -> bool:
-    parts = list(node.users)
+    parts = [user for user in node.users if operation_of(gm, user).kind != "shape"]  # not len
     if not all(each.target is operator.getitem for each in parts):
         return False
     if not all(operation_of(gm, each).keeps_values for each in parts):

@@ -11,6 +11,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 import fxquant
+from fxquant.capture.requirements import require
 from fxquant.graph.records import value_of
 from fxquant.int8.integers import affine_of
 from fxquant.numerics.affine import Grid
@@ -199,6 +200,19 @@ def test_each_part_of_a_split_is_integers(function: Function) -> None:
     assert affine_of(node(gm, "getitem_1")) == affine_of(node(gm, "quantize"))
     torch.testing.assert_close(outputs(gm, IMAGES), expected, rtol=0, atol=0)
     assert not apply(SinkDequantize(), gm)
+
+
+def test_the_number_of_parts_may_be_asked() -> None:
+    gm = split(lambda m, x: m.q(x).chunk(2, 1)[0].exp())
+    chunk = node(gm, "chunk")
+    with gm.graph.inserting_after(chunk):
+        number = gm.graph.call_function(len, (chunk,))
+    with gm.graph.inserting_after(number):
+        gm.graph.call_function(require, (number, 2, "len(chunk) == 2"))
+    expected = outputs(gm, IMAGES)
+    assert apply(SinkDequantize(), gm)
+    assert between(gm) == ["chunk", "len_1", "require", "getitem", "dequantize_1", "exp"]
+    assert torch.equal(outputs(gm, IMAGES), expected)
 
 
 def test_concatenates_integers_of_two_quantizers_with_the_same_parameters() -> None:
