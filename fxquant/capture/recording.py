@@ -21,8 +21,9 @@ from fxquant.capture.given_models import why_opaque
 from fxquant.capture.python_of_tracing import ONE_AT_A_TIME, python_of_tracing, recorded_functions
 from fxquant.capture.requirements import in_words, require
 from fxquant.capture.values import ValueProxy, Values
+from fxquant.modules.batchnorm import is_batchnorm_module
+from fxquant.modules.layers import layer_type
 from fxquant.modules.own import OwnModule
-from fxquant.modules.torchvision_names import FROZEN_BATCHNORM, defined_as
 from fxquant.numerics.containers import holds_the_same, is_own_container, items_of, made_like
 
 _HELD = (type(None), bool, str, torch.dtype, torch.layout, torch.memory_format)
@@ -91,8 +92,8 @@ class Recorder(fx.Tracer):
             return True
         if "forward" in vars(m) and not isinstance(m, fx.GraphModule):
             return False  # a forward of its own is traced as it runs
-        if defined_as(type(m).forward) == f"{FROZEN_BATCHNORM}.forward":
-            return True
+        if layer_type(m) is not None or is_batchnorm_module(m):
+            return True  # subclasses of PyTorch's that compute the same; torchvision's, frozen
         return super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:

@@ -21,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from fxquant.capture.attributes import GRAPH_MODULES_OWN, MODULES_OWN, use_free_names
 from fxquant.capture.call_notes import CallNotes, NotePart
 from fxquant.errors import CaptureError
-from fxquant.modules.layers import LAYERS, layer_type
+from fxquant.modules.layers import layer_type
 
 TRACED = "traced"
 _HOOKS = (
@@ -149,7 +149,11 @@ def make_region(
         if name in names:
             held[names.index(name)] = value
     region.calls = CallNotes(path, held)
-    if not is_layer:
+    if is_layer:  # its hooks stay on the layer, and its tensors are those that the layer has then
+        kept = (*_HOOKS, *_REGISTRIES)
+        own = {name: value for name, value in vars(original).items() if name not in kept}
+        _carry_over(own, region)
+    else:
         _carry_over(vars(original), region)
         registered = (original._parameters, original._buffers, original._modules)
         region.parts = tuple(name for names in registered for name in names)
@@ -191,11 +195,8 @@ def _copy_sharing_tensors(module: nn.Module) -> nn.Module:
 
 
 def _region_type(original_type: type[nn.Module]) -> type[Region]:
-    """Return a class that is both `Region` and `original_type`, always the same one.
-
-    A layer's region is no layer: the passes must not take it for one.
-    """
-    if issubclass(original_type, (fx.GraphModule, *LAYERS)):
+    """Return a class that is both `Region` and `original_type`, always the same one."""
+    if issubclass(original_type, fx.GraphModule):
         return Region
     if original_type not in _TYPES:
         bases = (Region, _Parts) if issubclass(original_type, nn.Sequential) else (Region,)

@@ -144,6 +144,16 @@ class Int8Layer(PackedWeights, Int8Module):
 class Int8Linear(Int8Layer):
     """A linear layer on integers; input (…, in)."""
 
+    @property
+    def in_features(self) -> int:
+        """The length of the input's last axis, as `nn.Linear` has it."""
+        return self.weight_integers.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        """The length of the result's last axis, as `nn.Linear` has it."""
+        return self.weight_integers.shape[0]
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's result, uint8 or float32."""
         integers = Uint8.of(x, self.input)
@@ -154,12 +164,35 @@ class Int8Linear(Int8Layer):
 class Int8Conv(Int8Layer):
     """A convolution over 1 to 3 dimensions on integers; input (N, in, *positions)."""
 
+    transposed = False  # these as `nn.Conv2d` has them: code around a region may ask for them
+    padding_mode = "zeros"
+
     def __init__(self, layer: QuantizedLayer, *rest: Any, **options: Any) -> None:
         super().__init__(layer, *rest, **options)
         conv: Any = layer
         padding = tuple(even_padding(layer) or ())
         self.geometry = Geometry(tuple(conv.stride), padding, tuple(conv.dilation), conv.groups)
         self.stride, self.padding, self.dilation, self.groups = self.geometry
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the input."""
+        return self.weight_integers.shape[1] * self.groups
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the result."""
+        return self.weight_integers.shape[0]
+
+    @property
+    def kernel_size(self) -> tuple[int, ...]:
+        """The sides of the kernel."""
+        return tuple(self.weight_integers.shape[2:])
+
+    @property
+    def output_padding(self) -> tuple[int, ...]:
+        """Nothing: it is no transposed convolution."""
+        return (0,) * len(self.stride)
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """Return the convolution, plus `other`; uint8 or float32."""

@@ -37,7 +37,6 @@ from fxquant.modules.own import OwnModule, Stage, as_own, own_modules
 from fxquant.modules.packed_weights import PackedWeights
 from fxquant.modules.quantized_layer import QuantizedLayer, quantize_layer
 from fxquant.modules.torchvision_names import (
-    FROZEN_BATCHNORM,
     STOCHASTIC_DEPTH,
     STOCHASTIC_DEPTH_FUNCTION,
     defined_as,
@@ -45,7 +44,6 @@ from fxquant.modules.torchvision_names import (
 from fxquant.modules.weight_hooks import take_off_weight_hooks, weights_of_hooks
 
 __all__ = [
-    "FROZEN_BATCHNORM",
     "LAYERS",
     "STOCHASTIC_DEPTH",
     "STOCHASTIC_DEPTH_FUNCTION",

@@ -231,6 +231,7 @@ def test_a_single_layer_answers_to_its_attributes_and_is_no_layer(
     assert torch.equal(region.weight, layer.weight)
     assert torch.equal(region(x), layer(x))
     assert type(region).__name__ == type(layer).__name__
+    assert isinstance(region, type(layer))
     assert region.original_type is type(layer)
     assert region.path == "net.layer"
     assert layer_type(region) is None

@@ -45,7 +45,7 @@ from tests.detectors import (
     losses,
     run,
 )
-from tests.helpers import assert_same_state, randomize_batchnorms
+from tests.helpers import assert_same_state, needs_int8, randomize_batchnorms
 
 
 def quantize(recipe: Recipe | str | None = None, **options: Any) -> nn.Module:
@@ -987,3 +987,55 @@ def test_retinanet_learns_roundings() -> None:
     bits = layers(converted)["head.regression_head.bbox_reg.traced"].weight_spec.bits
     assert bits == 8
     assert all(torch.isfinite(value).all() for value in raw_outputs(converted).values())
+
+
+class Tagged(nn.Conv2d):
+    tag = "of the class"
+
+    def __init__(self, inputs: int, outputs: int, side: int) -> None:
+        super().__init__(inputs, outputs, side)
+        self.mark = "of the layer"
+
+
+def facts_of(layer: Any) -> list[Any]:
+    """Return what code around a layer may ask of it."""
+    names = [*layer.__constants__, "tag", "mark"] if isinstance(layer, nn.Conv2d) else []
+    names += ["kernel_size", "out_channels"] if hasattr(layer, "groups") else ["in_features"]
+    facts = [getattr(layer, name, None) for name in names]
+    tensors = [layer.weight, layer.bias]
+    return [*facts, *((each.shape, each.dtype, each.device) for each in tensors)]
+
+
+@needs_int8
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: Tagged(4, 6, 3), (4, 4, 5, 5)),
+        (lambda: nn.Conv1d(4, 4, 3, 2, 1, groups=2), (4, 4, 9)),
+        (lambda: nn.Linear(4, 6), (4, 4)),
+    ],
+    ids=["subclass", "grouped", "linear"],
+)
+def test_layers_answer_what_code_around_them_asks_in_every_stage(
+    make: Callable[[], nn.Module], shape: tuple[int, ...]
+) -> None:
+    asked: list[list[Any]] = []
+
+    def forward(m: Any, x: Tensor) -> Any:
+        asked.append(facts_of(m.alone))
+        return m.alone(x) + m.inside(x)
+
+    model = Guarded(forward, alone=make(), inside=nn.Sequential(make(), nn.ReLU())).eval()
+    x = torch.randn(shape)
+    model(x)
+    prepared = fxquant.calibrate(fxquant.prepare(model), [x])
+    converted = fxquant.convert(prepared)
+    for each in (converted, fxquant.lower(converted), fxquant.to_qdq(converted)):
+        each(x)
+        part: Any = each.inside[0]  # type: ignore[index]
+        assert part.weight.shape == make().weight.shape
+        for name in ("kernel_size", "in_channels", "out_features", "output_padding", "groups"):
+            assert getattr(part, name, None) == getattr(model.inside[0], name, None)  # type: ignore[index]
+    assert all(each == asked[0] for each in asked)
+    assert len(asked) >= 5
