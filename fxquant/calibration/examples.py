@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,19 +75,55 @@ class _ShapeNotes(fx.Interpreter):
 
 
 def check_folding(examples: list[Example]) -> None:
-    """Raise `PassError` if a graph does not give, up to rounding, what it gave before."""
+    """Raise `PassError` if a graph does not give, up to rounding, what it gave before.
+
+    Of a graph that makes as much of a change of its inputs in the last bits (a choice of the best
+    few does: two change places), nothing can be told: that is logged.
+    """
     for example in examples:
-        with torch.no_grad(), left_as_it_is(example.gm):
-            args, kwargs = map_leaves((example.args, example.kwargs), _copied)
-            output = example.gm(*args, **kwargs)
-        for before, after in zip(_floats(example.output), _floats(output), strict=True):
-            agreement = sqnr(before, after)
+        output = _run(example, example.args, example.kwargs)
+        agreements = _agreements(example.output, output)
+        for agreement in agreements:
             _logger.info("folding: outputs agree to %.0f dB on the example inputs", agreement)
-            if agreement < _MIN_FOLDING_SQNR:
-                raise PassError(
-                    f"folding changed the outputs on the example inputs: they agree to "
-                    f"{agreement:.1f} dB, less than {_MIN_FOLDING_SQNR}: please report the model"
-                )
+        if min(agreements, default=math.inf) < _MIN_FOLDING_SQNR:
+            nudged = map_leaves((example.args, example.kwargs), _nudged)
+            _judge(agreements, _agreements(output, _run(example, *nudged)))
+
+
+def _judge(agreements: list[float], amplified: list[float]) -> None:
+    """Raise for outputs that folding changed, if inputs with other last bits leave them alone."""
+    for agreement, steady in zip(agreements, amplified, strict=True):
+        if agreement >= _MIN_FOLDING_SQNR:
+            continue
+        if steady >= _MIN_FOLDING_SQNR:
+            raise PassError(
+                f"folding changed the outputs on the example inputs: they agree to "
+                f"{agreement:.1f} dB, less than {_MIN_FOLDING_SQNR}: please report the model"
+            )
+        _logger.warning(
+            "folding: an output agrees to %.1f dB on the example inputs, and to %.1f dB when these "
+            "change in their last bits: what folding did to it cannot be told",
+            agreement,
+            steady,
+        )
+
+
+def _run(example: Example, args: Any, kwargs: Any) -> Any:
+    with torch.no_grad(), left_as_it_is(example.gm):
+        args, kwargs = map_leaves((args, kwargs), _copied)
+        return example.gm(*args, **kwargs)
+
+
+def _agreements(expected: Any, actual: Any) -> list[float]:
+    return [sqnr(*pair) for pair in zip(_floats(expected), _floats(actual), strict=True)]
+
+
+def _nudged(value: Any) -> Any:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return value
+    signs = 1 - 2 * (torch.arange(value.numel(), device=value.device) % 2)
+    last_bits = 8 * torch.finfo(value.dtype).eps
+    return value * (1 + last_bits * signs.reshape(value.shape)).to(value.dtype)
 
 
 def _copied(value: Any) -> Any:

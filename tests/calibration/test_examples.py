@@ -1,6 +1,7 @@
 """Example inputs run once: they tell shapes, and whether folding kept what each graph computes."""
 
 import logging
+import re
 from typing import Any
 
 import pytest
@@ -137,6 +138,28 @@ def test_results_that_change_are_an_error() -> None:
         "folding changed the outputs on the example inputs: they agree to 20.0 dB, less than "
         "40.0: please report the model"
     )
+
+
+def test_of_what_amplifies_rounding_nothing_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    def forward(m: Any, x: Tensor) -> Any:
+        y = m.fc(x)
+        return y, (y * 1e8).sin()
+
+    gm = fx.symbolic_trace(Net(forward, fc=nn.Linear(4, 4)))
+    examples = run_examples(gm, X)
+    with torch.no_grad():
+        gm.get_parameter("fc.weight").mul_(1 + 1e-6)
+    check_folding(examples)
+    (message,) = [each.message for each in caplog.records if each.levelno == logging.WARNING]
+    assert re.fullmatch(
+        r"folding: an output agrees to -?\d\.\d dB on the example inputs, and to -?\d\.\d dB when "
+        "these change in their last bits: what folding did to it cannot be told",
+        message,
+    )
+    with torch.no_grad():
+        gm.get_parameter("fc.weight").mul_(1.1)  # shows in the other output
+    with pytest.raises(PassError, match="folding changed the outputs"):
+        check_folding(examples)
 
 
 def test_every_result_of_a_graph_is_checked(caplog: pytest.LogCaptureFixture) -> None:
