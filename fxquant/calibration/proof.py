@@ -29,6 +29,7 @@ from fxquant.errors import CaptureError
 from fxquant.modules.overrides import why_overridden
 from fxquant.modules.weight_hooks import weights_of_hooks
 from fxquant.numerics.differences import Difference, find_differences
+from fxquant.streaming.leaves import map_leaves
 
 _logger = logging.getLogger("fxquant")
 
@@ -103,7 +104,9 @@ def compare(reference: nn.Module, captured: nn.Module, call: Call) -> list[Diffe
     """
     expected = outputs_of(reference, [call, call])
     has_state = bool(find_differences(*expected))
-    actual = outputs_of(captured, [call, call] if has_state else [call])
+    actual = _try(outputs_of, captured, [call, call] if has_state else [call])
+    if isinstance(actual, Exception):
+        return [Difference("", f"raises {type(actual).__name__}: {actual}")]
     differences = find_differences(expected[: len(actual)], actual)
     if not differences:
         return []
@@ -132,6 +135,14 @@ def outputs_of(model: nn.Module, calls: Sequence[Call], seed: int | None = 0) ->
     return _run(_copy_to_run(model), calls, seed)
 
 
+def _try(run: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what `run` returns, or the error that it raises: a graph may be wrong in any way."""
+    try:
+        return run(*arguments)
+    except Exception as error:
+        return error
+
+
 def _copy_to_run(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(each): each for each in model.parameters()})
 
@@ -150,17 +161,15 @@ def _run(model: nn.Module, calls: Sequence[Call], seed: int | None) -> list[Any]
 
 
 def _copied(value: Any) -> Any:
-    """Return a deep copy of a tree, whose tensors may have been computed with gradients."""
+    """Return a deep copy of a nest, whose tensors may have been computed with gradients."""
     tensors: dict[int, Any] = {}
 
-    def collect(each: Any) -> None:
-        if isinstance(each, Tensor):
-            tensors[id(each)] = each.detach().clone()
-        elif isinstance(each, (tuple, list, dict)):
-            for part in each.values() if isinstance(each, dict) else each:
-                collect(part)
+    def note(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            tensors[id(leaf)] = leaf.detach().clone()
+        return leaf
 
-    collect((value.args, value.kwargs) if isinstance(value, Call) else value)
+    map_leaves(value, note)
     return copy.deepcopy(value, tensors)
 
 
@@ -265,10 +274,12 @@ def _why_another(
     for each in calls:
         with torch.random.fork_rng(()):
             torch.set_rng_state(each.random)
-            (output,) = _run(gm, [each.call], seed=None)
-        differences = find_differences(each.output, output)
+            outputs = _try(_run, gm, [each.call], None)
+        if isinstance(outputs, Exception):
+            return f"raises {type(outputs).__name__}: {outputs}"
+        differences = find_differences([each.output], outputs)
         if differences:
-            return str(differences[0])
+            return str(replace(differences[0], where=differences[0].where.partition("]")[2]))
     return None
 
 

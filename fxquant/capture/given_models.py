@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 from torch.optim.swa_utils import AveragedModel
 
 from fxquant.errors import CaptureError
+from fxquant.modules.overrides import rebind_overrides
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 _SHARDED = ("FullyShardedDataParallel", "FSDPModule")
@@ -144,6 +145,7 @@ def copy_without_wrappers(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
         written = getattr(vars(module).get("forward"), "_torchdynamo_orig_callable", None)
         if written is not None and getattr(written, "__func__", None) is type(module).forward:
             del module.forward  # model.forward = torch.compile(model.forward)
+    rebind_overrides(copied.modules(), memo)
     return copied
 
 

@@ -32,7 +32,7 @@ from fxquant.modules.layers import (
     per_output,
 )
 from fxquant.modules.observers import LogitObserver, Observer
-from fxquant.modules.overrides import has_global_hooks, why_overridden
+from fxquant.modules.overrides import has_global_hooks, rebind_overrides, why_overridden
 from fxquant.modules.own import OwnModule, Stage, as_own, own_modules
 from fxquant.modules.packed_weights import PackedWeights
 from fxquant.modules.quantized_layer import QuantizedLayer, quantize_layer
@@ -83,6 +83,7 @@ __all__ = [
     "per_input",
     "per_output",
     "quantize_layer",
+    "rebind_overrides",
     "scale_and_shift",
     "take_off_weight_hooks",
     "weights_of_hooks",

@@ -9,15 +9,15 @@ strings. NaN equals NaN.
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fxquant.numerics.containers import items_of
 from fxquant.numerics.decibels import sqnr
 
 _MOST = 16.0  # √ε: a power below ε may still be one value that is all wrong, in a million others
@@ -69,12 +69,10 @@ def _compare(expected: Any, actual: Any, where: str, seen: set[int]) -> Iterator
 
 def _parts(value: Any) -> dict[str, Any] | None:
     """Return what a container holds, by how it is asked for; None: it is none."""
-    if isinstance(value, dict):
-        return {f"[{key!r}]": each for key, each in value.items()}
-    if isinstance(value, (tuple, list)):
-        return {f"[{index}]": each for index, each in enumerate(value)}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f".{field.name}": getattr(value, field.name) for field in dataclasses.fields(value)}
+    items = items_of(value)
+    if items is not None:
+        form = "[{!r}]" if isinstance(value, (Mapping, list, tuple)) else ".{}"
+        return {form.format(key): each for key, each in items.items()}
     is_compared = any("__eq__" in vars(kind) for kind in type(value).__mro__[:-1])
     if is_compared or isinstance(value, type) or not hasattr(value, "__dict__"):
         return None

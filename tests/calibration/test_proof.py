@@ -1,6 +1,5 @@
 """What was captured computes what the caller's model does; what would not stays in Python."""
 
-import copy
 import logging
 import types
 from collections.abc import Callable
@@ -154,6 +153,9 @@ CASES: dict[str, Callable[[], nn.Module]] = {
     "a list": lambda: Around(appends, kept=[]),
     "forward of the model": lambda: doubled(plain()),
     "forward of the model, wrapped": lambda: wrapped(plain()),
+    "forward of a model in training, wrapped": lambda: wrapped(
+        nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(), plain()).train()
+    ),
     "forward of a region": lambda: Branches(doubled(plain())),
     "forward of a region, wrapped": lambda: Branches(wrapped(plain())),
     "forward of a layer": lambda: nn.Sequential(nn.Linear(4, 4), doubled(nn.Linear(4, 4))),
@@ -166,6 +168,15 @@ CASES: dict[str, Callable[[], nn.Module]] = {
 }  # fmt: skip
 
 
+def both(name: str) -> tuple[nn.Module, nn.Module]:
+    """Return a model of the table as somebody may give it, and the same in eval mode."""
+    models = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        models.append(CASES[name]())
+    return models[0], models[1].eval()
+
+
 def calls_agree(model: nn.Module, reference: nn.Module) -> bool:
     """Say whether three calls in a row give the same."""
     return all(sqnr(reference(x), model(x)) > 60 for x in (X, 2 - X, X))
@@ -174,20 +185,16 @@ def calls_agree(model: nn.Module, reference: nn.Module) -> bool:
 @pytest.mark.parametrize("name", CASES)
 @torch.no_grad()
 def test_with_an_example_a_model_is_captured_as_it_is(name: str) -> None:
-    torch.manual_seed(0)
-    model = CASES[name]().eval()
-    before = copy.deepcopy(model)
+    model, before = both(name)
     prepared = fxquant.prepare(model, "minmax", example_inputs=X)
-    assert calls_agree(prepared, copy.deepcopy(before))
-    assert calls_agree(model, before)  # which nothing has changed
+    assert calls_agree(prepared, before)
+    assert calls_agree(model.eval(), both(name)[1])  # which nothing has changed
 
 
 @pytest.mark.parametrize("name", CASES)
 @torch.no_grad()
 def test_without_an_example_it_is_the_same_or_an_error(name: str) -> None:
-    torch.manual_seed(0)
-    model = CASES[name]().eval()
-    before = copy.deepcopy(model)
+    model, before = both(name)
     try:
         prepared = fxquant.prepare(model, "minmax")
         assert calls_agree(prepared, before)
@@ -258,6 +265,15 @@ def test_results_of_another_type_or_shape_differ() -> None:
     gm = capture(model).model
     (difference,) = compare(reference_of(model, gm), gm, Call((X,)))
     assert str(difference) == "output: type list instead of tuple"
+
+
+def test_a_graph_that_cannot_run_differs() -> None:
+    def fails(_: Any, y: Any) -> Any:
+        return torch.cat([y, y[:, :1].T], 1) if is_proxy(y) else y
+
+    prepared = fxquant.prepare(Around(fails), "minmax", example_inputs=X)
+    (left, *_) = (each for each in fxquant.report(prepared).untraced if each.path == "body")
+    assert left.reason.startswith("traced, it computes something else: raises RuntimeError: Sizes")
 
 
 def test_randomness_is_no_difference(caplog: pytest.LogCaptureFixture) -> None:
