@@ -118,9 +118,12 @@ def _take_chosen(model: nn.Module, partition: _Partition, names: list[str]) -> N
             raise CaptureError(f"regions: {inner[0]!r} is inside of {path!r}: name one of them")
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
-            if child in partition.left:
-                partition.take_apart(child, chosen[child], partition.left[child])
-            elif child in chosen:
+            if child not in chosen:
+                continue
+            left = [partition.left[each] for each in child.modules() if each in partition.left]
+            if left:
+                partition.take_apart(child, chosen[child], left[0])
+            else:
                 parent._modules[name] = partition.make(child, chosen[child])
     inside = {module for region in partition.regions.values() for module in region.modules()}
     for path, module in model.named_modules():

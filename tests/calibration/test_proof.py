@@ -229,6 +229,14 @@ def test_the_smallest_submodule_that_differs_is_left_in_python(
     assert reasons["1.1.body"].startswith("traced, it computes something else: output: agrees to")
 
 
+@pytest.mark.parametrize("name", ["0", "0.body"])
+def test_a_region_that_was_asked_for_is_taken_apart_if_it_differs(name: str) -> None:
+    model = nn.Sequential(Around(traced_otherwise)).eval()
+    prepared = fxquant.prepare(model, "minmax", example_inputs=X, regions=[name])
+    assert sqnr(model(X), prepared(X)) > 60
+    assert "0.body.inner" in find_regions(prepared)
+
+
 class Scaled(nn.Module):
     def forward(self, x: Any) -> Any:
         return x * 5 if is_proxy(x) else x
