@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -14,8 +15,9 @@ from fxquant.calibration.arguments import arguments_of
 from fxquant.calibration.counted_call import count_first_call, counted_first_call, is_counted
 from fxquant.calibration.examples import (
     Example,
+    batch_call,
     check_folding,
-    example_arguments,
+    example_call,
     run_examples,
 )
 from fxquant.calibration.first_calls import FirstCalls, compare_first_calls, is_compared
@@ -66,7 +68,8 @@ def prepare(
         recipe: a `Recipe`, or "aciq" or "minmax" for one at 8/8 bits, or "adaround" for 4/8. None
             means "aciq".
         example_inputs: optional: one batch (a tensor, a tuple of arguments, or a dict of keywords).
-            Tells the ranks of tensors, and checks that folding left the outputs as they were.
+            Tells ranks, types and sizes where the model's Python asks for them, so that more models
+            become one graph, and checks that folding left the outputs as they were.
         leaf_modules: types, or globs on names, of submodules to leave whole and in float.
         regions: names of the submodules to trace, instead of as much as can be.
         verify: compare what was captured with `model`: on `example_inputs`, where it leaves in
@@ -82,13 +85,22 @@ def prepare(
     >>> prepared(torch.ones(1, 4)).shape
     torch.Size([1, 2])
     """
-    recipe = _recipe(recipe)
     require_float(model)
+    call = None if example_inputs is None else example_call(model, example_inputs)
+    return _prepared(model, _recipe(recipe), call, leaf_modules, regions, verify)
+
+
+def _prepared(
+    model: nn.Module,
+    recipe: Recipe,
+    call: Call | None,
+    leaf_modules: Sequence[type[nn.Module] | str],
+    regions: Iterable[str] | None,
+    verify: bool,
+) -> nn.Module:
     regions = None if regions is None else list(regions)
-    capture_again = partial(capture, leaf_modules=leaf_modules, regions=regions)
-    captured, call = capture_again(model), None
-    if example_inputs is not None:
-        call = _call_of(captured.model, example_inputs)
+    capture_again = partial(capture, leaf_modules=leaf_modules, regions=regions, call=call)
+    captured = capture_again(model)
     if verify and call is not None:
         reference = reference_of(model, captured.model)
         captured = prove(reference, captured, call, lambda left: capture_again(model, left=left))
@@ -99,9 +111,9 @@ def prepare(
     graphs = find_regions(prepared).values()
     write_journals(prepared, recipe, captured.untraced)
     examples: list[Example] = []
-    if example_inputs is not None:
+    if call is not None:
         with counted_first_call(prepared):
-            examples = run_examples(prepared, example_inputs)
+            examples = run_examples(prepared, call)
     for gm in graphs:
         Pipeline(*float_passes(recipe))(gm)
     check_folding(examples)
@@ -121,12 +133,6 @@ def prepare(
     count_first_call(prepared)
     write_journals(prepared, recipe)
     return prepared
-
-
-def _call_of(model: nn.Module, example_inputs: Any) -> Call:
-    if isinstance(example_inputs, dict):
-        return Call((), example_inputs)
-    return Call(example_arguments(model, example_inputs), {})
 
 
 def float_passes(recipe: Recipe) -> list[Pass]:
@@ -239,21 +245,24 @@ def quantize(
 ) -> nn.Module:
     """Return `convert(calibrate(prepare(model), batches))`; see there.
 
+    Without `example_inputs` the first batch is the example.
+
     >>> _ = torch.manual_seed(0)
     >>> model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
     >>> quantized = quantize(model, [torch.randn(16, 8)], Recipe.minmax())
     >>> type(quantized.get_submodule("0")).__name__
     'QuantizedLinear'
     """
-    prepared = prepare(
-        model,
-        recipe,
-        example_inputs=example_inputs,
-        leaf_modules=leaf_modules,
-        regions=regions,
-        verify=verify,
-    )
-    calibrate(prepared, batches, forward=forward, progress=progress)
+    require_float(model)
+    batches = iter(batches)
+    first = list(itertools.islice(batches, 1))
+    call: Call | None = None
+    if example_inputs is not None:
+        call = example_call(model, example_inputs)
+    elif first:
+        call = batch_call(model, first[0], forward)
+    prepared = _prepared(model, _recipe(recipe), call, leaf_modules, regions, verify)
+    calibrate(prepared, itertools.chain(first, batches), forward=forward, progress=progress)
     return convert(prepared, checkpoint=checkpoint, progress=progress)
 
 

@@ -8,7 +8,14 @@ from fxquant.calibration.counted_call import (
     is_counted,
     stop_counting,
 )
-from fxquant.calibration.examples import Example, check_folding, example_arguments, run_examples
+from fxquant.calibration.examples import (
+    Example,
+    batch_call,
+    check_folding,
+    example_arguments,
+    example_call,
+    run_examples,
+)
 from fxquant.calibration.first_calls import (
     FirstCalls,
     compare_first_calls,
@@ -42,6 +49,7 @@ __all__ = [
     "InputKeeper",
     "are_aligned",
     "arguments_of",
+    "batch_call",
     "check_calibrated",
     "check_folding",
     "collect_inputs",
@@ -50,6 +58,7 @@ __all__ = [
     "count_first_call",
     "counted_first_call",
     "example_arguments",
+    "example_call",
     "find_keeper",
     "find_observers",
     "is_compared",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +15,10 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import _extract_tensor_metadata
 
 from fxquant.calibration.arguments import arguments_of
+from fxquant.capture.example import Call, call_of
 from fxquant.capture.naming import find_regions
-from fxquant.capture.tracer import left_as_it_is
-from fxquant.errors import PassError
+from fxquant.capture.recording.state import left_as_it_is
+from fxquant.errors import CalibrationError, PassError
 from fxquant.numerics.decibels import sqnr
 from fxquant.streaming.leaves import map_leaves
 from fxquant.streaming.running import interpreted
@@ -34,13 +37,12 @@ class Example:
     output: Any
 
 
-def run_examples(model: nn.Module, example_inputs: Any) -> list[Example]:
+def run_examples(model: nn.Module, call: Call) -> list[Example]:
     """Run the model on the examples, note every shape in its graphs, and return their calls.
 
     Args:
         model: one graph, or a model with regions.
-        example_inputs: what it is called with once: a tensor, a tuple of arguments, a dict of
-            keywords; a list counts as one argument of a model with regions.
+        call: what it is called with once.
     """
     arguments: dict[nn.Module, tuple[Any, Any]] = {}
     examples: dict[nn.Module, Example] = {}
@@ -60,7 +62,8 @@ def run_examples(model: nn.Module, example_inputs: Any) -> list[Example]:
             hook = gm.register_forward_pre_hook(note_arguments, with_kwargs=True, prepend=True)
             stack.callback(hook.remove)
             stack.callback(gm.register_forward_hook(note, with_kwargs=True).remove)
-        model(*example_arguments(model, example_inputs))
+        args, kwargs = map_leaves((call.args, call.kwargs), _copied)
+        model(*args, **kwargs)
     return list(examples.values())
 
 
@@ -141,11 +144,44 @@ def _floats(output: Any) -> list[Tensor]:
     return found
 
 
+def example_call(model: nn.Module, example_inputs: Any) -> Call:
+    """Return the call that one example (a tensor, a tuple, a dict of keywords) stands for."""
+    if isinstance(example_inputs, list):  # as data loaders give them
+        return Call(arguments_of(model, example_inputs, "example_inputs"))
+    return call_of(example_inputs)
+
+
 def example_arguments(model: nn.Module, example_inputs: Any) -> tuple[Any, ...]:
-    """Return the arguments that one example (a tensor, a tuple, a dict of keywords) stands for."""
-    if isinstance(example_inputs, dict):
-        return arguments_of(model, example_inputs, "example_inputs")
-    is_whole = isinstance(model, fx.GraphModule)
-    if isinstance(example_inputs, tuple) or (is_whole and isinstance(example_inputs, list)):
-        return tuple(example_inputs)
-    return (example_inputs,)
+    """Return the arguments that one example stands for, all by position."""
+    call = example_call(model, example_inputs)
+    return arguments_of(model, call.kwargs, "example_inputs") if call.kwargs else call.args
+
+
+def batch_call(model: nn.Module, batch: Any, forward: Callable[..., Any] | None) -> Call | None:
+    """Return the call that a batch of a data set stands for; None if it can be seen in none.
+
+    Args:
+        model: the caller's; left as it is.
+        batch: as `fxquant.calibrate` takes it.
+        forward: what calls a model with a batch, if it is no usual one.
+    """
+    if forward is not None:
+        return _call_by(forward, model, batch)
+    if isinstance(batch, dict) and not isinstance(model, fx.GraphModule):
+        return call_of(batch)
+    try:
+        return Call(arguments_of(model, batch, "batch 0"))
+    except CalibrationError:  # calibration will say it
+        return None
+
+
+def _call_by(forward: Callable[..., Any], model: nn.Module, batch: Any) -> Call | None:
+    """Return the first call that `forward` makes of a copy of the model."""
+    copied, calls = copy.deepcopy(model).eval(), []
+    copied.register_forward_pre_hook(
+        lambda _, args, kwargs: calls.append(Call(*map_leaves((args, kwargs), _copied))),
+        with_kwargs=True,
+    )
+    with torch.no_grad():
+        forward(copied, batch)
+    return calls[0] if calls else None

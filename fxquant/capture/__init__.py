@@ -1,7 +1,7 @@
 """From a model to graphs: whole, or its largest traceable regions."""
 
 from fxquant.capture.attributes import KEY
-from fxquant.capture.example import Call
+from fxquant.capture.example import Call, call_of
 from fxquant.capture.given_models import (
     copy_without_wrappers,
     require_module,
@@ -10,9 +10,10 @@ from fxquant.capture.given_models import (
 )
 from fxquant.capture.naming import Untraced, find_regions, node_name, path_of, target_name
 from fxquant.capture.partition import Captured, capture
+from fxquant.capture.recording.requirements import require
+from fxquant.capture.recording.state import left_as_it_is
 from fxquant.capture.region import Region, build_region, reserve_hook_numbers
-from fxquant.capture.requirements import require
-from fxquant.capture.tracer import left_as_it_is, trace_graph
+from fxquant.capture.tracer import trace_graph
 from fxquant.capture.tracing import trace
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Region",
     "Untraced",
     "build_region",
+    "call_of",
     "capture",
     "copy_without_wrappers",
     "find_regions",

@@ -18,10 +18,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
+from typing import Any
 
 from torch import fx, nn
 
 from fxquant.capture.attributes import use_free_names
+from fxquant.capture.calls_inside import calls_inside, takes
+from fxquant.capture.example import Call
 from fxquant.capture.given_models import why_opaque
 from fxquant.capture.naming import Untraced
 from fxquant.capture.region import TRACED, Region, make_region
@@ -54,6 +57,7 @@ def capture(
     leaf_modules: Sequence[type[nn.Module] | str] = (),
     regions: Iterable[str] | None = None,
     left: Mapping[str, str] | None = None,
+    call: Call | None = None,
 ) -> Captured:
     """Return a copy of `model`, in eval mode, whole as a graph or with regions.
 
@@ -63,6 +67,7 @@ def capture(
         regions: names of submodules to trace, and nothing else; None: as much as can be.
         left: names of submodules to leave in Python, with the reasons: as leaves of graphs; those
             that hold layers as borders of regions.
+        call: what the model is called with in an example.
 
     Raises:
         CaptureError: neither the model nor any submodule with a layer can be traced; a name in
@@ -71,12 +76,12 @@ def capture(
     copied = copy_model(model)
     if isinstance(copied, fx.GraphModule):
         return Captured(copied)
-    partition = _Partition(copied, _find_leaves(copied, leaf_modules), left or {})
+    partition = _Partition(copied, _find_leaves(copied, leaf_modules), left or {}, call)
     if regions is not None:
         _take_chosen(copied, partition, list(regions))
         return partition.captured(copied)
     try:
-        graph = partition.trace(copied, with_hooks=True)
+        graph = partition.trace(copied, call, with_hooks=True)
     except CaptureError as error:
         partition.take_apart(copied, "", error.obstacle)
         if not partition.regions:
@@ -138,11 +143,18 @@ class _Partition:
         model: of which it is.
         leaves: called as they are.
         left: names of what is to stay in Python, with the reasons.
+        call: what the model is called with in an example.
     """
 
     def __init__(
-        self, model: nn.Module, leaves: frozenset[nn.Module], left: Mapping[str, str]
+        self,
+        model: nn.Module,
+        leaves: frozenset[nn.Module],
+        left: Mapping[str, str],
+        call: Call | None,
     ) -> None:
+        self._model, self._call = model, call
+        self._calls: dict[nn.Module, list[Call]] | None = None
         self.regions: dict[nn.Module, Region] = {}
         self.untraced: list[Untraced] = []
         self.left: dict[nn.Module, str] = {}
@@ -164,11 +176,12 @@ class _Partition:
         leaves = frozenset(self._names[module] for module in self._leaves)
         return Captured(model, tuple(self.untraced), leaves, self._reasons)
 
-    def trace(self, module: nn.Module, *, with_hooks: bool) -> fx.Graph:
+    def trace(self, module: nn.Module, call: Call | None, *, with_hooks: bool) -> fx.Graph:
         """Return the graph of a submodule.
 
         Args:
             module: not copied.
+            call: what it is called with in the example, if that is known.
             with_hooks: whether its own hooks are in the graph; a region keeps them.
 
         Raises:
@@ -180,7 +193,7 @@ class _Partition:
             for each in self.left:
                 refuse = partial(_refuse, f"{self._names[each]!r}, which is left in Python")
                 stack.callback(each.register_forward_pre_hook(refuse).remove)
-            return trace_graph(module, self._leaves, with_hooks=with_hooks)
+            return trace_graph(module, self._leaves, None, call, with_hooks)
 
     def leave(self, path: str, module: nn.Module, reason: str) -> None:
         """Note that a submodule stays in Python, once."""
@@ -190,12 +203,28 @@ class _Partition:
     def make(self, module: nn.Module, path: str) -> Region:
         """Return the region of a submodule; one that has several names becomes one region."""
         if module not in self.regions:
-            graph = _layer_graph() if layer_type(module) else self.trace(module, with_hooks=False)
+            graph, fixed = self._graph_of(module)
             parts = dict(module.named_modules(remove_duplicate=False))
             if not any(_computes_layer(parts, node) for node in graph.nodes):
                 raise _NothingInIt(_NOTHING)
-            self.regions[module] = make_region(module, graph, path, fixed_arguments(module))
+            self.regions[module] = make_region(module, graph, path, fixed)
         return self.regions[module]
+
+    def _graph_of(self, module: nn.Module) -> tuple[fx.Graph, dict[str, Any]]:
+        """Return the graph of a submodule, and the arguments that it holds at a value.
+
+        What is called in several ways is traced without values, if one graph is not right for all.
+        """
+        if layer_type(module):
+            return _layer_graph(), {}
+        if self._calls is None:
+            self._calls = {} if self._call is None else calls_inside(self._model, self._call)
+        calls = self._calls.get(module, [])
+        if calls:
+            graph = self.trace(module, calls[0], with_hooks=False)
+            if all(takes(module, graph, call) for call in calls[1:]):
+                return graph, {}
+        return self.trace(module, None, with_hooks=False), fixed_arguments(module)
 
     def take_apart(self, parent: nn.Module, path: str, reason: str) -> None:
         """Put regions in the place of the traceable submodules of `parent`.

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import inspect
 import linecache
 import os
 import traceback
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Set
+from functools import partial
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.proxy import TraceError
 
 from fxquant.capture.example import Call
 from fxquant.capture.given_models import compiled_functions_as_written
-from fxquant.capture.recording import Recorder
+from fxquant.capture.recording.recorder import Recorder
+from fxquant.capture.recording.state import State, changes_on
 from fxquant.errors import CaptureError
 
 _REMEDIES = (  # a sign in the error's message, what it means, what helps
@@ -29,6 +31,11 @@ _REMEDIES = (  # a sign in the error's message, what it means, what helps
         "control flow",
         "a branch on a tensor or its shape",
         "decide it once, in __init__, or with torch.where",
+    ),
+    (
+        "state",
+        "state that a call leaves to the next",
+        "give it as an argument, and return it",
     ),
     ("'len'", "the length of a tensor or a list", "make the length a constant"),
 )
@@ -55,7 +62,7 @@ def trace_graph(
     """
     fixed = fixed_arguments(model) if concrete_args is None and call is None else concrete_args
     try:
-        return _trace(model, Recorder(leaves, fixed, call, with_hooks))
+        return _trace(model, partial(Recorder, leaves, fixed, call, with_hooks))
     except CaptureError:
         if call is not None:
             with contextlib.suppress(CaptureError):  # the error that knows values says more
@@ -63,56 +70,50 @@ def trace_graph(
         raise
 
 
-def _trace(model: nn.Module, recorder: Recorder) -> fx.Graph:
+def _trace(model: nn.Module, new_recorder: Callable[[], Recorder]) -> fx.Graph:
+    """Trace `model`, and leave it as it is but for constants that the graph reads."""
+    recorder, state = new_recorder(), State(model)
     try:
-        with left_as_it_is(model), compiled_functions_as_written(), torch.no_grad():
+        with compiled_functions_as_written(), torch.no_grad():
             graph = recorder.trace(model)
+            if state.written(recorder.made):
+                graph = _traced_again(model, graph, (recorder, new_recorder()), state)
             targets = [str(node.target) for node in graph.find_nodes(op="get_attr")]
             constants = {name: getattr(model, name) for name in targets if "." not in name}
     except Exception as error:  # tracing runs the caller's code, which may raise anything
         if isinstance(error, CaptureError) and error.obstacle:  # it says where and why
             raise
         raise _failure(recorder, model, error) from error
+    finally:
+        state.restore()
     for name, value in constants.items():  # some of them were made by the recorder
         if not hasattr(model, name):
             setattr(model, name, value)
     return graph
 
 
-@contextlib.contextmanager
-def left_as_it_is(model: nn.Module) -> Iterator[None]:
-    """Undo what running the model does to its attributes and buffers.
+def _traced_again(
+    model: nn.Module, graph: fx.Graph, recorders: tuple[Recorder, Recorder], state: State
+) -> fx.Graph:
+    """Trace a model that left something behind as its next call would find it.
 
-    torchvision's MultiScaleRoIAlign keeps scales that it computed from its first input: in a trace
-    that would be a proxy, which the next call would take for a number.
+    Raises:
+        TraceError: that call does something else, or leaves something else.
     """
-    before = [(vars(module), _contents(vars(module))) for module in model.modules()]
-    buffers = [buffer for buffer in model.buffers() if not buffer.is_inference()]
-    tensors = [(buffer, buffer._version, buffer.clone()) for buffer in buffers]
+    first, second = recorders
+    written = state.written(first.made)
+    for name in first.made:
+        delattr(model, name)
+    names = ", ".join(f"self.{name}" for name in written)
     try:
-        yield
-    finally:
-        for buffer, version, values in tensors:
-            if buffer._version != version:
-                with torch.no_grad():
-                    buffer.copy_(values)
-        for attributes, contents in before:
-            attributes.clear()
-            for name, (value, inside) in contents.items():
-                if isinstance(value, (dict, set)):
-                    value.clear()
-                    value.update(inside)
-                elif isinstance(value, list):
-                    value[:] = inside
-                attributes[name] = value
-
-
-def _contents(attributes: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return each attribute with a copy of what is in it, where it is a container."""
-    return {
-        name: (value, copy.copy(value) if isinstance(value, (dict, list, set)) else None)
-        for name, value in attributes.items()
-    }
+        again = second.trace(model)
+    except Exception as error:
+        raise TraceError(f"its forward keeps state in {names}") from error
+    is_same = again.python_code("self").src == graph.python_code("self").src
+    changed = list(changes_on(written, state.written(second.made)))
+    if changed or not is_same:
+        raise TraceError(f"its forward keeps state in {names}")
+    return again
 
 
 def fixed_arguments(model: nn.Module) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from fxquant.capture.requirements import require
+from fxquant.capture.recording.requirements import require
 from fxquant.modules.torchvision_names import STOCHASTIC_DEPTH, STOCHASTIC_DEPTH_FUNCTION
 
 Kind: TypeAlias = Literal[

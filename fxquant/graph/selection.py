@@ -69,8 +69,9 @@ def record_calls_with_weights_inside(gm: fx.GraphModule) -> None:
     for node in gm.graph.nodes:
         module = module_of(gm, node)
         if module is not None and layer_type(module) is None and _has_matrices(module):
-            reason = why_opaque(module) or f"{type(module).__name__} is called as a whole"
-            refuse(node, "left in float", why_not_changeable(module) or reason)
+            reason = why_opaque(module) or why_not_changeable(module)
+            whole = f"{type(module).__name__} is called as a whole"
+            refuse(node, "left in float", reason or whole)
         elif node.op == "call_function" and _takes_matrices(gm, node):
             refuse(node, "left in float", f"{node.name} takes weights as arguments")
 

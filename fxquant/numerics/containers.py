@@ -37,7 +37,10 @@ def made_like(value: Any, items: dict[Any, Any]) -> Any:
     if isinstance(value, tuple):
         kind: Any = type(value)
         return kind(*items.values()) if hasattr(value, "_fields") else kind(items.values())
-    made = copy.copy(value)  # not by its class: that may want other arguments
+    # Not by its class, which may want other arguments; what is immutable stands for a plain one.
+    made: Any = copy.copy(value)
+    if isinstance(value, (immutable_list, immutable_dict)):
+        made = list(value) if isinstance(value, list) else dict(value)
     for key, item in items.items():
         if isinstance(value, (Mapping, list)):
             made[key] = item

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 import fxquant
 from fxquant import PassError
-from fxquant.calibration.examples import Example, check_folding, run_examples
+from fxquant.calibration.examples import Example, check_folding, example_call, run_examples
 from fxquant.capture.naming import find_regions
 from fxquant.capture.partition import capture
 from tests.helpers import Net, node
@@ -70,7 +70,9 @@ def test_what_the_model_raises_on_the_example_comes_out_as_it_is() -> None:
 def examples_of(model: nn.Module, inputs: Any) -> dict[str, Example]:
     """Return the examples by the names of their graphs."""
     names = {gm: name for name, gm in find_regions(model).items()}
-    return {names[example.gm]: example for example in run_examples(model, inputs)}
+    return {
+        names[example.gm]: example for example in run_examples(model, example_call(model, inputs))
+    }
 
 
 @pytest.mark.parametrize(
@@ -94,7 +96,7 @@ def test_a_model_with_regions_takes_a_list_as_one_argument(inputs: Any) -> None:
 
 def test_the_first_call_of_a_region_is_kept_as_it_was_made() -> None:
     model = captured()
-    example = examples_of(model, [X, -X])["part"]
+    example = examples_of(model, ([X, -X],))["part"]
     assert torch.equal(example.args[0], X)
     assert example.kwargs == {"shift": 3.0}
     assert example.output.abs().sum() > 0  # the code around writes zeros over it
@@ -102,14 +104,14 @@ def test_the_first_call_of_a_region_is_kept_as_it_was_made() -> None:
 
 def test_keywords_that_leave_a_default_out_reach_their_arguments() -> None:
     model = captured()
-    example = examples_of(model, [X])["part"]
+    example = examples_of(model, ([X],))["part"]
     torch.testing.assert_close(example.output, model.part.fc(X) + 3.0)  # type: ignore[union-attr, operator]
     check_folding([example])
 
 
 def test_every_node_of_a_graph_that_is_called_knows_its_shape() -> None:
     model = captured()
-    run_examples(model, [X])
+    run_examples(model, example_call(model, ([X],)))
     part, unused = find_regions(model).values()
     assert node(part, "fc").meta["tensor_meta"].shape == (2, 4)
     assert not any("tensor_meta" in each.meta for each in unused.graph.nodes)
@@ -117,9 +119,9 @@ def test_every_node_of_a_graph_that_is_called_knows_its_shape() -> None:
 
 def test_the_model_is_left_without_hooks_and_with_its_own_forward() -> None:
     model = captured()
-    run_examples(model, [X])
+    run_examples(model, example_call(model, ([X],)))
     with pytest.raises(TypeError):
-        run_examples(model, ([X], X, "one too many"))
+        run_examples(model, example_call(model, ([X], X, "one too many")))
     for module in model.modules():
         assert not module._forward_hooks
         assert "forward" not in vars(module)
@@ -127,7 +129,7 @@ def test_the_model_is_left_without_hooks_and_with_its_own_forward() -> None:
 
 def test_results_that_change_are_an_error() -> None:
     gm = fxquant.trace(nn.Sequential(nn.Linear(4, 4)))
-    examples = run_examples(gm, X)
+    examples = run_examples(gm, example_call(gm, X))
     check_folding(examples)
     with torch.no_grad():
         gm.get_parameter("0.weight").mul_(1.1)
@@ -164,7 +166,7 @@ def test_of_what_amplifies_rounding_nothing_is_told(caplog: pytest.LogCaptureFix
 
 def test_every_result_of_a_graph_is_checked(caplog: pytest.LogCaptureFixture) -> None:
     gm = fx.symbolic_trace(Net(lambda m, x: (x, [{"y": m.fc(x)}], 3, x > 0), fc=nn.Linear(4, 4)))
-    examples = run_examples(gm, X)
+    examples = run_examples(gm, example_call(gm, X))
     with caplog.at_level(logging.INFO, "fxquant"):
         check_folding(examples)
     assert caplog.messages == ["folding: outputs agree to inf dB on the example inputs"] * 2
@@ -175,7 +177,7 @@ def test_every_result_of_a_graph_is_checked(caplog: pytest.LogCaptureFixture) ->
 
 def test_an_empty_result_says_nothing() -> None:
     gm = fxquant.trace(nn.Sequential(nn.Linear(4, 4)))
-    check_folding(run_examples(gm, X[:0]))
+    check_folding(run_examples(gm, example_call(gm, X[:0])))
 
 
 class Guarded(nn.Module):
@@ -190,6 +192,6 @@ class Guarded(nn.Module):
 @pytest.mark.parametrize("around", [Guarded, nn.Sequential], ids=["region", "whole"])
 def test_a_graph_that_changes_its_input_in_place_keeps_its_results(around: Any) -> None:
     model = capture(around(ChangesItsInput())).model
-    (example,) = run_examples(model, X.clone())
+    (example,) = run_examples(model, example_call(model, X.clone()))
     assert torch.equal(example.args[0], X)
     check_folding([example])

@@ -52,7 +52,7 @@ class Branching(nn.Module):
         self._modules[name] = body
 
     def forward(self, x: Tensor) -> Any:
-        return _part(self)(x) if x.shape[0] > 1 else x
+        return _part(self)(x) if x.isfinite().all() else x
 
 
 def check(model: nn.Module) -> nn.Module:

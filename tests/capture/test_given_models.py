@@ -90,7 +90,7 @@ def test_wrapped_submodules_keep_the_name_of_the_wrapper(
 ) -> None:
     def forward(m: Any, x: Tensor) -> Any:
         y = m.two(m.one(x))
-        return y if is_traceable or len(y) > 1 else x
+        return y if is_traceable or y.isfinite().all() else x
 
     twice = wrap(Inner())
     model = Net(forward, one=twice, two=nn.Sequential(twice)).eval()
@@ -132,7 +132,7 @@ def test_compiled_functions_are_traced_as_they_were_written() -> None:
 def test_script_modules_inside_stay_as_they_are_and_are_reported(is_traceable: bool) -> None:
     def forward(m: Any, x: Tensor) -> Any:
         y = m.last(m.act(m.scripted(x)))
-        return y if is_traceable or len(y) > 1 else x
+        return y if is_traceable or y.isfinite().all() else x
 
     parts = {"scripted": torch.jit.script(Inner()), "act": torch.jit.script(nn.ReLU())}
     model = Net(forward, last=nn.Linear(4, 4), **parts).eval()

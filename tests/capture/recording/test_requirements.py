@@ -5,7 +5,7 @@ import torch
 from torch import fx
 
 from fxquant import CaptureError
-from fxquant.capture.requirements import in_words, require, requirements
+from fxquant.capture.recording.requirements import in_words, require, requirements
 
 
 def test_an_expression_reads_as_it_was_written() -> None:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import fxquant
 from fxquant import CaptureError
-from fxquant.capture.requirements import requirements
+from fxquant.capture.recording.requirements import requirements
 from tests.helpers import outputs
 
 jit_isinstance: Any = torch.jit.isinstance
@@ -66,6 +66,11 @@ def writes(m: Any, x: Tensor) -> Any:
     return made
 
 
+def unbinds(m: Any, x: Tensor) -> Any:
+    q, k = x.reshape(*x.shape[:2], 2, 3).unbind(2)
+    return q * k
+
+
 FREE: dict[str, Callable[[Any, Tensor], Any]] = {
     "isinstance": as_tensor,
     "torch.is_tensor": lambda m, x: x * 2 if torch.is_tensor(x) else x,
@@ -81,7 +86,7 @@ FREE: dict[str, Callable[[Any, Tensor], Any]] = {
     "interpolated table": lambda m, x: x + F.interpolate(m.table.mT, size=x.shape[1]).mT,
     "chunks": lambda m, x: sum(x.chunk(2, -1)),
     "list of chunks": lambda m, x: torch.cat(list(x.chunk(3, -1))[::-1], -1),
-    "unbind": lambda m, x: (lambda q, k: q * k)(*x.reshape(*x.shape[:2], 2, 3).unbind(2)),
+    "unbind": unbinds,
     "numpy scalar": lambda m, x: np.float64(2) * x / np.sqrt(6),
     "math": lambda m, x: x / math.sqrt(x.shape[-1]) * math.ceil(x.shape[1] / 2),
     "item assignment": writes,

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.node import map_aggregate
 from torch.fx.proxy import Attribute, TraceError
 
@@ -41,7 +41,15 @@ class Values:
 
     def faked(self, value: Any) -> Any:
         """Return a tree with fake tensors in the places of the tensors."""
-        return map_tensors(value, lambda each: self._mode.from_tensor(each, static_shapes=True))
+        return map_tensors(value, self._fake)
+
+    def _fake(self, tensor: Tensor) -> Any:
+        if isinstance(tensor, FakeTensor):  # of another mode, with which none of this one mix
+            with self._mode:
+                return torch.empty_strided(
+                    tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
+                )
+        return self._mode.from_tensor(tensor, static_shapes=True)
 
     def compute(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Return what `function` gives for what the proxies in its arguments stand for."""

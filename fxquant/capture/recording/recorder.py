@@ -18,9 +18,13 @@ from torch.nn import functional as F
 
 from fxquant.capture.example import EMPTY, Argument, Call, arguments
 from fxquant.capture.given_models import why_opaque
-from fxquant.capture.python_of_tracing import ONE_AT_A_TIME, python_of_tracing, recorded_functions
-from fxquant.capture.requirements import in_words, require
-from fxquant.capture.values import ValueProxy, Values
+from fxquant.capture.recording.python_of_tracing import (
+    ONE_AT_A_TIME,
+    python_of_tracing,
+    recorded_functions,
+)
+from fxquant.capture.recording.requirements import in_words, require
+from fxquant.capture.recording.values import ValueProxy, Values
 from fxquant.modules.batchnorm import is_batchnorm_module
 from fxquant.modules.layers import layer_type
 from fxquant.modules.own import OwnModule
@@ -61,17 +65,28 @@ class Recorder(fx.Tracer):
         self._autowrap_function_ids |= recorded_functions() | set(map(id, (*_BUILTINS, require)))
         self._autowrap_search.extend([torch, F])
         self._names: dict[int, str] = {}
+        self._held: dict[str, Any] = {}
         self._inputs: list[ValueProxy] = []
         self._facts: set[str] = set()
         self._told: set[fx.Node] = set()
         self._questions: dict[Any, ValueProxy] = {}
+        self.made: set[str] = set()
+        """Names of constants that it made attributes of the root."""
         self.failed_in: str | None = None
+
+    def get_fresh_qualname(self, prefix: str) -> str:
+        """Return a free name for a constant."""
+        name = str(super().get_fresh_qualname(prefix))
+        self.made.add(name)
+        return name
 
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
         """Return the graph of `root`."""
         if isinstance(root, nn.Module):
             tensors = [*root.named_parameters(), *root.named_buffers()]
             self._names = {id(tensor): name for name, tensor in reversed(tensors)}
+            modules = root.named_modules(remove_duplicate=False)
+            self._held = {**dict(modules), **dict(tensors)}  # not by get_submodule: 'to' may be one
         with ONE_AT_A_TIME, python_of_tracing():
             graph = super().trace(root, concrete_args)
         self._hold_facts()
@@ -161,6 +176,8 @@ class Recorder(fx.Tracer):
         if isinstance(value, _HELD):
             self._require(node, value, f"{what} fixed at {value!r}")
             return value
+        if isinstance(value, list) and value and all(map(_is_image, value)):
+            return fx.Proxy(node, self)  # of which each call brings another number
         items = items_of(value)
         if items is not None:
             read: Any = operator.getitem
@@ -265,9 +282,9 @@ class Recorder(fx.Tracer):
         if kind == "call_method":
             return lambda value, *args, **kwargs: getattr(value, target)(*args, **kwargs)
         if kind == "call_module":
-            return self.root.get_submodule(target)
+            return self._held[target]  # type: ignore[no-any-return]
         if kind == "get_attr":
-            return lambda: operator.attrgetter(target)(self.root)
+            return lambda: self._held[target]
         assert kind == "call_function", kind
         return target  # type: ignore[no-any-return]
 
@@ -357,6 +374,10 @@ def _refuse_writing(kind: str, target: Any, args: Any) -> None:
     if is_in_place:
         name = getattr(target, "__name__", target)
         raise TraceError(f"{name} writes to a tensor that is no result of the input: it has state")
+
+
+def _is_image(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 3
 
 
 def _fail(args: Any) -> None:

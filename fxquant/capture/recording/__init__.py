@@ -1,0 +1,1 @@
+"""fx's tracer, taught to know what each node stands for in an example."""
