@@ -60,7 +60,11 @@ class State:
         for attributes, contents in self._attributes.values():
             attributes.clear()
             for name, (value, inside) in contents.items():
-                if isinstance(value, (dict, set)):
+                if isinstance(value, dict):
+                    ours = {KEY: value[KEY]} if KEY in value else {}  # fxquant's own notes
+                    value.clear()
+                    value.update({**inside, **ours})
+                elif isinstance(value, set):
                     value.clear()
                     value.update(inside)
                 elif isinstance(value, list):

@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 import fxquant
-from fxquant.capture.requirements import require
+from fxquant.capture.recording.requirements import require
 from fxquant.graph.records import value_of
 from fxquant.int8.integers import affine_of
 from fxquant.numerics.affine import Grid
