@@ -181,12 +181,12 @@ def find_culprits(
     if regions == [""]:
         suspects = {"": str(differences[0])}
     else:
-        suspects = _differing(reference, captured.leaves, regions, call, with_hooks=False)
+        suspects = _differing(reference, captured, regions, call, with_hooks=False)
     found = {}
     while suspects:
         path, what = suspects.popitem()
         parts = list(_parts(reference.get_submodule(path), path, captured.leaves))
-        inner = _differing(reference, captured.leaves, parts, call)
+        inner = _differing(reference, captured, parts, call)
         suspects.update(inner)
         if not inner:
             found[path] = f"traced, it computes something else: {what}"
@@ -218,7 +218,7 @@ class _Recorded:
 
 def _differing(
     reference: nn.Module,
-    leaves: Set[str],
+    captured: Captured,
     paths: Sequence[str],
     call: Call,
     *,
@@ -228,22 +228,41 @@ def _differing(
 
     Args:
         reference: the model.
-        leaves: names of the submodules that graphs call as they are.
+        captured: what is traced alone is traced as it was there.
         paths: names of the submodules in question.
         call: of the model.
         with_hooks: whether what their hooks do is in their graphs.
     """
+    calls = _calls_of(reference, paths, call, with_hooks)
+    example = captured.call
+    examples = {} if example is None else _calls_of(reference, paths, example, with_hooks)
+    differing = {}
+    for path in paths:
+        module = copy.deepcopy(reference.get_submodule(path))
+        prefix = f"{path}." if path else ""
+        inside = (name.removeprefix(prefix) for name in captured.leaves if name.startswith(prefix))
+        leaves = {module.get_submodule(name) for name in inside if name}
+        traced_with = next((each.call for each in examples.get(path, ())), None)
+        try:
+            graph = trace_graph(module, leaves, call=traced_with, with_hooks=with_hooks)
+        except CaptureError:  # it is no part of a graph, then
+            continue
+        what = _why_another(fx.GraphModule(module, graph), calls[path])
+        if what is not None:
+            differing[path] = what
+    return differing
+
+
+def _calls_of(
+    reference: nn.Module, paths: Sequence[str], call: Call, with_hooks: bool
+) -> dict[str, list[_Recorded]]:
+    """Return what the submodules are called with in two calls of the model."""
     running = _copy_to_run(reference)
     recorded: dict[str, list[_Recorded]] = {path: [] for path in paths}
     for path, calls in recorded.items():
         _record(running.get_submodule(path), calls, with_hooks)
     _run(running, [call, call], seed=0)
-    differing = {}
-    for path, calls in recorded.items():
-        what = _why_another(reference.get_submodule(path), path, leaves, calls, with_hooks)
-        if what is not None:
-            differing[path] = what
-    return differing
+    return recorded
 
 
 def _record(module: nn.Module, calls: list[_Recorded], with_hooks: bool) -> None:
@@ -260,28 +279,15 @@ def _record(module: nn.Module, calls: list[_Recorded], with_hooks: bool) -> None
     module.register_forward_hook(end, prepend=not with_hooks)
 
 
-def _why_another(
-    module: nn.Module, path: str, leaves: Set[str], calls: Sequence[_Recorded], with_hooks: bool
-) -> str | None:
-    """Return what differs where a graph of `module` is called as it was; None if nothing does."""
-    alone = copy.deepcopy(module)
-    prefix = f"{path}." if path else ""
-    whole = {alone.get_submodule(name) for name in _within(leaves, prefix)}
-    try:
-        gm = fx.GraphModule(alone, trace_graph(alone, whole, with_hooks=with_hooks))
-    except CaptureError:  # no part of a graph, then
-        return None
+def _why_another(alone: fx.GraphModule, calls: Sequence[_Recorded]) -> str | None:
+    """Return what differs where a graph is called as its submodule was; None if nothing does."""
     for each in calls:
         with torch.random.fork_rng(()):
             torch.set_rng_state(each.random)
-            outputs = _try(_run, gm, [each.call], None)
+            outputs = _try(_run, alone, [each.call], None)
         if isinstance(outputs, Exception):
             return f"raises {type(outputs).__name__}: {outputs}"
         differences = find_differences([each.output], outputs)
         if differences:
             return str(replace(differences[0], where=differences[0].where.partition("]")[2]))
     return None
-
-
-def _within(paths: Set[str], prefix: str) -> list[str]:
-    return [path.removeprefix(prefix) for path in paths if path.startswith(prefix) and path]

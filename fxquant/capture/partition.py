@@ -49,6 +49,8 @@ class Captured:
     """Names of the submodules that graphs call as they are."""
     left: Mapping[str, str] = field(default_factory=dict)
     """What was asked to be left in Python."""
+    call: Call | None = None
+    """The example that it was traced with."""
 
 
 def capture(
@@ -174,7 +176,7 @@ class _Partition:
         for region in self.regions.values():
             region.watch_parts()  # not before: what is in several would be traced with the hooks
         leaves = frozenset(self._names[module] for module in self._leaves)
-        return Captured(model, tuple(self.untraced), leaves, self._reasons)
+        return Captured(model, tuple(self.untraced), leaves, self._reasons, self._call)
 
     def trace(self, module: nn.Module, call: Call | None, *, with_hooks: bool) -> fx.Graph:
         """Return the graph of a submodule.
