@@ -67,9 +67,10 @@ def prepare(
         model: left as it is. The copy is put in eval mode.
         recipe: a `Recipe`, or "aciq" or "minmax" for one at 8/8 bits, or "adaround" for 4/8. None
             means "aciq".
-        example_inputs: optional: one batch (a tensor, a tuple of arguments, or a dict of keywords).
-            Tells ranks, types and sizes where the model's Python asks for them, so that more models
-            become one graph, and checks that folding left the outputs as they were.
+        example_inputs: optional: one batch (a tensor, a tuple of arguments, a dict of keywords, or
+            what a loader gives: inputs in front, then labels). Tells ranks, types and sizes where
+            the model's Python asks for them, so that more models become one graph, and checks that
+            folding left the outputs as they were.
         leaf_modules: types, or globs on names, of submodules to leave whole and in float.
         regions: names of the submodules to trace, instead of as much as can be.
         verify: compare what was captured with `model`: on `example_inputs`, where it leaves in

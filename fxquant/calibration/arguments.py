@@ -68,6 +68,27 @@ def arguments_of(model: nn.Module, batch: Any, where: str) -> Arguments:
         ) from error
 
 
+def example_of(model: nn.Module, example_inputs: Any) -> tuple[Any, ...] | dict[str, Any]:
+    """Return what `example_inputs` gives to a model: arguments by position, or keywords.
+
+    The items of a tuple are arguments, if the model takes as many. A list, and any other tuple, is
+    a batch as a loader gives it, with what `arguments_of` takes for inputs in front.
+    """
+    if isinstance(example_inputs, Mapping):
+        return dict(example_inputs)
+    if isinstance(example_inputs, tuple) and _takes(model, example_inputs):
+        return example_inputs
+    return tuple(_inputs_in(model, example_inputs))
+
+
+def _takes(model: nn.Module, arguments: tuple[Any, ...]) -> bool:
+    try:
+        inspect.signature(model.forward).bind(*arguments)
+    except TypeError:
+        return False
+    return True
+
+
 def _inputs_in(model: nn.Module, batch: Any) -> list[Any]:
     """Return what of a batch are the model's inputs."""
     if not isinstance(batch, (tuple, list)):

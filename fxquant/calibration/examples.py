@@ -6,7 +6,7 @@ import contextlib
 import copy
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import _extract_tensor_metadata
 
-from fxquant.calibration.arguments import arguments_of
+from fxquant.calibration.arguments import arguments_of, example_of
 from fxquant.capture.example import Call, call_of
+from fxquant.capture.given_models import unwrapped
 from fxquant.capture.naming import find_regions
 from fxquant.capture.recording.state import left_as_it_is
 from fxquant.errors import CalibrationError, PassError
@@ -145,10 +146,8 @@ def _floats(output: Any) -> list[Tensor]:
 
 
 def example_call(model: nn.Module, example_inputs: Any) -> Call:
-    """Return the call that one example (a tensor, a tuple, a dict of keywords) stands for."""
-    if isinstance(example_inputs, list):  # as data loaders give them
-        return Call(arguments_of(model, example_inputs, "example_inputs"))
-    return call_of(example_inputs)
+    """Return the call that one example stands for: see `fxquant.prepare`."""
+    return call_of(example_of(unwrapped(model), example_inputs))
 
 
 def example_arguments(model: nn.Module, example_inputs: Any) -> tuple[Any, ...]:
@@ -167,8 +166,9 @@ def batch_call(model: nn.Module, batch: Any, forward: Callable[..., Any] | None)
     """
     if forward is not None:
         return _call_by(forward, model, batch)
-    if isinstance(batch, dict) and not isinstance(model, fx.GraphModule):
-        return call_of(batch)
+    model = unwrapped(model)
+    if isinstance(batch, Mapping) and not isinstance(model, fx.GraphModule):
+        return call_of(dict(batch))
     try:
         return Call(arguments_of(model, batch, "batch 0"))
     except CalibrationError:  # calibration will say it
@@ -177,7 +177,7 @@ def batch_call(model: nn.Module, batch: Any, forward: Callable[..., Any] | None)
 
 def _call_by(forward: Callable[..., Any], model: nn.Module, batch: Any) -> Call | None:
     """Return the first call that `forward` makes of a copy of the model."""
-    copied, calls = copy.deepcopy(model).eval(), []
+    copied, calls = copy.deepcopy(unwrapped(model)).eval(), []
     copied.register_forward_pre_hook(
         lambda _, args, kwargs: calls.append(Call(*map_leaves((args, kwargs), _copied))),
         with_kwargs=True,

@@ -62,7 +62,7 @@ def export_onnx(
     Args:
         quantized: what `convert` returned; left as it is.
         path: of the file. It is written as a whole, or not at all.
-        example_inputs: one batch (a tensor, a tuple of arguments, or a dict of keywords).
+        example_inputs: one batch, as `fxquant.prepare` takes it.
         opset: version of ONNX's operators, 18 or later; None: the exporter's own choice.
         dynamic_batch: let the first axis be of any length, of all inputs that are as long there as
             the first one.

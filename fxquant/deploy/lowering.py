@@ -36,8 +36,8 @@ def lower(quantized: nn.Module, example_inputs: Any = None, *, backend: str = "x
 
     Args:
         quantized: what `convert` returned; left as it is.
-        example_inputs: optional: one batch (a tensor, a tuple of arguments, or a dict of keywords),
-            to run once, which packs the weights for the kernels.
+        example_inputs: optional: one batch, as `fxquant.prepare` takes it, to run once, which packs
+            the weights for the kernels.
         backend: "x86": oneDNN's kernels, for processors with VNNI.
 
     Raises:

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 import fxquant
 from fxquant import CalibrationError, Recipe
-from fxquant.calibration.arguments import arguments_of, positional
+from fxquant.calibration.arguments import arguments_of, example_of, positional
 from fxquant.calibration.batching import Batches
 from fxquant.calibration.input_keeper import find_keeper, keep_inputs
 from tests.helpers import Several, assert_equal, node
@@ -81,6 +81,41 @@ class Branching(Several):
 def test_of_a_list_as_many_items_are_inputs_as_the_model_needs(batch: Any, is_graph: bool) -> None:
     model = fx.symbolic_trace(Several()) if is_graph else Branching()
     assert_equal(arguments_of(model, batch, "batch 0"), (X, Y, 2.0, "none"))
+
+
+@pytest.mark.parametrize("is_graph", [True, False], ids=["graph", "Python"])
+@pytest.mark.parametrize(
+    ("example", "expected"),
+    [
+        ((X, Y), (X, Y)),
+        ((X, Y, 0.5), (X, Y, 0.5)),
+        ([X, Y], (X, Y)),
+        ([X, Y, "label"], (X, Y)),
+        ((X, Y, 0.5, "text", "label"), (X, Y)),
+        (([X, Y], "label"), (X, Y)),
+        (UserDict(x=X, y=Y), {"x": X, "y": Y}),
+    ],
+    ids=["tuple", "optional", "list", "labels", "too many", "pair", "mapping"],
+)
+def test_an_example_is_a_tuple_of_arguments_or_a_batch_of_a_loader(
+    example: Any, expected: Any, is_graph: bool
+) -> None:
+    model = fx.symbolic_trace(Several()) if is_graph else Branching()
+    if isinstance(example, tuple) and isinstance(example[0], list):
+        example = list(example)
+    found: Any = example_of(model, example)
+    if isinstance(expected, dict):
+        assert list(found) == list(expected)
+        found, expected = list(found.values()), list(expected.values())
+    assert_equal(found, expected)
+
+
+def test_batches_of_a_loader_work_wherever_an_example_is_taken() -> None:
+    model = nn.Sequential(nn.Linear(4, 2), nn.ReLU()).eval()
+    batch = [X, torch.zeros(3)]
+    for example in (batch, tuple(batch)):
+        quantized = fxquant.quantize(model, [example], example_inputs=example)
+        assert torch.equal(fxquant.lower(quantized, example)(X), fxquant.lower(quantized)(X))
 
 
 def test_fewer_items_than_the_model_needs_are_an_error() -> None:
