@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 from torch.fx.proxy import TraceError
 
+from fxquant.capture.attention.decomposition import decomposed_root
 from fxquant.capture.example import Call
 from fxquant.capture.given_models import compiled_functions_as_written
 from fxquant.capture.recording.recorder import Recorder
@@ -74,7 +75,7 @@ def _trace(model: nn.Module, new_recorder: Callable[[], Recorder]) -> fx.Graph:
     """Trace `model`, and leave it as it is but for constants that the graph reads."""
     recorder, state = new_recorder(), State(model)
     try:
-        with compiled_functions_as_written(), torch.no_grad():
+        with decomposed_root(model), compiled_functions_as_written(), torch.no_grad():
             graph = recorder.trace(model)
             if state.written(recorder.made):
                 graph = _traced_again(model, graph, (recorder, new_recorder()), state)

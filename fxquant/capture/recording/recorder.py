@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import math
 import operator
@@ -16,6 +17,8 @@ from torch.fx.node import map_aggregate
 from torch.fx.proxy import TraceError
 from torch.nn import functional as F
 
+from fxquant.capture.attention.decomposition import decomposed, is_decomposable
+from fxquant.capture.attention.multi_head import functional_attention
 from fxquant.capture.example import EMPTY, Argument, Call, arguments
 from fxquant.capture.given_models import why_opaque
 from fxquant.capture.recording.python_of_tracing import (
@@ -109,12 +112,17 @@ class Recorder(fx.Tracer):
             return False  # a forward of its own is traced as it runs
         if layer_type(m) is not None or is_batchnorm_module(m):
             return True  # subclasses of PyTorch's that compute the same; torchvision's, frozen
+        if is_decomposable(m):
+            return decomposed(m) is None
         return super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         """Record the call of a module, or what it does; one made in a forward is no submodule."""
         if (self._values and self._values.is_computing) or m not in (self.submodule_paths or {}):
             return forward(*args, **kwargs)
+        plain = decomposed(m)
+        if plain is not None:
+            forward = functools.partial(plain, m)
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:
@@ -250,6 +258,9 @@ class Recorder(fx.Tracer):
         type_expr: Any = None, proxy_factory_fn: Callable[[fx.Node], fx.Proxy] | None = None,
     ) -> Any:  # fmt: skip
         """Record a call; return a proxy of what it gives, or a fact that no size has a part in."""
+        attended = functional_attention(target, args, kwargs)
+        if attended is not None:
+            return attended
         _refuse_writing(kind, target, args)
         if self._values is None or proxy_factory_fn is not None:
             return super().create_proxy(
