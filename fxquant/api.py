@@ -39,8 +39,10 @@ from fxquant.passes.prepare.absorb_biases import AbsorbBiases
 from fxquant.passes.prepare.drop_identities import DropIdentities
 from fxquant.passes.prepare.equalize_layers import EqualizeLayers
 from fxquant.passes.prepare.fold_batchnorm import FoldBatchNorm
+from fxquant.passes.prepare.fold_constants import FoldConstants
 from fxquant.passes.prepare.insert_observers import InsertObservers
 from fxquant.passes.prepare.lift_functionals import LiftFunctionals
+from fxquant.passes.prepare.lift_products import LiftProducts
 from fxquant.passes.prepare.mark_fused_relu import MarkFusedRelu
 from fxquant.recipe.recipe import Recipe
 from fxquant.streaming.long_runs import Run, bar
@@ -140,6 +142,8 @@ def float_passes(recipe: Recipe) -> list[Pass]:
     """Return what changes the float graph before it is observed; outputs stay as they are."""
     return [
         DropIdentities(),
+        FoldConstants(),
+        LiftProducts(),
         LiftFunctionals(),
         FoldBatchNorm(),
         AbsorbBatchNorm(),

@@ -11,6 +11,8 @@ Before calibration: `fxquant.passes.prepare`
 | pass | what it does |
 |---|---|
 | `DropIdentities` | removes what does nothing in eval mode: dropout, `nn.Identity` |
+| `FoldConstants` | computes once what is computed from parameters alone |
+| `LiftProducts` | turns `x @ self.w` and its like into `F.linear` |
 | `LiftFunctionals` | turns `F.conv2d(x, self.w)` and its like into modules |
 | `FoldBatchNorm` | folds batch norm into the layer before it |
 | `AbsorbBatchNorm` | folds batch norm into the layers behind it |
@@ -75,8 +77,10 @@ from fxquant.passes.prepare.absorb_biases import AbsorbBiases
 from fxquant.passes.prepare.drop_identities import DropIdentities
 from fxquant.passes.prepare.equalize_layers import EqualizeLayers
 from fxquant.passes.prepare.fold_batchnorm import FoldBatchNorm
+from fxquant.passes.prepare.fold_constants import FoldConstants
 from fxquant.passes.prepare.insert_observers import InsertObservers
 from fxquant.passes.prepare.lift_functionals import LiftFunctionals
+from fxquant.passes.prepare.lift_products import LiftProducts
 from fxquant.passes.prepare.mark_fused_relu import MarkFusedRelu
 
 __all__ = [
@@ -90,8 +94,10 @@ __all__ = [
     "DropObservers",
     "EqualizeLayers",
     "FoldBatchNorm",
+    "FoldConstants",
     "InsertObservers",
     "LiftFunctionals",
+    "LiftProducts",
     "LowerAdditions",
     "LowerAverages",
     "LowerLayers",

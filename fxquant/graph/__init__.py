@@ -16,14 +16,16 @@ from fxquant.graph.mutations import (
     may_be_view,
     read_instead,
     run_out_of_place,
+    views_of,
 )
-from fxquant.graph.operation_table import Call, argument
+from fxquant.graph.operation_table import Call, argument, is_size
 from fxquant.graph.operations import (
     batchnorm_of,
     data_input,
     is_add,
     is_batchnorm,
     is_layer,
+    is_overridden,
     layer_of,
     module_of,
     operation_of,
@@ -46,7 +48,9 @@ from fxquant.graph.selection import (
 from fxquant.graph.states import require_converted, require_float, require_prepared
 from fxquant.graph.submodules import (
     Submodules,
+    attribute_of,
     free_name,
+    free_place,
     own_all,
     users_by_module,
     why_not_changeable,
@@ -63,6 +67,7 @@ __all__ = [
     "Submodules",
     "annotate",
     "argument",
+    "attribute_of",
     "axis_before",
     "batchnorm_of",
     "call_name",
@@ -73,11 +78,14 @@ __all__ = [
     "find_chains",
     "find_pairs",
     "free_name",
+    "free_place",
     "insert_after",
     "is_add",
     "is_batchnorm",
     "is_inplace",
     "is_layer",
+    "is_overridden",
+    "is_size",
     "known_ranks",
     "layer_of",
     "may_be_view",
@@ -106,6 +114,7 @@ __all__ = [
     "text",
     "users_by_module",
     "value_of",
+    "views_of",
     "why_not_changeable",
     "write_journals",
 ]

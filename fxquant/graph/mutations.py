@@ -113,14 +113,14 @@ def changed_while_read(gm: fx.GraphModule) -> dict[fx.Node, fx.Node]:
         source = data_input(node)
         if source is None or not is_inplace(gm, node):
             continue
-        views = _views(gm, source)
+        views = views_of(gm, source)
         seen_by = {user for view in views for user in readers(gm, view)}
         if any(position[reader] > position[node] for reader in seen_by):
             found.update({view: node for view in views})
     return found
 
 
-def _views(gm: fx.GraphModule, node: fx.Node) -> set[fx.Node]:
+def views_of(gm: fx.GraphModule, node: fx.Node) -> set[fx.Node]:
     """Return all nodes that may share memory with `node`, itself included."""
     base, source = node, data_input(node)
     while source is not None and may_be_view(gm, base):

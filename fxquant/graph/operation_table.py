@@ -120,10 +120,10 @@ def _add(call: Call) -> Operation:
     operands = call.node.args
     if len(operands) != 2 or call.node.kwargs.get("alpha", 1) != 1:
         return OTHER
-    return _ADD if all(isinstance(x, fx.Node) and not _is_size(x) for x in operands) else OTHER
+    return _ADD if all(isinstance(x, fx.Node) and not is_size(x) for x in operands) else OTHER
 
 
-def _is_size(node: fx.Node) -> bool:
+def is_size(node: fx.Node) -> bool:
     """Say whether the node computes a number of the shape of a tensor."""
     while node.target in _ARITHMETIC and node.all_input_nodes:
         node = node.all_input_nodes[0]

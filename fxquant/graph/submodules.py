@@ -16,7 +16,7 @@ import copy
 from collections.abc import Iterable
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from fxquant.graph.records import annotate, record
@@ -61,6 +61,23 @@ def _find(gm: nn.Module, path: str) -> Any:
     for part in path.split("."):
         found = getattr(found, part, None)
     return found
+
+
+def free_place(gm: fx.GraphModule, path: str) -> str:
+    """Return `path`, or one beside it that is free, and outside of the modules that nodes call.
+
+    Passes replace these as a whole.
+    """
+    called = {str(node.target) for node in gm.graph.find_nodes(op="call_module")}
+    for holder in sorted(_holders_of(path) & called, key=len):
+        return free_name(gm, f"{holder}_{path.removeprefix(f'{holder}.').replace('.', '_')}")
+    return free_name(gm, path)
+
+
+def attribute_of(gm: fx.GraphModule, node: fx.Node) -> Any:
+    """Return what `node`, which reads an attribute, reads."""
+    owner, _, name = str(node.target).rpartition(".")
+    return getattr(gm.get_submodule(owner), name)
 
 
 def own_all(gm: fx.GraphModule, *kinds: type[nn.Module]) -> None:
@@ -154,10 +171,30 @@ class Submodules:
                 holder, name = self._holder(path)
                 del holder._modules[name]
 
-    def drop_attribute(self, path: str) -> None:
-        """Delete the parameter, buffer or other attribute at `path`."""
+    def put_tensor(self, path: str, tensor: Tensor) -> None:
+        """Put a parameter or, if it is none, a buffer at `path`."""
         holder, name = self._holder(path)
-        delattr(holder, name)
+        if isinstance(tensor, nn.Parameter):
+            holder.register_parameter(name, tensor)
+        else:
+            holder.register_buffer(name, tensor)
+
+    def erase_unread(self, nodes: Iterable[fx.Node]) -> None:
+        """Erase those of `nodes` that no node uses, and attributes that none of the graph reads.
+
+        Attributes of modules that are called stay.
+        """
+        graph, wanted, erased = self._gm.graph, set(nodes), set()
+        for node in reversed(graph.nodes):
+            if node in wanted and not node.users:
+                graph.erase_node(node)
+                erased.update([str(node.target)] if node.op == "get_attr" else [])
+        read = {str(node.target) for node in graph.find_nodes(op="get_attr")}
+        called = {str(node.target) for node in graph.find_nodes(op="call_module")}
+        for path in erased - read:
+            if called.isdisjoint(_holders_of(path)):
+                holder, name = self._holder(path)
+                delattr(holder, name)
 
     def _holder(self, path: str) -> tuple[nn.Module, str]:
         """Return the module that holds what is at `path`, which may be changed, and its name."""

@@ -16,7 +16,9 @@ from fxquant.modules.dynamic_quantize import DynamicQuantize
 from fxquant.modules.fake_quantize import FakeQuantize
 from fxquant.modules.figures import Figures, LearnedRounding
 from fxquant.modules.layers import (
+    ADDMMS,
     LAYERS,
+    MATMULS,
     Layer,
     as_layer,
     channel_axis,
@@ -44,7 +46,9 @@ from fxquant.modules.torchvision_names import (
 from fxquant.modules.weight_hooks import take_off_weight_hooks, weights_of_hooks
 
 __all__ = [
+    "ADDMMS",
     "LAYERS",
+    "MATMULS",
     "STOCHASTIC_DEPTH",
     "STOCHASTIC_DEPTH_FUNCTION",
     "BatchNorm",

@@ -6,6 +6,9 @@ A transposed convolution keeps its weight as (in, out/groups, *kernel), all othe
 
 from __future__ import annotations
 
+import operator
+
+import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
@@ -116,6 +119,14 @@ FUNCTIONAL_LAYERS = (
 )  # fmt: skip
 
 
+MATMULS = (operator.matmul, torch.matmul, torch.mm, torch.bmm, "matmul", "mm", "bmm")
+ADDMMS = (torch.addmm, "addmm")
+"""Products of matrices, in all spellings: functions, and names of methods."""
+
+
 def is_functional_layer(node: fx.Node) -> bool:
-    """Say whether the node calls a convolution or linear function."""
-    return node.op == "call_function" and node.target in FUNCTIONAL_LAYERS
+    """Say whether the node calls a convolution or linear function, or multiplies by a parameter."""
+    if node.target not in (*MATMULS, *ADDMMS, torch.einsum):
+        return node.op == "call_function" and node.target in FUNCTIONAL_LAYERS
+    factors = [(each, *each.all_input_nodes) for each in node.all_input_nodes]  # or of `w.t()`
+    return any(each[-1].op == "get_attr" for each in factors)

@@ -4,11 +4,14 @@ Before:  w = self.weight; b = self.bias; y = F.conv2d(x, w, b, 2, 1)
 After:   y = self.conv2d(x)      # Conv2d with the same parameters
 
 So that all other passes need to know modules only. Calls that share parameters and options share
-one module. Parameters that are computed (`F.conv2d(x, self.weight * 2)`) stay as they are.
+one module. It takes the place of what holds nothing but its parameters; else it stands in there, or
+beside a module that is called too. Where a padding is computed from sizes, zeros are put on before
+the layer. Parameters that are computed (`F.conv2d(x, self.weight * x.mean())`) stay as they are.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +19,9 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from fxquant.graph.operation_table import is_size
 from fxquant.graph.records import refuse
-from fxquant.graph.submodules import Submodules, free_name
+from fxquant.graph.submodules import Submodules, attribute_of, free_place
 from fxquant.modules.batchnorm import FunctionalBatchNorm
 from fxquant.passes.pipeline import Pass
 from fxquant.passes.starting_points import TRACED
@@ -82,6 +86,7 @@ def _module(module: nn.Module, **parameters: Tensor | None) -> nn.Module:
     return module.eval()
 
 
+_DIMENSIONS = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
 _LIFTS: dict[Any, tuple[dict[str, Any], Callable[[dict[str, Any]], nn.Module]]] = {
     F.conv1d: (_CONV, _conv(nn.Conv1d, False)),
     F.conv2d: (_CONV, _conv(nn.Conv2d, False)),
@@ -103,30 +108,58 @@ class LiftFunctionals(Pass):
     def run(self, gm: fx.GraphModule) -> bool:
         """Replace each call; refuse those whose parameters or options are computed."""
         names: dict[Any, str] = {}
+        read: list[fx.Node] = []
         submodules = Submodules(gm)
         for node in list(gm.graph.nodes):
             if node.op != "call_function" or node.target not in _LIFTS:
                 continue
             signature, make = _LIFTS[node.target]
             given = {**signature, **dict(zip(signature, node.args, strict=False)), **node.kwargs}
-            given.pop("input")
+            source = given.pop("input")
+            zeros = _computed_padding(gm, node, given)
+            if zeros is not None:
+                given["padding"] = 0
             reason = _why_not_liftable(gm, node, given)
             if reason is not None:
                 refuse(node, "left in float", reason)
                 continue
+            read += [each for each in node.all_input_nodes if each.op == "get_attr"]
             key = (node.target, *[_identity(value) for value in given.values()])
             if key not in names:
                 names[key] = _name(gm, node, given)
                 submodules.put(names[key], make(_resolve(gm, given)))
             with gm.graph.inserting_before(node):
-                source = node.args[0] if node.args else node.kwargs["input"]
+                if zeros is not None:
+                    source = gm.graph.call_function(F.pad, (source, zeros))
                 lifted = gm.graph.call_module(names[key], (source,))
             lifted.meta.update(node.meta)
             node.replace_all_uses_with(lifted)
             gm.graph.erase_node(node)
-        if names:
-            _erase_unused_attributes(gm, submodules)
+        submodules.erase_unread(read)
         return bool(names)
+
+
+def _computed_padding(gm: fx.GraphModule, node: fx.Node, given: dict[str, Any]) -> list[Any] | None:
+    """Return the zeros on each side, as `F.pad` takes them, if sizes decide; None if they do not.
+
+    Of transposed convolutions the padding is another thing.
+    """
+    padding = given.get("padding")
+    if node.target not in _DIMENSIONS or _is_constant(padding):
+        return None
+    each = padding if isinstance(padding, (tuple, list)) else [padding] * _DIMENSIONS[node.target]
+    if not all(isinstance(size, int) or _is_number(size) for size in each):
+        return None
+    return [size for size in reversed(each) for _ in range(2)]
+
+
+def _is_number(value: Any) -> bool:
+    """Say whether a node computes one number of a shape, not several."""
+    if not isinstance(value, fx.Node) or not is_size(value):
+        return False
+    if value.target is operator.getitem:
+        return not isinstance(value.args[1], slice)
+    return value.target is not getattr and (value.target != "size" or len(value.args) > 1)
 
 
 def _identity(value: Any) -> str:
@@ -139,7 +172,7 @@ def _why_not_liftable(gm: fx.GraphModule, node: fx.Node, given: dict[str, Any]) 
         return f"{' and '.join(computed)} computed in the graph"
     if given.get("training") or ("running_mean" in given and given["running_mean"] is None):
         return "it normalizes by each batch's own statistics"
-    if node.target is F.linear and _attribute(gm, str(given["weight"].target)).dim() != 2:
+    if node.target is F.linear and attribute_of(gm, given["weight"]).dim() != 2:
         return "its weight is a vector"
     return None
 
@@ -154,32 +187,25 @@ def _is_constant(value: Any) -> bool:
 
 def _resolve(gm: fx.GraphModule, given: dict[str, Any]) -> dict[str, Any]:
     return {
-        key: _attribute(gm, str(value.target)) if isinstance(value, fx.Node) else value
+        key: attribute_of(gm, value) if isinstance(value, fx.Node) else value
         for key, value in given.items()
     }
 
 
-def _attribute(gm: fx.GraphModule, path: str) -> Any:
-    owner, _, name = path.rpartition(".")
-    return getattr(gm.get_submodule(owner), name)
-
-
 def _name(gm: fx.GraphModule, node: fx.Node, given: dict[str, Any]) -> str:
-    """Return a name for the module: the function's, in the module that owns its parameters."""
+    """Return a name for the module: that of what holds its parameters alone, else one in there."""
     nodes = [value for value in given.values() if isinstance(value, fx.Node)]
     owner = str(nodes[0].target).rpartition(".")[0] if nodes else ""
+    if owner and _holds_nothing_else(gm, owner, node, {str(each.target) for each in nodes}):
+        return owner
     function = getattr(node.target, "__name__", "layer")
-    return free_name(gm, f"{owner}.{function}".lstrip("."))
+    return free_place(gm, f"{owner}.{function}".lstrip("."))
 
 
-def _erase_unused_attributes(gm: fx.GraphModule, submodules: Submodules) -> None:
-    erased = set()
-    for node in reversed(gm.graph.nodes):
-        if node.op == "get_attr" and not node.users:
-            gm.graph.erase_node(node)
-            erased.add(str(node.target))
-    still_read = {str(node.target) for node in gm.graph.find_nodes(op="get_attr")}
-    called = {str(node.target) for node in gm.graph.find_nodes(op="call_module")}
-    for path in erased - still_read:
-        if path.rpartition(".")[0] not in called:
-            submodules.drop_attribute(path)
+def _holds_nothing_else(gm: fx.GraphModule, owner: str, call: fx.Node, targets: set[str]) -> bool:
+    """Say whether `owner` is what tracing left of a module: what `call` alone reads."""
+    holder = gm.get_submodule(owner)
+    held = {f"{owner}.{name}" for name in (*holder._parameters, *holder._buffers)}
+    reads = [each for each in gm.graph.find_nodes(op="get_attr") if str(each.target) in targets]
+    is_alone = all(set(each.users) == {call} for each in reads)
+    return is_alone and type(holder) is nn.Module and not holder._modules and held == targets

@@ -111,6 +111,10 @@ def test_a_rule_by_its_original_name_reaches_the_copy_of_a_shared_module() -> No
 def test_a_rule_finds_a_lifted_function_in_its_owner() -> None:
     gm = fxquant.trace(Net(lambda m, x: F.linear(x, m.fc.weight), fc=nn.Linear(4, 4)))
     apply(LiftFunctionals(), gm)
+    assert bits(gm, Rule("fc", weights=4)) == {"fc": 4}
+    model = Net(lambda m, x: F.linear(x, m.fc.weight) * m.fc.bias, fc=nn.Linear(4, 4))
+    gm = fxquant.trace(model)
+    apply(LiftFunctionals(), gm)
     assert bits(gm, Rule("fc.*", weights=4)) == {"fc_linear": 4}
 
 

@@ -93,6 +93,11 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
         lambda m, x: m.last(m.bn(m.conv(x))), conv=weight_norm(nn.Conv2d(3, 3, 1)),
         bn=nn.BatchNorm2d(3), last=nn.Conv2d(3, 2, 1),
     ),
+    "products": lambda: Net(
+        lambda m, x: F.conv2d(x, m.w / m.w.norm()).mean((2, 3)) @ m.v + m.fc.weight.t().mean(1),
+        w=nn.Parameter(torch.randn(4, 3, 1, 1)), v=nn.Parameter(torch.randn(4, 2)),
+        fc=nn.Linear(2, 3),
+    ),
     "transposed": lambda: Net(
         lambda m, x: m.last(F.hardswish(m.bn(m.up(x)))),
         up=nn.ConvTranspose2d(3, 4, 2, stride=2), bn=nn.BatchNorm2d(4), last=nn.Conv2d(4, 2, 1),
@@ -148,9 +153,10 @@ def passes_in_order(gm: fx.GraphModule) -> Iterator[tuple[Pass, fx.GraphModule]]
     each: Pass
     recipe = Recipe.adaround(weight_bits=4, bias_correction=True)
     for each in (
-        passes.DropIdentities(), passes.LiftFunctionals(), passes.FoldBatchNorm(),
-        passes.AbsorbBatchNorm(), passes.EqualizeLayers(), passes.AbsorbBiases(),
-        passes.MarkFusedRelu(), passes.InsertObservers(recipe),
+        passes.DropIdentities(), passes.FoldConstants(), passes.LiftProducts(),
+        passes.LiftFunctionals(), passes.FoldBatchNorm(), passes.AbsorbBatchNorm(),
+        passes.EqualizeLayers(), passes.AbsorbBiases(), passes.MarkFusedRelu(),
+        passes.InsertObservers(recipe),
     ):  # fmt: skip
         yield each, gm
     computed(gm)

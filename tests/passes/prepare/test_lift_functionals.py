@@ -12,8 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import fxquant
+from fxquant.modules.quantized_layer import QuantizedLayer
 from fxquant.passes import LiftFunctionals
-from tests.helpers import Net, apply, graph_text, outputs, refusals
+from tests.helpers import Net, apply, graph_text, outputs, refusals, relative_error
 
 CONVS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -111,15 +112,39 @@ def test_moves_parameters_and_leaves_no_duplicate(
     assert sorted(after) == sorted(before)
 
 
+class Block(nn.Module):
+    """A layer as many write it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias, self.more = parameter(4, 4, 3, 3), parameter(4), parameter(4, 1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(x, self.weight, self.bias, padding=1)
+
+
+class BlockWithMore(Block):
+    """It holds more than its layer."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * self.more
+
+
 def test_names_the_module_after_the_function_in_the_parameters_owner() -> None:
-    class Block(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight, self.bias = parameter(4, 4, 3, 3), parameter(4)
+    gm = fxquant.trace(nn.Sequential(BlockWithMore(), nn.ReLU()))
+    apply(LiftFunctionals(), gm)
+    assert graph_text(gm) == cleandoc("""
+        input_1 = input()
+        _0_conv2d = self.0.conv2d(input_1) # Conv2d
+        _0_more = self.0.more
+        mul = operator.mul(_0_conv2d, _0_more)
+        _1 = self.1(mul) # ReLU
+        return _1
+    """)
+    assert set(gm.state_dict()) == {"0.more", "0.conv2d.weight", "0.conv2d.bias"}
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return F.conv2d(x, self.weight, self.bias, padding=1)
 
+def test_the_module_takes_the_place_of_what_holds_its_parameters_alone() -> None:
     gm = fxquant.trace(nn.Sequential(Block(), nn.ReLU()))
     assert graph_text(gm) == cleandoc("""
         input_1 = input()
@@ -132,11 +157,11 @@ def test_names_the_module_after_the_function_in_the_parameters_owner() -> None:
     apply(LiftFunctionals(), gm)
     assert graph_text(gm) == cleandoc("""
         input_1 = input()
-        _0_conv2d = self.0.conv2d(input_1) # Conv2d
-        _1 = self.1(_0_conv2d) # ReLU
+        _0 = self.0(input_1) # Conv2d
+        _1 = self.1(_0) # ReLU
         return _1
     """)
-    assert list(gm.state_dict()) == ["0.conv2d.weight", "0.conv2d.bias"]
+    assert list(gm.state_dict()) == ["0.weight", "0.bias"]
 
 
 @pytest.mark.parametrize("make", [parameter, torch.randn], ids=["parameter", "buffer"])
@@ -176,9 +201,73 @@ def test_keeps_a_parameter_that_the_graph_uses_elsewhere() -> None:
     assert torch.equal(outputs(gm, x), outputs(model, x))
 
 
+BORROWED: dict[str, tuple[Callable[[], nn.Module], torch.Tensor]] = {
+    "a convolution": (
+        lambda: Net(lambda m, x: m.conv(x) + F.conv2d(x, m.conv.weight), conv=nn.Conv2d(4, 4, 3)),
+        torch.randn(2, 4, 5, 5),
+    ),
+    "a linear layer": (
+        lambda: Net(lambda m, x: F.linear(m.fc(x), m.fc.weight, m.fc.bias), fc=nn.Linear(5, 5)),
+        torch.randn(2, 5),
+    ),
+    "an embedding": (
+        lambda: Net(lambda m, x: F.linear(m.words(x), m.words.weight), words=nn.Embedding(7, 4)),
+        torch.tensor([[1, 2], [6, 0]]),
+    ),
+    "an embedding, multiplied": (
+        lambda: Net(lambda m, x: m.words(x) @ m.words.weight.t(), words=nn.Embedding(7, 4)),
+        torch.tensor([[1, 2], [6, 0]]),
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "x"), BORROWED.values(), ids=BORROWED)
+def test_a_weight_may_be_of_a_module_that_is_called_too(
+    make: Callable[[], nn.Module], x: torch.Tensor
+) -> None:
+    model = make()
+    quantized = fxquant.quantize(model, [x], "minmax")
+    assert relative_error(outputs(quantized, x), outputs(model, x)) < 0.05
+    layers = [each for each in quantized.modules() if isinstance(each, QuantizedLayer)]
+    assert len(layers) == (1 if hasattr(model, "words") else 2)
+
+
+PADDINGS: list[Callable[[Any], Any]] = [
+    lambda x: (x.shape[3] // 2, x.shape[3] - 1),
+    lambda x: [x.size(2) % 2, 0],
+    lambda x: x.size(0),
+    lambda x: x.shape[2:][1] // 4,
+]
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_zeros_are_put_on_before_a_layer_whose_padding_is_computed(
+    padding: Callable[[Any], Any],
+) -> None:
+    model = Net(
+        lambda m, x: F.conv2d(x, m.w, padding=padding(x), groups=2), w=parameter(4, 2, 3, 2)
+    )
+    gm = fxquant.trace(model)
+    assert apply(LiftFunctionals(), gm)
+    assert [type(each) for each in gm.children()] == [nn.Conv2d]
+    for size in (4, 7):
+        x = torch.randn(2, 4, 6, size)
+        assert torch.equal(outputs(gm, x), outputs(model, x))
+
+
+def test_a_plain_tensor_is_a_weight_too() -> None:
+    plain = torch.randn(3, 5)
+    model = Net(lambda m, x: F.linear(x, plain) + F.linear(x, m.kept), kept=torch.randn(3, 5))
+    gm = fxquant.trace(model)
+    assert apply(LiftFunctionals(), gm)
+    assert [type(each) for each in gm.children()] == [nn.Linear, nn.Linear]
+    x = x_of(1)
+    assert torch.equal(outputs(gm, x), outputs(model, x))
+
+
 REFUSED: dict[str, tuple[Callable[[], nn.Module], int, dict[str, str]]] = {
     "a computed weight": (
-        lambda: Net(lambda m, x: F.conv2d(x, m.w * 2), w=parameter(4, 4, 3, 3)),
+        lambda: Net(lambda m, x: F.conv2d(x, m.w * x.mean()), w=parameter(4, 4, 3, 3)),
         2,
         {"conv2d": "left in float: weight computed in the graph"},
     ),
@@ -186,6 +275,19 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], int, dict[str, str]]] = {
         lambda: Net(lambda m, x: F.linear(x, m.w * 2, m.w[0]), w=parameter(5, 5)),
         1,
         {"linear": "left in float: weight and bias computed in the graph"},
+    ),
+    "a padding that may be several numbers": (
+        lambda: Net(lambda m, x: F.conv2d(x, m.w, padding=x.shape[2:]), w=parameter(4, 4, 3, 3)),
+        2,
+        {"conv2d": "left in float: padding computed in the graph"},
+    ),
+    "a computed padding of a transposed convolution": (
+        lambda: Net(
+            lambda m, x: F.conv_transpose2d(x, m.w, padding=x.size(2) // 4),
+            w=parameter(4, 4, 3, 3),
+        ),
+        2,
+        {"conv_transpose2d": "left in float: padding computed in the graph"},
     ),
     "a computed option": (
         lambda: Net(
