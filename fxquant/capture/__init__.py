@@ -10,6 +10,7 @@ from fxquant.capture.given_models import (
 )
 from fxquant.capture.naming import Untraced, find_regions, node_name, path_of, target_name
 from fxquant.capture.partition import Captured, capture
+from fxquant.capture.recording.objects import filled
 from fxquant.capture.recording.requirements import require
 from fxquant.capture.recording.state import left_as_it_is
 from fxquant.capture.region import Region, build_region, reserve_hook_numbers
@@ -26,6 +27,7 @@ __all__ = [
     "call_of",
     "capture",
     "copy_without_wrappers",
+    "filled",
     "find_regions",
     "left_as_it_is",
     "node_name",

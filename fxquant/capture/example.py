@@ -33,6 +33,7 @@ class Argument:
     is_given: bool
     """Whether the example gives it."""
     by_keyword: bool
+    """Whether the example gives it so, or no call can give it otherwise."""
 
 
 EMPTY = inspect.Parameter.empty
@@ -55,12 +56,15 @@ def arguments(forward: Callable[..., Any], call: Call | None) -> list[Argument]:
             given = signature.bind(*call.args, **call.kwargs).arguments
         except TypeError as error:
             raise CaptureError(f"example_inputs: forward{signature}: {error}") from error
-    found = []
+    found: list[Argument] = []
     for name, parameter in signature.parameters.items():
-        by_keyword = parameter.kind is inspect.Parameter.KEYWORD_ONLY
         if parameter.kind not in _VARIABLE:
+            is_first = call is None or len(found) < len(call.args)
+            by_position = parameter.kind is inspect.Parameter.POSITIONAL_ONLY or (
+                is_first and parameter.kind is not inspect.Parameter.KEYWORD_ONLY
+            )
             value = given.get(name, parameter.default)
-            found.append(Argument(name, value, parameter.default, name in given, by_keyword))
+            found.append(Argument(name, value, parameter.default, name in given, not by_position))
         elif parameter.kind is inspect.Parameter.VAR_POSITIONAL:
             for number, value in enumerate(given.get(name, ())):
                 found.append(Argument(f"{name}_{number}", value, EMPTY, True, False))

@@ -20,6 +20,7 @@ from typing import Any
 from torch import fx, nn
 from torch.fx.graph import CodeGen
 
+from fxquant.capture.recording.objects import filled
 from fxquant.errors import StorageError
 from fxquant.graph.records import Record, annotate, record
 from fxquant.storage.allowed import Allowed
@@ -48,6 +49,8 @@ def encode_graph(
     encoded, numbers = [], {node: number for number, node in enumerate(graph.nodes)}
     for node in numbers:
         where = f"{path}: node {node.name!r}"
+        if node.target is filled:
+            raise StorageError(f"{where} returns an object of a class that no file may name")
         target = node.target if isinstance(node.target, str) else name_of(node.target, where)
         args = [_encode(value, numbers, where) for value in node.args]
         kwargs = {key: _encode(value, numbers, where) for key, value in node.kwargs.items()}

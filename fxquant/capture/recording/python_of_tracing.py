@@ -54,17 +54,23 @@ def recorded_functions() -> frozenset[int]:
 
 
 @contextlib.contextmanager
-def python_of_tracing() -> Iterator[None]:
-    """Let `isinstance` and methods of tensors know proxies; one thread at a time."""
+def python_of_tracing(with_values: bool) -> Iterator[None]:
+    """Let `isinstance` and methods of tensors know proxies; one thread at a time.
+
+    With values, code that asks whether it is compiled hears yes: such code leaves out caches that
+    would keep proxies, and looks at values of tensors.
+    """
     own = {name: vars(Tensor).get(name) for name in _METHODS}
-    original = builtins.isinstance
+    original, is_compiling = builtins.isinstance, torch.compiler._is_compiling_flag
     try:
+        torch.compiler._is_compiling_flag = with_values or is_compiling
         builtins.isinstance = stands_for
         for name in _METHODS:
             setattr(Tensor, name, _recorded(name, getattr(Tensor, name)))
         yield
     finally:
         builtins.isinstance = original
+        torch.compiler._is_compiling_flag = is_compiling
         for name, method in own.items():
             if method is None:
                 delattr(Tensor, name)

@@ -21,6 +21,7 @@ from fxquant.capture.attention.decomposition import decomposed, is_decomposable
 from fxquant.capture.attention.multi_head import functional_attention
 from fxquant.capture.example import EMPTY, Argument, Call, arguments
 from fxquant.capture.given_models import why_opaque
+from fxquant.capture.recording.objects import emptied, filled, proxies_inside, slots_inside
 from fxquant.capture.recording.python_of_tracing import (
     ONE_AT_A_TIME,
     python_of_tracing,
@@ -73,6 +74,7 @@ class Recorder(fx.Tracer):
         self._facts: set[str] = set()
         self._told: set[fx.Node] = set()
         self._questions: dict[Any, ValueProxy] = {}
+        self._autocasts = _autocasts()
         self.made: set[str] = set()
         """Names of constants that it made attributes of the root."""
         self.failed_in: str | None = None
@@ -90,14 +92,17 @@ class Recorder(fx.Tracer):
             self._names = {id(tensor): name for name, tensor in reversed(tensors)}
             modules = root.named_modules(remove_duplicate=False)
             self._held = {**dict(modules), **dict(tensors)}  # not by get_submodule: 'to' may be one
-        with ONE_AT_A_TIME, python_of_tracing():
+            if type(self) is not Recorder:  # unpickling: each function in the code is one call
+                named = type(root).forward.__globals__.values()
+                self._autowrap_function_ids |= {id(each) for each in named if callable(each)}
+        with ONE_AT_A_TIME, python_of_tracing(self._values is not None):
             graph = super().trace(root, concrete_args)
         self._hold_facts()
         self._hold_nones()
         questions = {proxy.node for proxy in self._questions.values()}
         for node in reversed(graph.nodes):
             node.meta.pop("is_wrapped", None)  # unpickled, such graphs let nothing be traced
-            if node in questions and not node.users:
+            if not node.users and (node in questions or node.op == "get_attr"):
                 graph.erase_node(node)
         graph._tracer_cls = Recorder
         return graph
@@ -152,7 +157,8 @@ class Recorder(fx.Tracer):
         for argument in arguments(root.forward, self._call):
             value = self._argument(argument)
             if argument.by_keyword:
-                kwargs[argument.name] = value
+                if argument.is_given or argument.name in self._fixed:
+                    kwargs[argument.name] = value
             else:
                 args.append(value)
         called: Any = root._call_impl if self._with_hooks else root.forward
@@ -228,7 +234,21 @@ class Recorder(fx.Tracer):
             return self.create_node("call_function", float, (str(a),), {})
         if is_own_container(a):
             return self._made_again(a)
+        inside = proxies_inside(a)
+        if inside:
+            prototype = self._kept(emptied(a, inside))
+            values = tuple(self.create_arg(each) for each in inside)
+            return self.create_node("call_function", filled, (prototype, values), {})
+        if slots_inside(a):  # when such a graph is unpickled
+            return self._kept(a)
         return super().create_arg(a)
+
+    def _kept(self, prototype: Any) -> fx.Node:
+        """Return a node for an object that the root keeps, or is to keep."""
+        kept = (name for name, value in vars(self.root).items() if value is prototype)
+        name = next(kept, None) or self.get_fresh_qualname("_object_constant")
+        setattr(self.root, name, prototype)
+        return self.create_node("get_attr", name, (), {})
 
     def _hides(self, name: str) -> bool:
         """Say whether an argument has the name by which generated code calls infinity or NaN."""
@@ -258,10 +278,15 @@ class Recorder(fx.Tracer):
         type_expr: Any = None, proxy_factory_fn: Callable[[fx.Node], fx.Proxy] | None = None,
     ) -> Any:  # fmt: skip
         """Record a call; return a proxy of what it gives, or a fact that no size has a part in."""
+        inner = getattr(target, "__wrapped__", None)
+        if id(inner) in self._autowrap_function_ids:  # as PyTorch's function finds itself patched
+            target = inner
         attended = functional_attention(target, args, kwargs)
         if attended is not None:
             return attended
         _refuse_writing(kind, target, args)
+        if _autocasts() != self._autocasts:
+            raise TraceError("autocast inside of the forward: a graph would leave it out")
         if self._values is None or proxy_factory_fn is not None:
             return super().create_proxy(
                 kind, target, args, kwargs, name, type_expr, proxy_factory_fn
@@ -385,6 +410,10 @@ def _refuse_writing(kind: str, target: Any, args: Any) -> None:
     if is_in_place:
         name = getattr(target, "__name__", target)
         raise TraceError(f"{name} writes to a tensor that is no result of the input: it has state")
+
+
+def _autocasts() -> list[bool]:
+    return [torch.is_autocast_enabled(device) for device in ("cpu", "cuda")]
 
 
 def _is_image(value: Any) -> bool:

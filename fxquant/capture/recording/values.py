@@ -163,9 +163,28 @@ class ValueProxy(fx.Proxy):
         is_number = isinstance(self.known, (int, float))
         return format(self.tracer.decide(self) if is_number else str(self), specification)
 
+    def __eq__(self, other: Any) -> Any:
+        return False if self._is_cache_key(other) else self._call(operator.eq, other)
+
+    def __ne__(self, other: Any) -> Any:
+        return True if self._is_cache_key(other) else self._call(operator.ne, other)
+
+    def _is_cache_key(self, other: Any) -> bool:
+        """Say whether a whole shape is compared with one that is kept: of what depends on it.
+
+        The two count as different, so that all is made anew, as it is right for any shape. Where
+        that is no cache, the proof on the example sees the difference.
+        """
+        is_whole = isinstance(self.known, torch.Size) and self.node.target in (getattr, "size")
+        is_left_behind = type(other) is ValueProxy and other.tracer is not self.tracer
+        is_shape = type(other) in (tuple, torch.Size) and len(other) == len(self.known)
+        return is_whole and (is_left_behind or is_shape or other is None)
+
     def __hash__(self) -> int:
-        is_plain = isinstance(self.known, (int, float, tuple))
-        return hash(self.tracer.decide(self)) if is_plain else id(self)
+        if isinstance(self.known, (int, float, tuple)):
+            # No decision: as a key of a cache it would outlive the trace, with all that it holds.
+            raise TypeError("unhashable: a size in tracing")
+        return id(self)
 
     def _number(self) -> Any:
         if isinstance(self.known, (int, float)):

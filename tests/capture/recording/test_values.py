@@ -1,5 +1,6 @@
 """With an example, Python is told sizes, ranks and types; sizes stay in the graph elsewhere."""
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -102,7 +103,6 @@ FIXED: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
     "loop over a tensor": (lambda m, x: sum(y for y in x.transpose(0, 1)), ".shape[0] == 5"),
     "float": (lambda m, x: x * float(x.shape[1]), "layer.shape[1] == 5"),
     "text": (lambda m, x: x * len(f"{x.shape[1] * 1000}"), "layer.shape[1] * 1000 == 5000"),
-    "key": (lambda m, x: x * {5: 3}.get(x.shape[1], 1), "layer.shape[1] == 5"),
 }
 
 
@@ -234,3 +234,57 @@ def test_hooks_and_an_own_forward_of_the_model_are_traced_as_they_run(with_examp
     vars(model)["forward"] = lambda x: -plain(x)
     gm = fxquant.trace(model, example_inputs=x if with_example else None)
     assert torch.equal(gm(x), model(x))
+
+
+class KeepsAnchors(nn.Module):
+    """Makes again what depends on the shape where that changed, as YOLO's head does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.shape: Any = None
+        self.anchors: Any = torch.empty(0)
+
+    def forward(self, x: Tensor) -> Any:
+        shape = x.shape
+        if self.shape != shape:
+            self.anchors = torch.arange(shape[0] * shape[1]).reshape(shape[0], shape[1], 1)
+            self.shape = shape
+        return self.layer(x) + self.anchors
+
+
+@pytest.mark.parametrize("called_before", [False, True])
+def test_what_is_kept_for_a_shape_is_made_in_the_graph(called_before: bool) -> None:
+    model, x = KeepsAnchors().eval(), torch.randn(2, 3, 4)
+    if called_before:
+        model(x)
+    gm = fxquant.trace(model, example_inputs=x)
+    for each in (x, torch.randn(1, 5, 4)):
+        assert torch.equal(gm(each), copy.deepcopy(model)(each))
+
+
+def test_autocast_inside_of_a_forward_is_not_left_out() -> None:
+    def casts(m: Any, x: Tensor) -> Any:
+        with torch.autocast("cpu", torch.bfloat16):
+            return m.layer(x)
+
+    with pytest.raises(CaptureError, match="autocast inside of the forward"):
+        fxquant.trace(Does(casts), example_inputs=torch.randn(2, 5, 6))
+
+
+def test_arguments_are_given_as_the_example_gives_them() -> None:
+    class Wrapped(Many):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return super().forward(*args, **{"scale": 3, **kwargs})
+
+    model, x = Wrapped().eval(), torch.randn(2, 4)
+    gm = fxquant.trace(model, example_inputs=(x,))
+    assert torch.equal(gm(x)[0], model(x)[0])
+
+
+@pytest.mark.parametrize("with_example", [False, True])
+def test_a_function_that_the_model_holds_is_recorded_as_itself(with_example: bool) -> None:
+    model: Any = Does(lambda m, x: m.act(x))
+    model.act = F.relu6
+    gm = fxquant.trace(model, example_inputs=torch.randn(2, 5, 6) if with_example else None)
+    assert gm.graph.find_nodes(op="call_function", target=F.relu6)
