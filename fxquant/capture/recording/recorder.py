@@ -137,9 +137,14 @@ class Recorder(fx.Tracer):
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Return a proxy for a parameter, unless a result is being computed with it."""
-        if self._values is not None and self._values.is_computing:
+        if self._values is None:
+            return super().getattr(attr, attr_val, parameter_proxy_cache)
+        name = self._names.get(id(attr_val))
+        if self._values.is_computing or name is None or not isinstance(attr_val, nn.Parameter):
             return attr_val
-        return super().getattr(attr, attr_val, parameter_proxy_cache)
+        if name not in parameter_proxy_cache:  # fx looks through all parameters for each
+            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+        return parameter_proxy_cache[name]
 
     # The arguments of the root.
 
@@ -316,7 +321,7 @@ class Recorder(fx.Tracer):
 
     def _function(self, kind: str, target: Any) -> Callable[..., Any]:
         if kind == "call_method":
-            return lambda value, *args, **kwargs: getattr(value, target)(*args, **kwargs)
+            return _method(target)
         if kind == "call_module":
             return self._held[target]  # type: ignore[no-any-return]
         if kind == "get_attr":
@@ -410,6 +415,17 @@ def _refuse_writing(kind: str, target: Any, args: Any) -> None:
     if is_in_place:
         name = getattr(target, "__name__", target)
         raise TraceError(f"{name} writes to a tensor that is no result of the input: it has state")
+
+
+@functools.cache
+def _method(name: str) -> Callable[..., Any]:
+    """Return a function that calls the method of its first argument."""
+
+    def call(value: Any, *args: Any, **kwargs: Any) -> Any:
+        return getattr(value, name)(*args, **kwargs)
+
+    call.__name__ = name
+    return call
 
 
 def _autocasts() -> list[bool]:

@@ -67,6 +67,12 @@ def writes(m: Any, x: Tensor) -> Any:
     return made
 
 
+def reshapes_in_place(m: Any, x: Tensor) -> Any:
+    y, z = x.relu(), x.relu()  # equal calls
+    y.unsqueeze_(1)
+    return y.flatten(1) if y.ndim == 4 and z.ndim == 3 else z
+
+
 def unbinds(m: Any, x: Tensor) -> Any:
     q, k = x.reshape(*x.shape[:2], 2, 3).unbind(2)
     return q * k
@@ -88,6 +94,7 @@ FREE: dict[str, Callable[[Any, Tensor], Any]] = {
     "chunks": lambda m, x: sum(x.chunk(2, -1)),
     "list of chunks": lambda m, x: torch.cat(list(x.chunk(3, -1))[::-1], -1),
     "unbind": unbinds,
+    "reshaped in place": reshapes_in_place,
     "numpy scalar": lambda m, x: np.float64(2) * x / np.sqrt(6),
     "math": lambda m, x: x / math.sqrt(x.shape[-1]) * math.ceil(x.shape[1] / 2),
     "item assignment": writes,
