@@ -3,6 +3,9 @@
 `relu_`, `a += b`, `ReLU(inplace=True)` and `x[0] = y` change their first argument. Where values are
 kept beyond the call, they are computed on a copy, and what comes later reads the call's result
 instead of the changed tensor; there, changes through a view of a tensor are not followed.
+
+A function that fx does not look into (`fx.wrap`) may do so too. One whose result nobody reads is
+called for just that. Of any other, integers take no chances.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import copy
 import inspect
 import operator
+from types import FunctionType
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -35,6 +39,8 @@ _OPERATORS = (
     operator.ixor,
 )
 
+_KNOWN_PACKAGES = ("torch.", "fxquant.", "torchvision.ops.", "math", "operator")
+
 
 def is_inplace(gm: fx.GraphModule, node: fx.Node) -> bool:
     """Say whether the call changes its first argument in place."""
@@ -45,9 +51,21 @@ def is_inplace(gm: fx.GraphModule, node: fx.Node) -> bool:
         return _has_inplace_name(str(node.target))
     if node.op != "call_function":
         return False
-    if node.target in _OPERATORS or node.target is operator.setitem:
+    if node.target in _OPERATORS or _returns_nothing(node):
         return True
     return _has_inplace_name(getattr(node.target, "__name__", "")) or _asks_for_it(node)
+
+
+def _returns_nothing(node: fx.Node) -> bool:
+    """Say whether the call changes its first argument, and its result is not that."""
+    return node.target is operator.setitem or (_is_opaque(node) and not node.users)
+
+
+def _is_opaque(node: fx.Node) -> bool:
+    """Say whether the call is of a function of which only its source tells what it changes."""
+    package = getattr(node.target, "__module__", None) or ""
+    is_known = package.startswith(_KNOWN_PACKAGES) or package == "torch"
+    return isinstance(node.target, FunctionType) and not is_known
 
 
 def _has_inplace_name(name: str) -> bool:
@@ -78,7 +96,7 @@ def run_out_of_place(node: fx.Node, function: Any, args: Any, kwargs: Any) -> An
     else:
         kwargs = {name: _copy(kwargs[name]) if name == "input" else kwargs[name] for name in kwargs}
     result = function(*args, **kwargs)
-    return args[0] if node.target is operator.setitem else result
+    return args[0] if _returns_nothing(node) else result
 
 
 def _copy(value: Any) -> Any:
@@ -110,14 +128,19 @@ def changed_while_read(gm: fx.GraphModule) -> dict[fx.Node, fx.Node]:
     position = {node: number for number, node in enumerate(gm.graph.nodes)}
     found: dict[fx.Node, fx.Node] = {}
     for node in gm.graph.nodes:
-        source = data_input(node)
-        if source is None or not is_inplace(gm, node):
-            continue
-        views = views_of(gm, source)
+        views = {view for each in _may_be_changed(gm, node) for view in views_of(gm, each)}
         seen_by = {user for view in views for user in readers(gm, view)}
         if any(position[reader] > position[node] for reader in seen_by):
             found.update({view: node for view in views})
     return found
+
+
+def _may_be_changed(gm: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
+    """Return the nodes whose result the call may change in place."""
+    if _is_opaque(node):
+        return node.all_input_nodes
+    source = data_input(node)
+    return [source] if source is not None and is_inplace(gm, node) else []
 
 
 def views_of(gm: fx.GraphModule, node: fx.Node) -> set[fx.Node]:

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 import fxquant
 from fxquant.graph.mutations import changed_while_read, is_inplace, read_instead, run_out_of_place
+from fxquant.int8.onednn import why_unavailable
+from fxquant.numerics.decibels import sqnr
 from tests.helpers import Net, node
 
 Build = Callable[[fx.Graph, fx.Node], fx.Node]
@@ -174,6 +176,50 @@ def test_a_written_item_is_read_behind_the_call_that_wrote_it() -> None:
     graph.output(graph.call_method("mul", (x, 2)))
     gm = fx.GraphModule({}, graph)
     assert read_instead(gm) == {node(gm, "mul"): {node(gm, "x"): node(gm, "setitem")}}
+
+
+@fx.wrap
+def add_to(x: Tensor, y: Tensor) -> None:
+    """A function that fx does not look into."""
+    x += y
+
+
+@fx.wrap
+def added(x: Tensor, y: Tensor) -> Tensor:
+    y += x
+    return y * 2
+
+
+def test_a_function_of_which_nobody_reads_the_result_is_called_for_what_it_changes() -> None:
+    gm = fx.symbolic_trace(Net(lambda m, x: (y := x.exp(), add_to(y, x), y.sin())[-1]))
+    called = node(gm, "add_to")
+    assert is_inplace(gm, called)
+    assert read_instead(gm) == {node(gm, "sin"): {node(gm, "exp"): called}}
+    x, given = torch.tensor([2.0]), torch.tensor([1.0])
+    assert run_out_of_place(called, add_to, (given, x), {}).item() == 3
+    assert given.item() == 1
+
+
+def test_a_function_that_nobody_looked_into_may_change_each_of_its_arguments() -> None:
+    gm = fx.symbolic_trace(
+        Net(lambda m, x: (y := x.exp(), z := x.cos(), w := added(y, z), y.sin() + z.tan() + w)[-1])
+    )
+    called = node(gm, "added")
+    assert not is_inplace(gm, called)
+    assert changed_while_read(gm) == {node(gm, "exp"): called, node(gm, "cos"): called}
+
+
+@pytest.mark.skipif(why_unavailable() is not None, reason=str(why_unavailable()))
+def test_integers_are_not_read_past_a_function_that_changes_what_they_stand_for() -> None:
+    torch.manual_seed(0)
+    model = Net(
+        lambda m, x: (y := m.first(x), add_to(y, x * 1), m.third(m.second(y.flatten(1))))[-1],
+        first=nn.Linear(8, 8), second=nn.Linear(8, 8), third=nn.Linear(8, 8),
+    )  # fmt: skip
+    x = torch.randn(64, 8)
+    quantized = fxquant.quantize(model, [x])
+    lowered = fxquant.lower(quantized)
+    assert sqnr(quantized(x), lowered(x)) > 50
 
 
 CHANGED: dict[str, tuple[Callable[[Any, Any], Any], dict[str, str]]] = {
