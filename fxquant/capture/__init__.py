@@ -11,7 +11,7 @@ from fxquant.capture.given_models import (
 from fxquant.capture.naming import Untraced, find_regions, node_name, path_of, target_name
 from fxquant.capture.partition import Captured, capture
 from fxquant.capture.recording.objects import filled
-from fxquant.capture.recording.requirements import require
+from fxquant.capture.recording.requirements import require, requirements
 from fxquant.capture.recording.state import left_as_it_is
 from fxquant.capture.region import Region, build_region, reserve_hook_numbers
 from fxquant.capture.tracer import trace_graph
@@ -34,6 +34,7 @@ __all__ = [
     "path_of",
     "require",
     "require_module",
+    "requirements",
     "reserve_hook_numbers",
     "target_name",
     "trace",

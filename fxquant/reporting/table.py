@@ -11,6 +11,7 @@ from tabulate import tabulate
 from torch import nn
 
 from fxquant.capture.naming import Untraced, find_regions
+from fxquant.capture.recording.requirements import requirements
 from fxquant.capture.region import Region
 from fxquant.errors import PassError
 from fxquant.graph.journal import read_recipe, read_untraced
@@ -23,6 +24,7 @@ _NOT_COUNTED = (
     "multiply-adds: not counted: the model was not run before it was converted (give prepare "
     "example_inputs, or calibrate it)"
 )
+_MAX_FIXED = 8
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,9 @@ class Report:
     """What of such a model stayed in Python, and so in float, and why."""
     coverage: Coverage | None = None
     """What share of the multiply-adds is quantized; None: they were not counted."""
+
+    fixed: tuple[str, ...] = ()
+    """What tracing decided by the example: calls in which it is another are refused."""
 
     @property
     def num_quantized(self) -> int:
@@ -73,7 +78,14 @@ class Report:
         if self.untraced:
             left = [[each.path or "(the model)", each.kind, each.reason] for each in self.untraced]
             tables.append(tabulate(left, ["in Python, in float", "kind", "because of"]))
+        if self.fixed:
+            tables.append(_shortened("fixed by the example: ", self.fixed))
         return "\n\n".join(tables)
+
+
+def _shortened(head: str, items: tuple[str, ...]) -> str:
+    more = [f"{len(items) - _MAX_FIXED} more"] if len(items) > _MAX_FIXED else []
+    return head + "; ".join([*items[:_MAX_FIXED], *more])
 
 
 def _number(value: float, form: str) -> str:
@@ -122,4 +134,6 @@ def report(
         if is_listed(gm, node)
     ]
     regions = [row_of_region(gm) for gm in graphs.values() if isinstance(gm, Region)]
-    return Report(tuple(rows), tuple(regions), read_untraced(model), coverage_of(model))
+    fixed = dict.fromkeys(each for gm in graphs.values() for each in requirements(gm.graph))
+    untraced, coverage = read_untraced(model), coverage_of(model)
+    return Report(tuple(rows), tuple(regions), untraced, coverage, tuple(fixed))

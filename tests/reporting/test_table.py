@@ -1,6 +1,7 @@
 """The report says what was done to each call and what that lost."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 import fxquant
 from fxquant import PassError, Recipe
 from fxquant.reporting.rows import Row
+from tests import helpers
 
 
 class Net(nn.Module):
@@ -103,3 +105,14 @@ def test_a_prepared_model_has_a_report_too() -> None:
 def test_a_float_model_is_refused_by_type() -> None:
     with pytest.raises(PassError, match="got a Net"):
         fxquant.report(Net())
+
+
+def test_says_what_the_example_fixed() -> None:
+    def forward(m: Any, x: Tensor) -> Any:
+        y = m.fc(x)
+        return sum(y[:, i] for i in range(y.shape[1])) if x.ndim == 3 else y
+
+    batches = [torch.randn(2, 3, 4)]
+    report = fxquant.report(fxquant.quantize(helpers.Net(forward, fc=nn.Linear(4, 4)), batches))
+    assert report.fixed == ("x.ndim == 3", "fc.shape[1] == 3")
+    assert str(report).endswith("\n\nfixed by the example: x.ndim == 3; fc.shape[1] == 3")
