@@ -221,7 +221,9 @@ def test_two_inputs_have_nothing_in_front_of_them() -> None:
 
 
 def test_a_layer_that_does_not_depend_on_the_input_stays_as_it_is() -> None:
-    gm = quantized(lambda m, x: x + m.a(m.query), FLOAT, query=torch.rand(1, 4, 1, 1))
+    query = torch.rand(1, 4, 1, 1)
+    gm = fxquant.trace(Net(lambda m, x: x + m.a(m.query), a=nn.Conv2d(4, 4, 1), query=query))
+    apply(QuantizeWeights(FLOAT), gm)  # not `prepare`, which computes it once
     assert find_blocks(gm) == []
     reason = "rounded to nearest: its input does not depend on the model's"
     assert refusals(gm)["a"] == (reason,)
