@@ -94,6 +94,7 @@ def formula_of(operator: object) -> Formula | None:
 
     The formula takes the arguments and the result, as a dispatch mode sees them.
 
+    >>> import torch
     >>> formula = formula_of(torch.ops.aten.mm.default)
     >>> formula((torch.ones(2, 3), torch.ones(3, 4)), torch.ones(2, 4))
     24

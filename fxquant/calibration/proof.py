@@ -244,7 +244,7 @@ def _differing(
         leaves = {module.get_submodule(name) for name in inside if name}
         traced_with = next((each.call for each in examples.get(path, ())), None)
         try:
-            graph = trace_graph(module, leaves, call=traced_with, with_hooks=with_hooks)
+            graph = trace_graph(module, leaves, call=traced_with, is_region=not with_hooks)
         except CaptureError:  # it is no part of a graph, then
             continue
         what = _why_another(fx.GraphModule(module, graph), calls[path])

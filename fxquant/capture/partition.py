@@ -83,7 +83,7 @@ def capture(
         _take_chosen(copied, partition, list(regions))
         return partition.captured(copied)
     try:
-        graph = partition.trace(copied, call, with_hooks=True)
+        graph = partition.trace(copied, call, is_region=False)
     except CaptureError as error:
         partition.take_apart(copied, "", error.obstacle)
         if not partition.regions:
@@ -178,13 +178,13 @@ class _Partition:
         leaves = frozenset(self._names[module] for module in self._leaves)
         return Captured(model, tuple(self.untraced), leaves, self._reasons, self._call)
 
-    def trace(self, module: nn.Module, call: Call | None, *, with_hooks: bool) -> fx.Graph:
+    def trace(self, module: nn.Module, call: Call | None, *, is_region: bool) -> fx.Graph:
         """Return the graph of a submodule.
 
         Args:
             module: not copied.
             call: what it is called with in the example, if that is known.
-            with_hooks: whether its own hooks are in the graph; a region keeps them.
+            is_region: whether Python code is around it, which runs its hooks.
 
         Raises:
             CaptureError: it cannot be traced, or calls what is to stay in Python.
@@ -195,7 +195,7 @@ class _Partition:
             for each in self.left:
                 refuse = partial(_refuse, f"{self._names[each]!r}, which is left in Python")
                 stack.callback(each.register_forward_pre_hook(refuse).remove)
-            return trace_graph(module, self._leaves, None, call, with_hooks)
+            return trace_graph(module, self._leaves, None, call, is_region)
 
     def leave(self, path: str, module: nn.Module, reason: str) -> None:
         """Note that a submodule stays in Python, once."""
@@ -223,10 +223,10 @@ class _Partition:
             self._calls = {} if self._call is None else calls_inside(self._model, self._call)
         calls = self._calls.get(module, [])
         if calls:
-            graph = self.trace(module, calls[0], with_hooks=False)
+            graph = self.trace(module, calls[0], is_region=True)
             if all(takes(module, graph, call) for call in calls[1:]):
                 return graph, {}
-        return self.trace(module, None, with_hooks=False), fixed_arguments(module)
+        return self.trace(module, None, is_region=True), fixed_arguments(module)
 
     def take_apart(self, parent: nn.Module, path: str, reason: str) -> None:
         """Put regions in the place of the traceable submodules of `parent`.

@@ -7,7 +7,7 @@ import inspect
 import linecache
 import os
 import traceback
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterable, Set
 from functools import partial
 from typing import Any
 
@@ -34,6 +34,11 @@ _REMEDIES = (  # a sign in the error's message, what it means, what helps
         "decide it once, in __init__, or with torch.where",
     ),
     (
+        "its forward leaves",
+        "attributes that code around it may read",
+        "return what is in them",
+    ),
+    (
         "state",
         "state that a call leaves to the next",
         "give it as an argument, and return it",
@@ -47,7 +52,7 @@ def trace_graph(
     leaves: Set[nn.Module] = frozenset(),
     concrete_args: dict[str, Any] | None = None,
     call: Call | None = None,
-    with_hooks: bool = True,
+    is_region: bool = False,
 ) -> fx.Graph:
     """Return the graph of `model` itself, whose targets are names in it.
 
@@ -56,28 +61,32 @@ def trace_graph(
         leaves: modules in it to call as they are.
         concrete_args: as for `trace`.
         call: what it is called with in an example; None: nothing is known of values.
-        with_hooks: whether what the hooks of `model` itself do is in the graph.
+        is_region: whether Python code is around it. That runs the hooks of `model` itself, which
+            are not in the graph, and may read what the forward leaves in attributes.
 
     Raises:
         CaptureError: names the submodule and the line that cannot be traced.
     """
     fixed = fixed_arguments(model) if concrete_args is None and call is None else concrete_args
     try:
-        return _trace(model, partial(Recorder, leaves, fixed, call, with_hooks))
+        return _trace(model, partial(Recorder, leaves, fixed, call, not is_region), is_region)
     except CaptureError:
         if call is not None:
             with contextlib.suppress(CaptureError):  # the error that knows values says more
-                return trace_graph(model, leaves, concrete_args, None, with_hooks)
+                return trace_graph(model, leaves, concrete_args, None, is_region)
         raise
 
 
-def _trace(model: nn.Module, new_recorder: Callable[[], Recorder]) -> fx.Graph:
+def _trace(model: nn.Module, new_recorder: Callable[[], Recorder], is_region: bool) -> fx.Graph:
     """Trace `model`, and leave it as it is but for constants that the graph reads."""
     recorder, state = new_recorder(), State(model)
     try:
         with decomposed_root(model), compiled_functions_as_written(), torch.no_grad():
             graph = recorder.trace(model)
-            if state.written(recorder.made):
+            written = state.written(recorder.made)
+            if written and is_region:
+                raise TraceError(f"its forward leaves {_names(written)}, which others may read")
+            if written:
                 graph = _traced_again(model, graph, (recorder, new_recorder()), state)
             targets = [str(node.target) for node in graph.find_nodes(op="get_attr")]
             constants = {name: getattr(model, name) for name in targets if "." not in name}
@@ -105,16 +114,19 @@ def _traced_again(
     written = state.written(first.made)
     for name in first.made:
         delattr(model, name)
-    names = ", ".join(f"self.{name}" for name in written)
     try:
         again = second.trace(model)
     except Exception as error:
-        raise TraceError(f"its forward keeps state in {names}") from error
+        raise TraceError(f"its forward keeps state in {_names(written)}") from error
     is_same = again.python_code("self").src == graph.python_code("self").src
     changed = list(changes_on(written, state.written(second.made)))
     if changed or not is_same:
-        raise TraceError(f"its forward keeps state in {names}")
+        raise TraceError(f"its forward keeps state in {_names(written)}")
     return again
+
+
+def _names(written: Iterable[str]) -> str:
+    return ", ".join(f"self.{name}" for name in written)
 
 
 def fixed_arguments(model: nn.Module) -> dict[str, Any]:

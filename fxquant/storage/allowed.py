@@ -40,7 +40,7 @@ _CLASS_PACKAGES = (
 _FUNCTION_PACKAGES = ("torchvision.ops",)
 _TYPES = (
     bool, complex, dict, enumerate, float, frozenset, int, list, NoneType, object, range, reversed,
-    set, slice, str, tuple, type, zip, Tensor, collections.OrderedDict,
+    set, slice, str, tuple, type, zip, Tensor, collections.OrderedDict, collections.UserDict,
 )  # fmt: skip
 _REFUSED_METHODS = (
     "apply_", "const_data_ptr", "data_ptr", "map2_", "map_", "module_load", "register_hook",

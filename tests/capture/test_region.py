@@ -65,7 +65,7 @@ def hook(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
 
 def region_of(model: nn.Module, path: str = "net.block") -> Region:
     model = model.eval()
-    return make_region(model, trace_graph(model, with_hooks=False), path)
+    return make_region(model, trace_graph(model, is_region=True), path)
 
 
 def layer_region(layer: nn.Module) -> Region:

@@ -20,7 +20,7 @@ class Guarded(nn.Module):
         self.body = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
 
     def forward(self, x: Tensor) -> Any:
-        return self.body(x) if x.shape[0] > 1 else x
+        return self.body(x) if x.isfinite().all() else x
 
 
 def whole() -> nn.Module:

@@ -1,6 +1,6 @@
 """What a forward leaves behind in its modules: attributes, what is in them, contents of buffers.
 
-self.features = x                   # harmless: the next call writes it anew
+self.features = x                   # harmless in a whole model: the next call writes it anew
 self.calls += 1                     # state: a graph has none
 self.total.add_(x.mean())           # state
 """

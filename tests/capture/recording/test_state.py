@@ -105,3 +105,29 @@ def test_what_every_call_writes_anew_is_no_state(with_example: bool) -> None:
     model, x = Keeps(leaves_features).eval(), torch.randn(2, 4)
     gm = fxquant.trace(model, example_inputs=x if with_example else None)
     assert torch.equal(gm(x), model(x))
+
+
+class Asks(nn.Module):
+    """Reads, in Python, what the forward of a submodule left there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = Keeps(leaves_features)
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.body(x)
+        return self.body.features + y if y.isfinite().all() else y
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("with_example", [False, True])
+def test_what_code_around_a_submodule_reads_is_there_in_every_call(with_example: bool) -> None:
+    torch.manual_seed(0)
+    model, x = Asks().eval(), torch.randn(2, 4)
+    prepared = fxquant.prepare(model, "minmax", example_inputs=x if with_example else None)
+    for each in (x, 2 * x):
+        torch.testing.assert_close(prepared(each), model(each))
+    report = fxquant.report(fxquant.convert(prepared))
+    assert report.num_quantized == 1
+    (reason,) = [each.reason for each in report.untraced if each.path == "body"]
+    assert reason.startswith("attributes that code around it may read")
