@@ -12,7 +12,11 @@ from typing import Any
 
 from torch import nn
 
-from fxquant.capture.attention.multi_head import merges_masks_its_way, multi_head_attention
+from fxquant.capture.attention.multi_head import (
+    functional_attention,
+    merges_masks_its_way,
+    multi_head_attention,
+)
 from fxquant.capture.attention.swin import window_attention, window_attention_3d
 from fxquant.capture.attention.transformers import (
     decoder,
@@ -39,6 +43,12 @@ _FORWARDS: dict[str, Callable[..., Any]] = {
     "torchvision.models.video.swin_transformer.ShiftedWindowAttention3d": window_attention_3d,
 }
 
+_TRACED_INTO = (
+    f"{_SWIN}._get_relative_position_bias",
+    "torchvision.models.video.swin_transformer._get_relative_position_bias",
+)
+"""Functions that fx would take whole, and that compute with parameters alone."""
+
 
 def is_decomposable(module: nn.Module) -> bool:
     """Say whether `module` runs a `forward` that there are plain operations for."""
@@ -59,6 +69,13 @@ def decomposed(module: nn.Module) -> Callable[..., Any] | None:
     if is_layer and may_be_fast(module) and is_ignored_when_fast(module):
         return None
     return _FORWARDS[defined_as(type(module).forward).removesuffix(".forward")]
+
+
+def decomposed_call(function: Any, args: Any, kwargs: Any) -> Any:
+    """Return what a call of a function gives in plain operations; None: there are none."""
+    if defined_as(function) in _TRACED_INTO:
+        return function(*args, **kwargs)
+    return functional_attention(function, args, kwargs)
 
 
 @contextlib.contextmanager

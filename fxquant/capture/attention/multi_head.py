@@ -91,8 +91,7 @@ class Attention:
         if not need_weights:
             result = F.scaled_dot_product_attention(q, k, v, mask)
             return self.out_proj(join_heads(result, self.batch_first)), None
-        scores = (q * math.sqrt(self.num_heads / self.embed_dim)) @ k.transpose(-2, -1)
-        weights = F.softmax(scores if mask is None else scores + mask, -1)
+        weights = attention_weights(q * math.sqrt(self.num_heads / self.embed_dim), k, mask)
         result = self.out_proj(join_heads(weights @ v, self.batch_first))
         return result, weights.mean(-3) if average_attn_weights else weights
 
@@ -122,6 +121,12 @@ def split_heads(x: Any, num_heads: int, batch_first: bool) -> Any:
     """Return (N, S, E) or (S, N, E) as (N, heads, S, head_dim); (S, E) without an axis for N."""
     x = x.unflatten(-1, (num_heads, -1))
     return x.transpose(-3, -2) if batch_first else x.movedim(0, -2)
+
+
+def attention_weights(q: Any, k: Any, mask: Any) -> Any:
+    """Return (…, L, S): how much of each value is in each result."""
+    scores = q @ k.transpose(-2, -1)
+    return F.softmax(scores if mask is None else scores + mask, -1)
 
 
 def join_heads(x: Any, batch_first: bool) -> Any:

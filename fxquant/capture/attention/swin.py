@@ -2,7 +2,7 @@
 
 Before:  attn = shifted_window_attention(x, qkv.weight, proj.weight, …)     # fx takes it whole
 After:   windows = partition_windows(x, …); qkv = attn.qkv(windows)
-         attention = scaled_dot_product_attention(…heads of qkv…, bias + window_mask(x, …))
+         weights = softmax(…q @ k… + bias + window_mask(x, …)); attention = weights @ v
          proj = attn.proj(…attention…); return merge_windows(proj, x, …)
 """
 
@@ -15,7 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fxquant.capture.attention.multi_head import join_heads, parameters_of, record, split_heads
+from fxquant.capture.attention.multi_head import (
+    attention_weights,
+    join_heads,
+    parameters_of,
+    record,
+    split_heads,
+)
 from fxquant.capture.attention.windows import merge_windows, partition_windows, window_mask
 
 
@@ -45,11 +51,12 @@ def _attend_in_windows(self: Any, x: Any, bias: Any, window: Any, shift: Any) ->
         projected = F.linear(windows, self.qkv.weight, no_key_bias)
     parts = projected.chunk(3, -1)
     q, k, v = (split_heads(parts[index], self.num_heads, True) for index in range(3))
-    scale = None
-    if logit_scale is not None:
+    if logit_scale is None:
+        q = q * (self.qkv.in_features // self.num_heads) ** -0.5
+    else:
         q = F.normalize(q, dim=-1) * torch.clamp(logit_scale, max=math.log(100.0)).exp()
-        k, scale = F.normalize(k, dim=-1), 1.0
+        k = F.normalize(k, dim=-1)
     mask = bias + record(window_mask, x, window, shift)  # (windows, heads, positions, positions)
-    attended = F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
-    result = parameters_of(self.proj)(join_heads(attended, True))
+    weights = attention_weights(q, k, mask)  # no more than four axes in ONNX's own attention
+    result = parameters_of(self.proj)(join_heads(weights @ v, True))
     return record(merge_windows, result, x, window, shift)

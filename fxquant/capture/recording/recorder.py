@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
 import math
 import operator
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,11 @@ from torch.fx.node import map_aggregate
 from torch.fx.proxy import TraceError
 from torch.nn import functional as F
 
-from fxquant.capture.attention.decomposition import decomposed, is_decomposable
-from fxquant.capture.attention.multi_head import functional_attention
+from fxquant.capture.attention.decomposition import (
+    decomposed,
+    decomposed_call,
+    is_decomposable,
+)
 from fxquant.capture.example import EMPTY, Argument, Call, arguments
 from fxquant.capture.given_models import why_opaque
 from fxquant.capture.recording.objects import emptied, filled, proxies_inside, slots_inside
@@ -34,6 +38,7 @@ from fxquant.modules.layers import layer_type
 from fxquant.modules.own import OwnModule
 from fxquant.numerics.containers import holds_the_same, is_own_container, items_of, made_like
 
+_ASSERT = torch._assert
 _HELD = (type(None), bool, str, torch.dtype, torch.layout, torch.memory_format)
 _PLAIN = (*_HELD, int, float, torch.device)
 _BUILTINS = (abs, bool, float, getattr, int, len, max, min, round, sum)
@@ -73,6 +78,7 @@ class Recorder(fx.Tracer):
         self._inputs: list[ValueProxy] = []
         self._facts: set[str] = set()
         self._told: set[fx.Node] = set()
+        self._formatted: dict[fx.Node, str] = {}
         self._questions: dict[Any, ValueProxy] = {}
         self._autocasts = _autocasts()
         self.made: set[str] = set()
@@ -95,7 +101,7 @@ class Recorder(fx.Tracer):
             if type(self) is not Recorder:  # unpickling: each function in the code is one call
                 named = type(root).forward.__globals__.values()
                 self._autowrap_function_ids |= {id(each) for each in named if callable(each)}
-        with ONE_AT_A_TIME, python_of_tracing(self._values is not None):
+        with ONE_AT_A_TIME, python_of_tracing(self._values is not None), self._asserted():
             graph = super().trace(root, concrete_args)
         self._hold_facts()
         self._hold_nones()
@@ -286,7 +292,7 @@ class Recorder(fx.Tracer):
         inner = getattr(target, "__wrapped__", None)
         if id(inner) in self._autowrap_function_ids:  # as PyTorch's function finds itself patched
             target = inner
-        attended = functional_attention(target, args, kwargs)
+        attended = decomposed_call(target, args, kwargs)
         if attended is not None:
             return attended
         _refuse_writing(kind, target, args)
@@ -296,7 +302,7 @@ class Recorder(fx.Tracer):
             return super().create_proxy(
                 kind, target, args, kwargs, name, type_expr, proxy_factory_fn
             )
-        if target is torch._assert:
+        if target in (_ASSERT, torch._assert):
             return None if args[0] else _fail(args)
         value = self._values.compute(self._function(kind, target), args, kwargs)
         is_method = kind == "call_method"
@@ -357,6 +363,37 @@ class Recorder(fx.Tracer):
                 words = f"{words} == {value!r}"
             self._require(proxy.node, tuple(value) if isinstance(value, tuple) else value, words)
         return value
+
+    def formatted(self, proxy: ValueProxy, specification: str = "") -> str:
+        """Return a size as text; calls are held to it, unless it is an assertion's message."""
+        was_told = proxy.node in self._told
+        text = format(self.decide(proxy), specification)
+        if proxy.node in self._told and not was_told:
+            self._formatted[next(reversed(self.graph.nodes))] = text
+        return text
+
+    @contextlib.contextmanager
+    def _asserted(self) -> Iterator[None]:
+        """Forget what the messages of assertions were told, `f"got {x.shape}"`: all sizes."""
+        if self._values is None:
+            yield
+            return
+
+        @functools.wraps(_ASSERT)
+        def check(condition: Any, message: Any) -> None:
+            for node in reversed(self.graph.nodes):  # the message was put together right before
+                if node.target not in (require, getattr, operator.getitem):
+                    break
+                if self._formatted.get(node, message + " ") in message:
+                    self._told.discard(node.args[0])
+                    self.graph.erase_node(node)
+            _ASSERT(condition, message)
+
+        torch._assert = check
+        try:
+            yield
+        finally:
+            torch._assert = _ASSERT
 
     def decide_length(self, proxy: ValueProxy) -> int:
         """Return the length of a shape, a tensor or a container; calls are held to it."""

@@ -209,11 +209,13 @@ class ValueProxy(fx.Proxy):
 
     def __str__(self) -> str:
         is_number = isinstance(self.known, (int, float, tuple))
-        return str(self.tracer.decide(self)) if is_number else repr(self)
+        return str(self.tracer.formatted(self)) if is_number else repr(self)
 
     def __format__(self, specification: str) -> str:
         is_number = isinstance(self.known, (int, float))
-        return format(self.tracer.decide(self) if is_number else str(self), specification)
+        if is_number:
+            return str(self.tracer.formatted(self, specification))
+        return format(str(self), specification)
 
     def __eq__(self, other: Any) -> Any:
         return False if self._is_cache_key(other) else self._call(operator.eq, other)

@@ -295,3 +295,23 @@ def test_a_function_that_the_model_holds_is_recorded_as_itself(with_example: boo
     model.act = F.relu6
     gm = fxquant.trace(model, example_inputs=torch.randn(2, 5, 6) if with_example else None)
     assert gm.graph.find_nodes(op="call_function", target=F.relu6)
+
+
+def test_what_an_assertion_would_say_holds_no_size() -> None:
+    def asserts(m: Any, x: Tensor) -> Any:
+        torch._assert(x.dim() == 3, f"expected three axes, got {x.shape}")
+        batch, length, _ = x.shape
+        torch._assert(length == 5, f"expected 5 of {batch}, got {length}")
+        return m.layer(x)
+
+    gm = fxquant.trace(Does(asserts), example_inputs=torch.randn(2, 5, 6))
+    assert requirements(gm.graph) == ("x.ndim == 3", "layer.shape[1] == 5")
+    assert torch._assert.__module__ == "torch"
+
+
+def test_a_size_in_a_name_is_held() -> None:
+    def looks_up(m: Any, x: Tensor) -> Any:
+        return m.layer(x) + {"table_5": 1.0}[f"table_{x.shape[1]}"]
+
+    gm = fxquant.trace(Does(looks_up), example_inputs=torch.randn(2, 5, 6))
+    assert requirements(gm.graph) == ("layer.shape[1] == 5",)
