@@ -138,9 +138,17 @@ def changed_while_read(gm: fx.GraphModule) -> dict[fx.Node, fx.Node]:
 def _may_be_changed(gm: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
     """Return the nodes whose result the call may change in place."""
     if _is_opaque(node):
-        return node.all_input_nodes
+        return [each for each in node.all_input_nodes if not _is_size(gm, each)]
     source = data_input(node)
     return [source] if source is not None and is_inplace(gm, node) else []
+
+
+def _is_size(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Say whether the node's result is a shape, or an item of one."""
+    source: fx.Node | None = node
+    while source is not None and source.target is operator.getitem:
+        source = data_input(source)
+    return source is not None and operation_of(gm, source).kind in ("rank", "shape")
 
 
 def views_of(gm: fx.GraphModule, node: fx.Node) -> set[fx.Node]:

@@ -209,6 +209,13 @@ def test_a_function_that_nobody_looked_into_may_change_each_of_its_arguments() -
     assert changed_while_read(gm) == {node(gm, "exp"): called, node(gm, "cos"): called}
 
 
+def test_a_size_is_changed_by_nobody() -> None:
+    gm = fx.symbolic_trace(
+        Net(lambda m, x: (n := x.shape[1:], w := added(n[0], x.dim()), w.view(n) + n[0])[-1])
+    )
+    assert changed_while_read(gm) == {}
+
+
 @pytest.mark.skipif(why_unavailable() is not None, reason=str(why_unavailable()))
 def test_integers_are_not_read_past_a_function_that_changes_what_they_stand_for() -> None:
     torch.manual_seed(0)
