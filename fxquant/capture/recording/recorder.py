@@ -188,6 +188,9 @@ class Recorder(fx.Tracer):
         if is_held and not isinstance(value, _PLAIN):
             return value  # no call can be held to it: it is no argument any more
         default = () if argument.default is EMPTY else (argument.default,)
+        earlier = self.graph.find_nodes(op="placeholder")
+        if not default and any(node.args for node in earlier):
+            default = (None,)  # of **kwargs: Python wants defaults behind the first
         node = self.create_node("placeholder", name, default, {})
         if is_held:
             self._require(node, value, f"argument {name!r} fixed at {value!r}")
