@@ -84,6 +84,8 @@ def _trace(model: nn.Module, new_recorder: Callable[[], Recorder], is_region: bo
         with decomposed_root(model), compiled_functions_as_written(), torch.no_grad():
             graph = recorder.trace(model)
             written = state.written(recorder.made)
+            if all(map(_is_made_of_constants, written.values())):
+                written = {}
             if written and is_region:
                 raise TraceError(f"its forward leaves {_names(written)}, which others may read")
             if written:
@@ -100,6 +102,24 @@ def _trace(model: nn.Module, new_recorder: Callable[[], Recorder], is_region: bo
         if not hasattr(model, name):
             setattr(model, name, value)
     return graph
+
+
+def _is_made_of_constants(value: Any) -> bool:
+    """Say whether what a forward left is made of parameters: the next call would find the same."""
+    items = value.values() if isinstance(value, dict) else [value]
+    return all(isinstance(each, fx.Proxy) and not _reads_input(each.node) for each in items)
+
+
+def _reads_input(node: fx.Node) -> bool:
+    seen, left = set(), [node]
+    while left:
+        each = left.pop()
+        if each.op == "placeholder":
+            return True
+        if each not in seen:
+            seen.add(each)
+            left += each.all_input_nodes
+    return False
 
 
 def _traced_again(

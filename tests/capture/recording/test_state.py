@@ -131,3 +131,19 @@ def test_what_code_around_a_submodule_reads_is_there_in_every_call(with_example:
     assert report.num_quantized == 1
     (reason,) = [each.reason for each in report.untraced if each.path == "body"]
     assert reason.startswith("attributes that code around it may read")
+
+
+def keeps_biases(m: Any, x: Tensor) -> Any:
+    key = str(x.device)
+    if key not in m.kept:
+        m.kept[key] = m.layer.weight[:, [1, 0, 3, 2]]
+    return x @ m.kept[key]
+
+
+@pytest.mark.parametrize("with_example", [False, True])
+def test_what_is_kept_of_parameters_alone_is_no_state(with_example: bool) -> None:
+    model: Any = Keeps(keeps_biases).eval()
+    model.kept, x = {}, torch.randn(2, 4)
+    gm = fxquant.trace(model, example_inputs=x if with_example else None)
+    assert model.kept == {}
+    assert torch.equal(gm(x), model(x))
