@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -47,6 +48,7 @@ from fxquant.passes.prepare.mark_fused_relu import MarkFusedRelu
 from fxquant.recipe.recipe import Recipe
 from fxquant.streaming.long_runs import Run, bar
 
+_logger = logging.getLogger("fxquant")
 Forward = Callable[[nn.Module, Any], Any]
 
 
@@ -250,7 +252,8 @@ def quantize(
 ) -> nn.Module:
     """Return `convert(calibrate(prepare(model), batches))`; see there.
 
-    Without `example_inputs` the first batch is the example.
+    Without `example_inputs` the first batch is the example. Where a later batch contradicts what
+    it fixed, all begins again without an example, if `batches` can be read again.
 
     >>> _ = torch.manual_seed(0)
     >>> model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -259,15 +262,25 @@ def quantize(
     'QuantizedLinear'
     """
     require_float(model)
-    batches = iter(batches)
-    first = list(itertools.islice(batches, 1))
+    prepare_with = partial(
+        _prepared, model, _recipe(recipe), leaf_modules=leaf_modules, regions=regions, verify=verify
+    )
+    calibrate_on = partial(calibrate, forward=forward, progress=progress)
+    iterator = iter(batches)
+    first = list(itertools.islice(iterator, 1))
     call: Call | None = None
     if example_inputs is not None:
         call = example_call(model, example_inputs)
     elif first:
         call = batch_call(model, first[0], forward)
-    prepared = _prepared(model, _recipe(recipe), call, leaf_modules, regions, verify)
-    calibrate(prepared, itertools.chain(first, batches), forward=forward, progress=progress)
+    prepared = prepare_with(call=call)
+    try:
+        calibrate_on(prepared, itertools.chain(first, iterator))
+    except CaptureError as error:
+        if example_inputs is not None or call is None or iterator is batches:
+            raise
+        _logger.warning("batches differ, so the first is no example for the model: %s", error)
+        prepared = calibrate_on(prepare_with(call=None), batches)
     return convert(prepared, checkpoint=checkpoint, progress=progress)
 
 

@@ -237,6 +237,34 @@ def test_example_inputs_tell_ranks_and_check_the_folding() -> None:
     assert any(isinstance(module, nn.BatchNorm1d) for module in kept.modules())
 
 
+class Recurring(nn.Module):
+    """Loops over the first axis of a tensor, or over a list: as many times as there are items."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))
+
+    def forward(self, items: Tensor | list[Tensor]) -> Tensor:
+        return torch.stack([self.body(each) for each in items])
+
+
+@pytest.mark.parametrize("kind", [torch.stack, list], ids=["a tensor", "a list"])
+def test_batches_of_other_lengths_than_the_first_are_quantized_without_an_example(
+    kind: Callable[[list[Tensor]], Tensor],
+) -> None:
+    model = Recurring().eval()
+    batches = [kind(list(torch.randn(length, 16, 4))) for length in (3, 2, 5)]
+    labelled = [(batch, None) for batch in batches]
+    quantized = fxquant.quantize(model, labelled)
+    assert all(sqnr(model(batch), quantized(batch)) > 30 for batch in batches)
+    refused = pytest.raises(CaptureError, match="called with 2 in the place of 3")
+    with refused:  # the first batches are gone by then
+        fxquant.quantize(model, iter(labelled))
+    with refused:
+        fxquant.quantize(model, labelled, example_inputs=(batches[0],))
+
+
 def test_a_linear_batch_norm_pair_folds_at_convert_once_calibration_told_the_rank() -> None:
     net = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2)).eval()
     net[1].running_mean.uniform_(-1, 1)  # type: ignore[operator]
