@@ -1,9 +1,10 @@
 """Rules find calls by the names and types that the caller knows."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
-import torchvision
+import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
@@ -141,12 +142,21 @@ def test_calls_with_weights_inside_are_recorded_as_float() -> None:
             x = x + self.attention(x, x, x)[0]
             return self.lstm(x)[0]  # type: ignore[no-any-return]
 
-    report = str(fxquant.report(fxquant.prepare(Attention())))
+    prepared = fxquant.prepare(Attention(), leaf_modules=[nn.MultiheadAttention])
+    report = str(fxquant.report(prepared))
     assert "left in float: MultiheadAttention is called as a whole" in report
     assert "left in float: LSTM is called as a whole" in report
 
 
+@fx.wrap
+def weighted(x: Tensor, weight: Tensor) -> Tensor:
+    return x @ weight
+
+
 def test_functions_that_take_weights_are_recorded_as_float() -> None:
-    model = torchvision.models.swin_t(weights=None)
+    def forward(m: Any, x: Tensor) -> Any:
+        return weighted(m.fc(x), m.weight)
+
+    model = Net(forward, fc=nn.Linear(4, 4), weight=nn.Parameter(torch.ones(4, 4)))
     report = str(fxquant.report(fxquant.prepare(model)))
-    assert report.count("left in float: shifted_window_attention") == 12
+    assert "left in float: weighted takes weights as arguments" in report
