@@ -46,6 +46,7 @@ _REFUSED_METHODS = (
     "apply_", "const_data_ptr", "data_ptr", "map2_", "map_", "module_load", "register_hook",
     "register_post_accumulate_grad_hook", "set_", "storage", "untyped_storage",
 )  # fmt: skip
+_FIELDS = ("indices", "values")  # of what `topk` and the like return; of a tensor, methods
 _OPERATOR = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
 _OPERATORS, _OWN = "torch.ops", "fxquant"
 
@@ -94,6 +95,8 @@ class Allowed:
 
     def is_attribute(self, name: str) -> bool:
         """Say whether a graph may read the attribute `name` of what it computes."""
+        if name in _FIELDS:
+            return True
         return not name.startswith("_") and not callable(getattr(Tensor, name, None))
 
     def _find(self, name: str, known: dict[str, Any], packages: tuple[str, ...]) -> Any:

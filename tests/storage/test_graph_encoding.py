@@ -43,6 +43,16 @@ class Traced(nn.Module):
         return {"y": [first.to(torch.float64), x.shape[0]], "z": (y.sum(),)}
 
 
+class Chosen(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Any) -> Any:
+        best = self.fc(x).topk(2)
+        return best.values * best.indices
+
+
 def test_a_graph_comes_back() -> None:
     gm, x = fxquant.trace(Traced()), torch.randn(2, 4)
     restored = through(gm)
@@ -52,6 +62,12 @@ def test_a_graph_comes_back() -> None:
     assert type(restored).__name__ == type(gm).__name__ == "Traced"
     torch.testing.assert_close(restored(x), gm(x), rtol=0, atol=0)
     restored.graph.lint()
+
+
+def test_parts_of_results_come_back_by_name() -> None:
+    gm = fxquant.trace(Chosen())
+    x = torch.randn(3, 4)
+    assert torch.equal(through(gm)(x), gm(x))
 
 
 def test_a_new_node_of_a_restored_graph_gets_a_new_name() -> None:
