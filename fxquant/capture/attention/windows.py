@@ -24,7 +24,7 @@ def partition_windows(x: Tensor, window: Sequence[int], shift: Sequence[int]) ->
 
     >>> partition_windows(torch.arange(6.0).reshape(1, 2, 3, 1), [2, 2], [0, 1]).squeeze(-1)
     tensor([[[1., 2., 4., 5.],
-             [0., 0., 3., 0.]]])
+             [0., 0., 0., 3.]]])
     """
     sizes, padded, shift = _layout(x, window, shift)
     ends = [end for size, whole in zip(sizes, padded, strict=True) for end in (whole - size, 0)]

@@ -372,7 +372,7 @@ class Recorder(fx.Tracer):
         was_told = proxy.node in self._told
         text = format(self.decide(proxy), specification)
         if proxy.node in self._told and not was_told:
-            self._formatted[next(reversed(self.graph.nodes))] = text
+            self._formatted[next(iter(reversed(self.graph.nodes)))] = text
         return text
 
     @contextlib.contextmanager

@@ -53,6 +53,7 @@ def test_an_object_holds_the_tensors_of_each_call(is_pickled: bool) -> None:
         assert cache.seen["layer 2"] is cache.layers[1][0]
 
 
+@pytest.mark.filterwarnings("ignore:.*does not reference an nn.Module")  # PyTorch 2.7
 def test_a_file_cannot_hold_it_and_save_says_so(tmp_path: Path) -> None:
     quantized = fxquant.quantize(Caches(), [torch.randn(2, 4)], "minmax")
     with pytest.raises(StorageError, match="returns an object of a class that no file may name"):
