@@ -27,10 +27,10 @@ from fxquant.graph.operations import data_input, is_batchnorm, module_of, operat
 from fxquant.int8.modules import Int8Layer
 from fxquant.modules.layers import layer_type
 from fxquant.modules.quantized_layer import QuantizedLayer
+from fxquant.numerics.containers import map_leaves
 from fxquant.numerics.decibels import sqnr
 from fxquant.reporting.rows import row_of_call
 from fxquant.storage.encoding import Encoder
-from fxquant.streaming.leaves import map_leaves
 
 LEAST_EQUAL = 60.0
 """In dB: a captured model computes what the caller's does, up to rounding in float32."""

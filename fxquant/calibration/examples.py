@@ -20,8 +20,8 @@ from fxquant.capture.given_models import unwrapped
 from fxquant.capture.naming import find_regions
 from fxquant.capture.recording.state import left_as_it_is
 from fxquant.errors import CalibrationError, PassError
+from fxquant.numerics.containers import cloned, map_leaves
 from fxquant.numerics.decibels import sqnr
-from fxquant.streaming.leaves import map_leaves
 from fxquant.streaming.running import interpreted
 
 _logger = logging.getLogger("fxquant")
@@ -50,12 +50,12 @@ def run_examples(model: nn.Module, call: Call) -> list[Example]:
 
     def note_arguments(gm: nn.Module, args: Any, kwargs: Any) -> None:
         if gm not in arguments:  # copied before the graph can write to them
-            arguments[gm] = map_leaves((args, kwargs), _copied)
+            arguments[gm] = cloned((args, kwargs))
 
     def note(gm: nn.Module, _: Any, __: Any, output: Any) -> None:
         assert isinstance(gm, fx.GraphModule)
         if gm not in examples:
-            examples[gm] = Example(gm, *arguments[gm], map_leaves(output, _copied))
+            examples[gm] = Example(gm, *arguments[gm], cloned(output))
 
     with torch.no_grad(), left_as_it_is(model), contextlib.ExitStack() as stack:
         for gm in find_regions(model).values():
@@ -63,7 +63,7 @@ def run_examples(model: nn.Module, call: Call) -> list[Example]:
             hook = gm.register_forward_pre_hook(note_arguments, with_kwargs=True, prepend=True)
             stack.callback(hook.remove)
             stack.callback(gm.register_forward_hook(note, with_kwargs=True).remove)
-        args, kwargs = map_leaves((call.args, call.kwargs), _copied)
+        args, kwargs = cloned((call.args, call.kwargs))
         model(*args, **kwargs)
     return list(examples.values())
 
@@ -114,7 +114,7 @@ def _judge(agreements: list[float], amplified: list[float]) -> None:
 
 def _run(example: Example, args: Any, kwargs: Any) -> Any:
     with torch.no_grad(), left_as_it_is(example.gm):
-        args, kwargs = map_leaves((args, kwargs), _copied)
+        args, kwargs = cloned((args, kwargs))
         return example.gm(*args, **kwargs)
 
 
@@ -128,10 +128,6 @@ def _nudged(value: Any) -> Any:
     signs = 1 - 2 * (torch.arange(value.numel(), device=value.device) % 2)
     last_bits = 8 * torch.finfo(value.dtype).eps
     return value * (1 + last_bits * signs.reshape(value.shape)).to(value.dtype)
-
-
-def _copied(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _floats(output: Any) -> list[Tensor]:
@@ -179,7 +175,7 @@ def _call_by(forward: Callable[..., Any], model: nn.Module, batch: Any) -> Call 
     """Return the first call that `forward` makes of a copy of the model."""
     copied, calls = copy.deepcopy(unwrapped(model)).eval(), []
     copied.register_forward_pre_hook(
-        lambda _, args, kwargs: calls.append(Call(*map_leaves((args, kwargs), _copied))),
+        lambda _, args, kwargs: calls.append(Call(*cloned((args, kwargs)))),
         with_kwargs=True,
     )
     with torch.no_grad():

@@ -24,9 +24,9 @@ from fxquant.capture.example import Call
 from fxquant.capture.partition import Captured
 from fxquant.errors import CaptureError
 from fxquant.modules.own import own_modules
+from fxquant.numerics.containers import map_leaves
 from fxquant.numerics.differences import Difference, find_differences
 from fxquant.stored_names import stored_as
-from fxquant.streaming.leaves import map_leaves
 from fxquant.streaming.running import device_of
 
 _logger = logging.getLogger("fxquant")

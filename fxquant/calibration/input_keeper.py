@@ -16,9 +16,9 @@ from fxquant.graph.operations import data_input, module_of
 from fxquant.graph.submodules import free_name
 from fxquant.modules.layers import layer_type
 from fxquant.modules.own import OwnModule, as_own
+from fxquant.numerics.containers import map_leaves
 from fxquant.recipe.reconstruction import Reconstruction
 from fxquant.stored_names import stored_as
-from fxquant.streaming.leaves import map_leaves
 from fxquant.streaming.running import Arguments
 
 

@@ -28,8 +28,8 @@ from fxquant.capture.tracer import trace_graph
 from fxquant.errors import CaptureError
 from fxquant.modules.overrides import why_overridden
 from fxquant.modules.weight_hooks import weights_of_hooks
+from fxquant.numerics.containers import map_leaves
 from fxquant.numerics.differences import Difference, find_differences
-from fxquant.streaming.leaves import map_leaves
 
 _logger = logging.getLogger("fxquant")
 

@@ -16,8 +16,8 @@ from fxquant.calibration.arguments import positional
 from fxquant.calibration.batching import Batches
 from fxquant.capture.naming import find_regions
 from fxquant.capture.region import Region
+from fxquant.numerics.containers import map_leaves
 from fxquant.streaming.distributed import object_from_first_rank
-from fxquant.streaming.leaves import map_leaves
 from fxquant.streaming.running import Arguments, run
 from fxquant.streaming.value_store import ValueStore
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from fxquant.capture.example import Call
 from fxquant.capture.recording.requirements import requirements
-from fxquant.capture.recording.values import map_tensors
 from fxquant.errors import CaptureError
+from fxquant.numerics.containers import cloned, map_leaves
 
 _MAX_CALLS = 16  # of one submodule: a head that runs on the levels of a pyramid has five
 
@@ -31,9 +32,13 @@ def calls_inside(model: nn.Module, call: Call) -> dict[nn.Module, list[Call]]:
     found: dict[nn.Module, dict[str, Call]] = {}
     mode = FakeTensorMode()
 
+    def fake(value: Any) -> Any:
+        is_tensor = isinstance(value, Tensor)
+        return mode.from_tensor(value, static_shapes=True) if is_tensor else value
+
     def note(module: nn.Module, args: Any, kwargs: Any) -> None:
         calls = found.setdefault(originals[module], {})
-        faked = map_tensors((args, kwargs), lambda each: mode.from_tensor(each, static_shapes=True))
+        faked = map_leaves((args, kwargs), fake)
         if len(calls) < _MAX_CALLS:
             calls.setdefault(repr(faked), Call(*faked))
 
@@ -41,7 +46,7 @@ def calls_inside(model: nn.Module, call: Call) -> dict[nn.Module, list[Call]]:
         if isinstance(module, torch.jit.ScriptModule):
             continue  # which takes no hooks
         module.register_forward_pre_hook(note, with_kwargs=True)
-    args, kwargs = map_tensors((call.args, call.kwargs), Tensor.clone)
+    args, kwargs = cloned((call.args, call.kwargs))
     try:
         with torch.no_grad():
             copied(*args, **kwargs)
@@ -56,10 +61,11 @@ def calls_inside(model: nn.Module, call: Call) -> dict[nn.Module, list[Call]]:
 def takes(module: nn.Module, graph: fx.Graph, call: Call) -> bool:
     """Say whether `graph`, traced from another call of `module`, is right for this one, too."""
     gm = fx.GraphModule(module, copy.deepcopy(graph))
-    tensors: list[Any] = []
-    map_tensors((call.args, call.kwargs), tensors.append)
+    leaves: list[Any] = []
+    map_leaves((call.args, call.kwargs), leaves.append)
+    modes = [each.fake_mode for each in leaves if isinstance(each, FakeTensor)]
     try:
-        with tensors[0].fake_mode, torch.no_grad():
+        with modes[0] if modes else contextlib.nullcontext(), torch.no_grad():
             gm.forward(*call.args, **call.kwargs)
     except (CaptureError, TypeError, IndexError):
         return False

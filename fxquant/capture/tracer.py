@@ -9,6 +9,7 @@ import os
 import traceback
 from collections.abc import Callable, Iterable, Set
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,9 @@ from fxquant.capture.recording.recorder import Recorder
 from fxquant.capture.recording.state import State, changes_on
 from fxquant.errors import CaptureError
 
+_NOT_THE_CALLERS = tuple(
+    f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parents[1])
+)
 _REMEDIES = (  # a sign in the error's message, what it means, what helps
     (
         "cannot be iterated",
@@ -169,10 +173,10 @@ def _failure(recorder: Recorder, model: nn.Module, error: Exception) -> CaptureE
     frames = [
         (frame.f_code.co_filename, line or 0)
         for frame, line in traceback.walk_tb(error.__traceback__)
-        if "/torch/" not in frame.f_code.co_filename and frame.f_code.co_filename[0] != "<"
+        if not frame.f_code.co_filename.startswith(("<", *_NOT_THE_CALLERS))
     ]
     line = at = ""
-    if len(frames) > 1:  # the first is `trace_graph` itself
+    if frames:
         filename, number = frames[-1]
         source = linecache.getline(filename, number).strip()
         line = f"\n  {filename}:{number}: {source}"

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from fxquant.capture.naming import find_regions
 from fxquant.errors import LoweringError
-from fxquant.streaming.leaves import map_leaves
+from fxquant.numerics.containers import map_leaves
 
 # PyTorch 2.7 wants an end to it, such that products with other sizes stay within 31 bits.
 _MAX_BATCH = 2**20

@@ -9,7 +9,14 @@ from fxquant.numerics.channel_ranges import (
     channel_moments,
     channel_range,
 )
-from fxquant.numerics.containers import holds_the_same, is_own_container, items_of, made_like
+from fxquant.numerics.containers import (
+    cloned,
+    holds_the_same,
+    is_own_container,
+    items_of,
+    made_like,
+    map_leaves,
+)
 from fxquant.numerics.cross_entropy import cross_entropy_range
 from fxquant.numerics.decibels import decibels, sqnr
 from fxquant.numerics.differences import Difference, find_differences
@@ -33,6 +40,7 @@ __all__ = [
     "channel_bits",
     "channel_moments",
     "channel_range",
+    "cloned",
     "count_values",
     "cross_entropy_range",
     "decibels",
@@ -41,6 +49,7 @@ __all__ = [
     "is_own_container",
     "items_of",
     "made_like",
+    "map_leaves",
     "pack_bits",
     "packed_size",
     "sqnr",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 _PLAIN = (dict, list, tuple, torch.Size, immutable_dict, immutable_list)
@@ -47,6 +48,26 @@ def made_like(value: Any, items: dict[Any, Any]) -> Any:
         else:
             object.__setattr__(made, key, item)  # a frozen dataclass too
     return made
+
+
+def map_leaves(value: Any, function: Callable[[Any], Any]) -> Any:
+    """Return `value` with `function` applied to all in it that is no container.
+
+    The types of containers stay: `torch.Size`, named tuples, what `torch.max` returns, dataclasses
+    and `ModelOutput`s.
+    """
+    items = items_of(value)
+    if items is None:
+        return function(value)
+    mapped = {key: map_leaves(each, function) for key, each in items.items()}
+    if not isinstance(value, Mapping) and all(mapped[key] is items[key] for key in items):
+        return value
+    return made_like(value, mapped)
+
+
+def cloned(value: Any) -> Any:
+    """Return a nest of containers with clones of its tensors: whoever gets it may write to them."""
+    return map_leaves(value, lambda each: each.clone() if isinstance(each, Tensor) else each)
 
 
 def is_own_container(value: Any) -> bool:

@@ -25,8 +25,8 @@ from fxquant.graph.records import record, value_of
 from fxquant.int8 import kernels
 from fxquant.modules.fake_quantize import FakeQuantize
 from fxquant.numerics.affine import AffineNumbers
+from fxquant.numerics.containers import cloned
 from fxquant.reporting.comparison import Comparison, Difference, NodeComparison
-from fxquant.streaming.leaves import map_leaves
 from fxquant.streaming.running import interpreted
 
 
@@ -78,7 +78,7 @@ class _Recorder(fx.Interpreter):
         self._values: dict[str, Any] = {}
 
     def run(self, *args: Any, **options: Any) -> Any:
-        inputs = map_leaves(args, _copied)
+        inputs = cloned(args)
         self._values.clear()
         result = super().run(*args, **options)
         self._comparer.compare(inputs, self._values)
@@ -87,7 +87,7 @@ class _Recorder(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        self._values[n.name] = map_leaves(result, _copied)  # later nodes may write to it
+        self._values[n.name] = cloned(result)  # later nodes may write to it
         return result
 
 
@@ -133,7 +133,7 @@ class _Comparer(fx.Interpreter):
         known = record(node).integers
         if known is not None and isinstance(wanted, Tensor) and wanted.is_floating_point():
             return kernels.quantize(wanted, known.scale, known.zero_point, known.grid.quant_max)
-        return map_leaves(wanted, _copied)
+        return cloned(wanted)
 
     def _count(self, difference: Difference, node: fx.Node, found: Any) -> None:
         wanted, known = self._values[value_of(node)], record(node).integers
@@ -144,10 +144,6 @@ class _Comparer(fx.Interpreter):
         if found.shape == wanted.shape and wanted.is_floating_point():
             step = self.rows[node].step
             difference.add(wanted, found, 1.0 if math.isnan(step) else step)
-
-
-def _copied(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _kind(gm: fx.GraphModule, node: fx.Node) -> str:

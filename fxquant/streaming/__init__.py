@@ -10,7 +10,6 @@ from fxquant.streaming.distributed import (
     sum_over_ranks,
 )
 from fxquant.streaming.identity import identity_of
-from fxquant.streaming.leaves import map_leaves
 from fxquant.streaming.long_runs import Run, bar, bar_of_costs
 from fxquant.streaming.running import (
     Arguments,
@@ -39,7 +38,6 @@ __all__ = [
     "identity_of",
     "interpreted",
     "laid_out_for",
-    "map_leaves",
     "num_ranks",
     "object_from_first_rank",
     "rank",

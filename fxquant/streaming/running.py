@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 
-from fxquant.numerics.containers import items_of, made_like
-from fxquant.streaming.leaves import map_leaves
+from fxquant.numerics.containers import items_of, made_like, map_leaves
 
 Arguments = tuple[Any, ...]
 _OF_ANY_LAYOUT = ("torch", "torchvision", "fxquant", "_operator", "builtins", "math")

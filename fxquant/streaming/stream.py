@@ -22,7 +22,7 @@ from torch import Tensor, fx
 
 from fxquant.graph.mutations import is_inplace, read_instead, run_out_of_place
 from fxquant.modules.own import OwnModule
-from fxquant.streaming.leaves import map_leaves
+from fxquant.numerics.containers import map_leaves
 from fxquant.streaming.running import device_of, laid_out_for
 from fxquant.streaming.value_store import ValueStore
 

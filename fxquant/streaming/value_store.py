@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fxquant.errors import StorageError
-from fxquant.streaming.leaves import map_leaves
+from fxquant.numerics.containers import map_leaves
 
 
 class _Spilled:

@@ -21,7 +21,7 @@ from torch.fx.node import map_aggregate
 from torch.nn import functional as F
 from torch.overrides import get_overridable_functions
 
-from fxquant.capture.recording.values import stands_for
+from fxquant.capture.recording.proxies import stands_for
 
 ONE_AT_A_TIME = threading.RLock()
 """Tracing patches classes of PyTorch: fx's own tracer, too."""

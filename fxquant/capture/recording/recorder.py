@@ -8,7 +8,7 @@ import functools
 import inspect
 import math
 import operator
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -23,30 +23,29 @@ from fxquant.capture.attention.decomposition import (
     decomposed_call,
     is_decomposable,
 )
-from fxquant.capture.example import EMPTY, Argument, Call, arguments
+from fxquant.capture.example import Call
 from fxquant.capture.given_models import why_opaque
+from fxquant.capture.recording.decisions import ASSERT, Decisions
 from fxquant.capture.recording.objects import emptied, filled, proxies_inside, slots_inside
+from fxquant.capture.recording.proxies import AssignableProxy, ValueProxy
 from fxquant.capture.recording.python_of_tracing import (
     ONE_AT_A_TIME,
     python_of_tracing,
     recorded_functions,
 )
-from fxquant.capture.recording.requirements import in_words, require
-from fxquant.capture.recording.values import ValueProxy, Values
+from fxquant.capture.recording.requirements import require
+from fxquant.capture.recording.root_arguments import HELD, RootArguments
+from fxquant.capture.recording.values import Values
 from fxquant.modules.batchnorm import is_batchnorm_module
 from fxquant.modules.layers import layer_type
 from fxquant.modules.own import OwnModule
-from fxquant.numerics.containers import holds_the_same, is_own_container, items_of, made_like
+from fxquant.numerics.containers import holds_the_same, is_own_container
 
-_ASSERT = torch._assert
-_HELD = (type(None), bool, str, torch.dtype, torch.layout, torch.memory_format)
-_PLAIN = (*_HELD, int, float, torch.device)
 _BUILTINS = (abs, bool, float, getattr, int, len, max, min, round, sum)
 _COMPARED = (
     operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, operator.not_,
     operator.contains, operator.and_, operator.or_,
 )  # fmt: skip
-_COUNTED = ("chunk", "split", "unbind", "tensor_split", "split_with_sizes")
 _IN_PLACE = (
     operator.setitem, operator.iadd, operator.isub, operator.imul, operator.itruediv,
     operator.ifloordiv, operator.imod, operator.ipow, operator.iand, operator.ior,
@@ -75,10 +74,7 @@ class Recorder(fx.Tracer):
         self._autowrap_search.extend([torch, F])
         self._names: dict[int, str] = {}
         self._held: dict[str, Any] = {}
-        self._inputs: list[ValueProxy] = []
-        self._facts: set[str] = set()
-        self._told: set[fx.Node] = set()
-        self._formatted: dict[fx.Node, str] = {}
+        self.decisions = Decisions(self)
         self._questions: dict[Any, ValueProxy] = {}
         self._autocasts = _autocasts()
         self.made: set[str] = set()
@@ -101,9 +97,14 @@ class Recorder(fx.Tracer):
             if type(self) is not Recorder:  # unpickling: each function in the code is one call
                 named = type(root).forward.__globals__.values()
                 self._autowrap_function_ids |= {id(each) for each in named if callable(each)}
-        with ONE_AT_A_TIME, python_of_tracing(self._values is not None), self._asserted():
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(ONE_AT_A_TIME)
+            stack.enter_context(python_of_tracing(self._values is not None))
+            if self._values is not None:
+                stack.enter_context(self.decisions.without_messages())
             graph = super().trace(root, concrete_args)
-        self._hold_facts()
+        self.decisions.check_kept()
+        self.decisions.hold_facts()
         self._hold_nones()
         questions = {proxy.node for proxy in self._questions.values()}
         for node in reversed(graph.nodes):
@@ -163,15 +164,7 @@ class Recorder(fx.Tracer):
             kinds = [each.kind for each in inspect.signature(root.forward).parameters.values()]
             if not self._fixed or inspect.Parameter.VAR_POSITIONAL in kinds:
                 return super().create_args_for_root(root_fn, is_module, self._fixed or None)
-        args: list[Any] = []
-        kwargs: dict[str, Any] = {}
-        for argument in arguments(root.forward, self._call):
-            value = self._argument(argument)
-            if argument.by_keyword:
-                if argument.is_given or argument.name in self._fixed:
-                    kwargs[argument.name] = value
-            else:
-                args.append(value)
+        args, kwargs = RootArguments(self, self._call, self._fixed, self._values).stand_ins()
         called: Any = root._call_impl if self._with_hooks else root.forward
         return (lambda: called(*args, **kwargs)), []
 
@@ -180,57 +173,11 @@ class Recorder(fx.Tracer):
         hooks = root._forward_hooks or root._forward_pre_hooks
         return "forward" in vars(root) or (self._with_hooks and bool(hooks))
 
-    def _argument(self, argument: Argument) -> Any:
-        """Return what stands for an argument: a proxy, or the value that it is held at."""
-        name = argument.name
-        value = self._fixed.get(name, argument.value)
-        is_held = name in self._fixed or (self._call is not None and not argument.is_given)
-        if is_held and not isinstance(value, _PLAIN):
-            return value  # no call can be held to it: it is no argument any more
-        default = () if argument.default is EMPTY else (argument.default,)
-        earlier = self.graph.find_nodes(op="placeholder")
-        if not default and any(node.args for node in earlier):
-            default = (None,)  # of **kwargs: Python wants defaults behind the first
-        node = self.create_node("placeholder", name, default, {})
-        if is_held:
-            self._require(node, value, f"argument {name!r} fixed at {value!r}")
-            return value
-        if self._values is None:
-            return fx.Proxy(node, self)
-        return self._opened(node, self._values.faked(value), f"argument {name!r}")
-
-    def _opened(self, node: fx.Node, value: Any, what: str) -> Any:
-        """Return the containers that an argument is made of, a proxy in each tensor's place."""
-        if isinstance(value, _HELD):
-            self._require(node, value, f"{what} fixed at {value!r}")
-            return value
-        if isinstance(value, list) and value and all(map(_is_image, value)):
-            return fx.Proxy(node, self)  # of which each call brings another number
-        items = items_of(value)
-        if items is not None:
-            read: Any = operator.getitem
-            if isinstance(value, (Mapping, list, tuple)):
-                counted = self.create_node("call_function", len, (node,), {})
-                self._require(counted, len(value), f"{what} of length {len(value)}")
-            else:
-                read = getattr
-            return made_like(
-                value,
-                {
-                    key: self._item(node, read, key, each, f"{what}[{key!r}]")
-                    for key, each in items.items()
-                },
-            )
-        proxy = ValueProxy(node, self, value)
-        if isinstance(value, Tensor):
-            self._inputs.append(proxy)
-        return proxy
-
-    def _item(self, node: fx.Node, read: Any, key: Any, value: Any, what: str) -> Any:
-        item = self.create_node("call_function", read, (node, key), {})
-        return self._opened(item, value, what)
-
     # What is recorded, and what Python is told.
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Return a proxy of which nothing is known."""
+        return AssignableProxy(node, self)
 
     def create_arg(self, a: Any) -> Any:
         """Return what stands in the graph for a proxy, a tensor, a container, a number."""
@@ -305,16 +252,16 @@ class Recorder(fx.Tracer):
             return super().create_proxy(
                 kind, target, args, kwargs, name, type_expr, proxy_factory_fn
             )
-        if target in (_ASSERT, torch._assert):
+        if target in (ASSERT, torch._assert):
             return None if args[0] else _fail(args)
         value = self._values.compute(self._function(kind, target), args, kwargs)
         is_method = kind == "call_method"
         if is_method and target in ("dim", "ndimension"):
-            return self.fact(args[0], "ndim", value)
+            return self.decisions.fact("ndim", value)
         if isinstance(value, bool) and (is_method or target not in _COMPARED):
-            return self.fact(args[0], "dtype", value)
-        if isinstance(value, _HELD) and not isinstance(value, (bool, type(None))):
-            return self.fact(args[0], "dtype", value)
+            return self.decisions.fact("dtype", value)
+        if isinstance(value, HELD) and not isinstance(value, (bool, type(None))):
+            return self.decisions.fact("dtype", value)
         is_question = isinstance(value, (bool, int, float, torch.Size))
         key = self._question(target, args, kwargs) if is_question else None
         if key in self._questions:
@@ -325,7 +272,9 @@ class Recorder(fx.Tracer):
         if key is not None:
             self._questions[key] = proxy
         if target in ("squeeze", torch.squeeze) and len(args) + len(kwargs) == 1:
-            self._require_of(proxy.node, "ndim", value.dim())  # how many axes go depends on sizes
+            self.decisions.require_of(
+                proxy.node, "ndim", value.dim()
+            )  # how many axes go depends on sizes
         return None if value is None else proxy
 
     def _function(self, kind: str, target: Any) -> Callable[..., Any]:
@@ -348,87 +297,6 @@ class Recorder(fx.Tracer):
             return value.node.name if isinstance(value, fx.Proxy) else value
 
         return target, repr(map_aggregate((args, kwargs), name)), tuple(shapes)
-
-    def fact(self, proxy: Any, name: str, value: Any) -> Any:
-        """Return what is so whatever the sizes are: a rank, a type."""
-        self._facts.add("ndim" if name == "ndim" else "dtype")
-        return value
-
-    def decide(self, proxy: ValueProxy) -> Any:
-        """Return a size, or a condition on sizes, as it is in the example; calls are held to it."""
-        value = proxy.known
-        if proxy.node not in self._told and not isinstance(value, torch.device):
-            self._told.add(proxy.node)
-            words = in_words(proxy.node)
-            if value is False:
-                words = f"not ({words})"
-            elif value is not True:
-                words = f"{words} == {value!r}"
-            self._require(proxy.node, tuple(value) if isinstance(value, tuple) else value, words)
-        return value
-
-    def formatted(self, proxy: ValueProxy, specification: str = "") -> str:
-        """Return a size as text; calls are held to it, unless it is an assertion's message."""
-        was_told = proxy.node in self._told
-        text = format(self.decide(proxy), specification)
-        if proxy.node in self._told and not was_told:
-            self._formatted[next(iter(reversed(self.graph.nodes)))] = text
-        return text
-
-    @contextlib.contextmanager
-    def _asserted(self) -> Iterator[None]:
-        """Forget what the messages of assertions were told, `f"got {x.shape}"`: all sizes."""
-        if self._values is None:
-            yield
-            return
-
-        @functools.wraps(_ASSERT)
-        def check(condition: Any, message: Any) -> None:
-            for node in reversed(self.graph.nodes):  # the message was put together right before
-                if node.target not in (require, getattr, operator.getitem):
-                    break
-                if self._formatted.get(node, message + " ") in message:
-                    self._told.discard(node.args[0])
-                    self.graph.erase_node(node)
-            _ASSERT(condition, message)
-
-        torch._assert = check
-        try:
-            yield
-        finally:
-            torch._assert = _ASSERT
-
-    def decide_length(self, proxy: ValueProxy) -> int:
-        """Return the length of a shape, a tensor or a container; calls are held to it."""
-        value = proxy.known
-        if isinstance(value, torch.Size):
-            return self.fact(proxy, "ndim", len(value))  # type: ignore[no-any-return]
-        if isinstance(value, Tensor):
-            return int(proxy.shape[0])
-        if getattr(proxy.node.target, "__name__", proxy.node.target) in _COUNTED:
-            return int(self.create_proxy("call_function", len, (proxy,), {}))
-        return len(value)
-
-    def _require(self, node: fx.Node, value: Any, words: str) -> None:
-        place = self.scope.module_path
-        words = f"{words}, in {place}" if place else words
-        self.create_node("call_function", require, (node, value, words), {})
-
-    def _require_of(self, node: fx.Node, name: str, value: Any) -> None:
-        asked = self.create_node("call_function", getattr, (node, name), {})
-        self._require(asked, value, f"{node.name}.{name} == {value!r}")
-
-    def _hold_facts(self) -> None:
-        """Hold the inputs to their ranks, and their types, where the forward asked for any."""
-        placeholders = self.graph.find_nodes(op="placeholder")
-        for proxy in reversed(self._inputs):
-            is_argument = proxy.node.op == "placeholder"
-            for name in sorted(self._facts, reverse=True):
-                with self.graph.inserting_after(placeholders[-1] if is_argument else proxy.node):
-                    asked = self.graph.call_function(getattr, (proxy.node, name))
-                words = f"{in_words(proxy.node)}.{name} == {getattr(proxy.known, name)!r}"
-                with self.graph.inserting_after(asked):
-                    self.graph.call_function(require, (asked, getattr(proxy.known, name), words))
 
     def _hold_nones(self) -> None:
         """Put our requirements in the places of fx's own, which unpickled let nothing be traced."""
@@ -470,10 +338,6 @@ def _method(name: str) -> Callable[..., Any]:
 
 def _autocasts() -> list[bool]:
     return [torch.is_autocast_enabled(device) for device in ("cpu", "cuda")]
-
-
-def _is_image(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dim() == 3
 
 
 def _fail(args: Any) -> None:

@@ -29,7 +29,6 @@ class State:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = model
         self._attributes = {
             name: (vars(module), _contents(vars(module)))
             for name, module in model.named_modules()

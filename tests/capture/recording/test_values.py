@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -315,3 +316,40 @@ def test_a_size_in_a_name_is_held() -> None:
 
     gm = fxquant.trace(Does(looks_up), example_inputs=torch.randn(2, 5, 6))
     assert requirements(gm.graph) == ("layer.shape[1] == 5",)
+
+
+class Special(nn.Module):
+    """Computes something else for one shape: that is no cache."""
+
+    def __init__(self, kept: Any) -> None:
+        super().__init__()
+        self.layer, self.kept = nn.Linear(4, 4), kept
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.layer(x)
+        return y * 2 if y.shape == (self.kept or (2, 4)) else y
+
+
+def test_a_shape_that_is_compared_with_a_constant_is_held() -> None:
+    model, x = Special(None).eval(), torch.randn(2, 4)
+    gm = fxquant.trace(model, example_inputs=x)
+    assert torch.equal(gm(x), model(x))
+    with pytest.raises(CaptureError, match=r"traced with layer.shape == \(2, 4\)"):
+        gm(torch.randn(3, 4))
+
+
+def test_a_kept_shape_that_the_forward_does_not_renew_is_no_cache() -> None:
+    model, x = Special((2, 4)).eval(), torch.randn(2, 4)
+    with pytest.raises(CaptureError, match=r"flow on a whole shape, compared with self\.kept"):
+        fxquant.trace(model, example_inputs=x)
+    prepared = fxquant.prepare(nn.Sequential(model), example_inputs=x, verify=False)
+    for each in (x, torch.randn(3, 4)):
+        assert torch.allclose(prepared(each), model(each), atol=1e-6)
+
+
+@pytest.mark.parametrize("with_example", [False, True])
+def test_assigned_items_are_recorded_and_pickled(with_example: bool) -> None:
+    model, x = Does(writes).eval(), torch.randn(2, 5, 6)
+    gm = fxquant.trace(model, example_inputs=x if with_example else None)
+    for each in (gm, pickle.loads(pickle.dumps(gm))):
+        assert torch.equal(each(x), model(x))
