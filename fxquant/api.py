@@ -13,38 +13,21 @@ import torch
 from torch import fx, nn
 
 from fxquant.calibration.arguments import arguments_of
-from fxquant.calibration.counted_call import count_first_call, counted_first_call, is_counted
+from fxquant.calibration.counted_call import counted_first_call, is_counted
 from fxquant.calibration.examples import (
-    Example,
     batch_call,
-    check_folding,
     example_call,
-    run_examples,
 )
-from fxquant.calibration.first_calls import FirstCalls, compare_first_calls, is_compared
-from fxquant.calibration.input_keeper import collect_inputs, find_keeper, keep_inputs
+from fxquant.calibration.first_calls import is_compared
+from fxquant.calibration.input_keeper import collect_inputs, find_keeper
 from fxquant.calibration.nonfinite import require_finite
-from fxquant.calibration.proof import prove, reference_of
 from fxquant.capture.example import Call
-from fxquant.capture.naming import find_regions
 from fxquant.capture.partition import capture
 from fxquant.conversion import converted
 from fxquant.errors import CalibrationError, CaptureError
-from fxquant.graph.journal import write_journals
-from fxquant.graph.selection import check_rules, select_calls
 from fxquant.graph.states import require_float, require_prepared
 from fxquant.modules.own import own_modules
-from fxquant.passes.pipeline import Pass, Pipeline
-from fxquant.passes.prepare.absorb_batchnorm import AbsorbBatchNorm
-from fxquant.passes.prepare.absorb_biases import AbsorbBiases
-from fxquant.passes.prepare.drop_identities import DropIdentities
-from fxquant.passes.prepare.equalize_layers import EqualizeLayers
-from fxquant.passes.prepare.fold_batchnorm import FoldBatchNorm
-from fxquant.passes.prepare.fold_constants import FoldConstants
-from fxquant.passes.prepare.insert_observers import InsertObservers
-from fxquant.passes.prepare.lift_functionals import LiftFunctionals
-from fxquant.passes.prepare.lift_products import LiftProducts
-from fxquant.passes.prepare.mark_fused_relu import MarkFusedRelu
+from fxquant.preparation import prepare_anew, prepared_copy
 from fxquant.recipe.recipe import Recipe
 from fxquant.streaming.long_runs import Run, bar
 
@@ -77,9 +60,9 @@ def prepare(
             folding left the outputs as they were.
         leaf_modules: types, or globs on names, of submodules to leave whole and in float.
         regions: names of the submodules to trace, instead of as much as can be.
-        verify: compare what was captured with `model`: on `example_inputs`, where it leaves in
-            Python what differs, and on the first calls in calibration, where it raises
-            `CaptureError`. Costs a few float forwards.
+        verify: compare what was captured with `model`, on `example_inputs` and on the first calls,
+            and leave in Python what differs: on the example, or, without one, on the first batch of
+            `calibrate`. Elsewhere it is a `CaptureError`. Costs a few float forwards.
 
     Raises:
         CaptureError: nothing with a layer in it can be traced, or is left to quantize.
@@ -92,66 +75,8 @@ def prepare(
     """
     require_float(model)
     call = None if example_inputs is None else example_call(model, example_inputs)
-    return _prepared(model, _recipe(recipe), call, leaf_modules, regions, verify)
-
-
-def _prepared(
-    model: nn.Module,
-    recipe: Recipe,
-    call: Call | None,
-    leaf_modules: Sequence[type[nn.Module] | str],
-    regions: Iterable[str] | None,
-    verify: bool,
-) -> nn.Module:
-    regions = None if regions is None else list(regions)
-    capture_again = partial(capture, leaf_modules=leaf_modules, regions=regions, call=call)
-    captured = capture_again(model)
-    if verify and call is not None:
-        reference = reference_of(model, captured.model)
-        captured = prove(reference, captured, call, lambda left: capture_again(model, left=left))
-    first_calls = FirstCalls(
-        reference_of(model, captured.model), partial(capture_again, left=captured.left)
-    )
-    prepared = captured.model
-    graphs = find_regions(prepared).values()
-    write_journals(prepared, recipe, captured.untraced)
-    examples: list[Example] = []
-    if call is not None:
-        with counted_first_call(prepared):
-            examples = run_examples(prepared, call)
-    for gm in graphs:
-        Pipeline(*float_passes(recipe))(gm)
-    check_folding(examples)
-    check_rules(graphs, recipe)
-    calls = [call for gm in graphs for call in select_calls(gm, recipe).values()]
-    if not any(call.weights for call in calls):
-        raise CaptureError(
-            f"{type(model).__name__} has nothing to quantize: {len(calls)} convolution, linear and "
-            "addition calls were found, and no layer among them is left to quantize"
-        )
-    for gm in graphs:
-        InsertObservers(recipe)(gm)
-    if recipe.needs_data:
-        keep_inputs(prepared, recipe.data.samples)
-    if verify:
-        compare_first_calls(prepared, first_calls, call)
-    count_first_call(prepared)
-    write_journals(prepared, recipe)
-    return prepared
-
-
-def float_passes(recipe: Recipe) -> list[Pass]:
-    """Return what changes the float graph before it is observed; outputs stay as they are."""
-    return [
-        DropIdentities(),
-        FoldConstants(),
-        LiftProducts(),
-        LiftFunctionals(),
-        FoldBatchNorm(),
-        AbsorbBatchNorm(),
-        MarkFusedRelu(),
-        *([EqualizeLayers(), AbsorbBiases()] if recipe.equalization else []),
-    ]
+    capture_with = partial(capture, leaf_modules=leaf_modules, regions=_listed(regions))
+    return prepared_copy(model, _recipe(recipe), capture_with, call, verify=verify)
 
 
 def calibrate(
@@ -189,7 +114,12 @@ def calibrate(
         for number, batch in enumerate(bar(batches, "calibrating", progress)):
             run = partial(forward or partial(_forward, f"batch {number}"), prepared, batch)
             kept = len(keeper.batches) if keeper is not None else 0
-            run()
+            try:
+                run()
+            except CaptureError as error:  # what tracing took for granted was wrong
+                prepare_anew(prepared, partial(batch_call, batch=batch, forward=forward), error)
+                keeper, kept = find_keeper(prepared), 0
+                run()
             try:
                 require_finite(prepared, run, number)
             except CalibrationError:
@@ -262,9 +192,8 @@ def quantize(
     'QuantizedLinear'
     """
     require_float(model)
-    prepare_with = partial(
-        _prepared, model, _recipe(recipe), leaf_modules=leaf_modules, regions=regions, verify=verify
-    )
+    capture_with = partial(capture, leaf_modules=leaf_modules, regions=_listed(regions))
+    prepare_with = partial(prepared_copy, model, _recipe(recipe), capture_with, verify=verify)
     calibrate_on = partial(calibrate, forward=forward, progress=progress)
     iterator = iter(batches)
     first = list(itertools.islice(iterator, 1))
@@ -288,6 +217,10 @@ def _recipe(recipe: Recipe | str | None) -> Recipe:
     if isinstance(recipe, Recipe):
         return recipe
     return Recipe.named("aciq" if recipe is None else recipe)
+
+
+def _listed(names: Iterable[str] | None) -> list[str] | None:
+    return None if names is None else list(names)
 
 
 def _forward(where: str, model: nn.Module, batch: Any) -> Any:

@@ -21,6 +21,7 @@ from fxquant.calibration.first_calls import (
     compare_first_calls,
     is_compared,
     stop_comparing,
+    uncompared_source,
 )
 from fxquant.calibration.input_keeper import (
     InputKeeper,
@@ -76,5 +77,6 @@ __all__ = [
     "stop_keeping_inputs",
     "takes_size",
     "unbatched_rank_of",
+    "uncompared_source",
     "was_called",
 ]

@@ -45,11 +45,9 @@ class FirstCalls(nn.Module):
         capture_again: captures it, as it was for the prepared model.
     """
 
-    def __init__(
-        self, reference: nn.Module, capture_again: Callable[[nn.Module], Captured]
-    ) -> None:
+    def __init__(self, reference: nn.Module, capture_again: Callable[..., Captured]) -> None:
         super().__init__()
-        self.held: tuple[nn.Module, Callable[[nn.Module], Captured]] | None
+        self.held: tuple[nn.Module, Callable[..., Captured]] | None
         self.held = (reference, capture_again)  # in a tuple: it is no part of the prepared model
         self.seen: list[Any] = []
         """Sizes of the calls that were compared."""
@@ -60,7 +58,10 @@ class FirstCalls(nn.Module):
     def begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Run the reference on what `model` is about to be called with; a forward pre-hook."""
         self._expected = None
-        if self.held is None or any(each.stage == "converted" for _, each in own_modules(model)):
+        is_converted = any(each.stage == "converted" for _, each in own_modules(model))
+        if self.held is None and not is_converted:
+            _logger.warning("not compared with the caller's model: stored before its first call")
+        if self.held is None or is_converted:
             stop_comparing(model)
         elif sizes_of((args, kwargs)) not in self.seen:
             call = _as_call(self.held[0], model, args, kwargs)
@@ -159,6 +160,17 @@ def stop_comparing(model: nn.Module) -> None:
 def is_compared(model: nn.Module) -> bool:
     """Say whether the next call of `model` may be one that is compared."""
     return any(map(_is_ours, model._forward_hooks.values()))
+
+
+def uncompared_source(
+    model: nn.Module,
+) -> tuple[nn.Module, Callable[..., Captured]] | None:
+    """Return the caller's model, and what captures it, if `model` was never compared with it."""
+    ours: list[Any] = [hook for hook in model._forward_hooks.values() if _is_ours(hook)]
+    first_calls: FirstCalls | None = ours[0].__self__ if ours else None
+    if first_calls is None or first_calls.held is None or first_calls.seen:
+        return None
+    return first_calls._reference_for(model), first_calls.held[1]
 
 
 def _is_ours(hook: Any) -> bool:

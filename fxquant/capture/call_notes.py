@@ -32,8 +32,8 @@ class CallNotes:
             if key in self.fixed and value is not self.fixed[key] and value != self.fixed[key]:
                 raise CaptureError(
                     f"{self.path}: traced with argument {key!r} fixed at {self.fixed[key]!r}, but "
-                    f"called with a {type(value).__name__}: leave it whole, with "
-                    f"prepare(model, leaf_modules=[{self.path!r}])"
+                    f"called with a {type(value).__name__}: give `example_inputs` like this call, "
+                    f"or leave it whole with leaf_modules=[{self.path!r}]"
                 )
 
 

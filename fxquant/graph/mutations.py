@@ -16,7 +16,7 @@ import operator
 from types import FunctionType
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from fxquant.graph.operations import (
     data_input,
@@ -25,6 +25,7 @@ from fxquant.graph.operations import (
     operation_of,
     readers,
 )
+from fxquant.numerics.containers import cloned
 
 _OPERATORS = (
     operator.iadd,
@@ -92,15 +93,11 @@ def run_out_of_place(node: fx.Node, function: Any, args: Any, kwargs: Any) -> An
         function.inplace = False
         return function(*args, **kwargs)
     if args:
-        args = (_copy(args[0]), *args[1:])
-    else:
-        kwargs = {name: _copy(kwargs[name]) if name == "input" else kwargs[name] for name in kwargs}
+        args = (cloned(args[0]), *args[1:])
+    elif "input" in kwargs:
+        kwargs = {**kwargs, "input": cloned(kwargs["input"])}
     result = function(*args, **kwargs)
     return args[0] if _returns_nothing(node) else result
-
-
-def _copy(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value
 
 
 def read_instead(gm: fx.GraphModule) -> dict[fx.Node, dict[fx.Node, fx.Node]]:

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 import fxquant
 from fxquant import CaptureError, Recipe
 from fxquant.calibration.first_calls import FirstCalls, is_compared
+from fxquant.numerics.decibels import sqnr
 from fxquant.passes import ChooseRanges
 from tests.helpers import Net, apply, randomize_batchnorms, whole
 
@@ -47,8 +48,6 @@ def in_python(model: nn.Module) -> nn.Module:
 
 CALLS: dict[str, Callable[[nn.Module], object]] = {
     "by hand": lambda prepared: prepared(X),
-    "calibrate": lambda prepared: fxquant.calibrate(prepared, [X]),
-    "forward": lambda prepared: fxquant.calibrate(prepared, [X], forward=lambda m, x: m(x)),
     "a copy": lambda prepared: copy.deepcopy(copy.deepcopy(prepared))(X),
 }
 
@@ -72,6 +71,21 @@ def test_a_graph_that_differs_is_an_error_at_the_first_call(
     )
     with pytest.raises(CaptureError):  # again, and not only once
         prepared(X)
+
+
+@pytest.mark.parametrize("recipe", [Recipe.minmax(), Recipe.minmax(activation_bits=None)])
+@pytest.mark.parametrize("around", [lambda model: model, in_python], ids=["whole", "region"])
+@pytest.mark.parametrize("forward", [None, lambda m, x: m(x)], ids=["calibrate", "forward"])
+def test_in_calibration_what_differs_is_left_in_python(
+    forward: Any, around: Any, recipe: Recipe, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = around(odd())
+    prepared = fxquant.prepare(model, recipe)
+    fxquant.calibrate(prepared, [X, X[:3]], forward=forward)
+    path = "body.1" if around is in_python else "1"
+    assert f"{path}: left in Python: traced, it computes something else" in caplog.text
+    assert sqnr(model(X), fxquant.convert(prepared)(X)) > 30
+    assert not is_compared(prepared)
 
 
 @pytest.mark.parametrize("around", [lambda model: model, in_python], ids=["whole", "region"])
@@ -162,14 +176,19 @@ class Region(nn.Module):
 
 
 @pytest.mark.parametrize("make", [good, Region])
-def test_pickles_and_files_leave_the_reference_out(make: Any, tmp_path: Path) -> None:
+def test_pickles_and_files_leave_the_reference_out(
+    make: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     prepared = fxquant.prepare(make(), "minmax")
     fxquant.save(prepared, tmp_path / "model.fxq")
     for loaded in (
         pickle.loads(pickle.dumps(prepared)),
         fxquant.load(tmp_path / "model.fxq", custom=[Region]),
     ):
+        caplog.clear()
         assert torch.equal(loaded(X), prepared(X))
+        if make is Region:  # fx's pickles drop the hooks of graphs
+            assert "stored before its first call" in caplog.text
         hooks = [getattr(hook, "__self__", None) for hook in loaded._forward_hooks.values()]
         assert all(each.held is None for each in hooks if isinstance(each, FirstCalls))
 
