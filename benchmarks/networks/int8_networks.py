@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from benchmarks.capture.torchvision_models import randomize
 from benchmarks.data.pretrained import Kind, freeze_batchnorms, kind_of, load_model
 from benchmarks.int8.overhead import build as build_random
+from benchmarks.networks.yolo_body import YoloBody
 from benchmarks.peers.torch_arrays import tensors
 
 NETWORKS = (
@@ -31,6 +32,8 @@ NETWORKS = (
     "deeplabv3_resnet50",
     "retinanet_resnet50_fpn",
 )
+YOLO_BODY = "yolov8n_body"
+"""No network of torchvision: `benchmarks.networks.yolo_body`."""
 CALIBRATION_IMAGES = 32
 _SUFFIXES = (".safetensors", ".pth")
 _COARSE = 8  # how many pixels of an image make one of the noise that it is interpolated from
@@ -47,18 +50,18 @@ class Network:
     weights: Path | None = None
 
     @property
-    def kind(self) -> Kind:
-        """Return what it does."""
-        return kind_of(self.name)
+    def kind(self) -> Kind | None:
+        """Return what it does; None: it is a body without a head."""
+        return None if self.name == YOLO_BODY else kind_of(self.name)
 
     @property
     def num_compared(self) -> int:
         """Return how many of its outputs, from the first, have one place for each value.
 
         Those of a detector are the scores and the boxes of all anchors; behind them come the
-        detections, in an order that any rounding changes.
+        detections, in an order that any rounding changes. A body has three maps.
         """
-        return 2 if self.kind == "detector" else 1
+        return {"detector": 2, None: 3}.get(self.kind, 1)
 
     def identity(self) -> dict[str, Any]:
         """Return what a figure of this network depends on."""
@@ -69,19 +72,24 @@ class Network:
 def network(name: str, batch: int, weights_folder: Path | None = None) -> Network:
     """Return a network at the size of the table: `batch` is that of a classifier.
 
-    Its weights are `weights_folder`/name.safetensors or .pth, where there is such a file.
+    Its weights are `weights_folder`/name.safetensors or .pth, where there is such a file; those of
+    `YOLO_BODY` are random.
     """
     weights = None
-    if weights_folder is not None:
+    if weights_folder is not None and name != YOLO_BODY:
         files = [weights_folder / f"{name}{suffix}" for suffix in _SUFFIXES]
         weights = next((file for file in files if file.exists()), None)
-    if kind_of(name) == "classifier":
+    wanted = Network(name, 1, 256, weights)
+    if wanted.kind == "classifier":
         return Network(name, batch, 299 if name == "inception_v3" else 224, weights)
-    return Network(name, 1, 256, weights)
+    return wanted
 
 
 def build(wanted: Network) -> nn.Module:
     """Return the float network in eval mode, from a tensor of images to tensors."""
+    if wanted.kind is None:
+        torch.manual_seed(0)
+        return randomize(YoloBody()).eval()
     if wanted.weights is not None:
         model = load_model(wanted.name, wanted.weights)
     else:
