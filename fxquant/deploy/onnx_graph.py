@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fxquant.deploy.onnx_links import Links, is_a
+
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
-
-    Users = dict[str, list[NodeProto]]
 
 
 def split_biases(model: ModelProto) -> None:
@@ -24,14 +24,14 @@ def split_biases(model: ModelProto) -> None:
     """
     from onnx.helper import make_node
 
-    links = _Links(model)
+    links = Links(model)
     nodes: list[NodeProto] = []
     for node in model.graph.node:
         nodes.append(node)
         has_bias = node.op_type == "Gemm" and len(node.input) == 3
-        if not has_bias or links.is_quantized(node):
+        if not has_bias or _is_quantized(links, node):
             continue
-        if all(links.is_dequantized(name) for name in node.input[:2]):
+        if all(_is_dequantized(links, name) for name in node.input[:2]):
             bias, result = node.input.pop(), node.output.pop()
             node.output.append(f"{result}_product")
             nodes.append(make_node("Add", [node.output[0], bias], [result], f"{node.name}_bias"))
@@ -51,14 +51,14 @@ def keep_in_float(model: ModelProto) -> None:
     from onnx import TensorProto
     from onnx.helper import make_node, make_tensor
 
-    links = _Links(model)
+    links = Links(model)
     constants = {tensor.name for tensor in model.graph.initializer}
     zero = "fxquant_zero"
     nodes: list[NodeProto] = []
     for node in model.graph.node:
         is_layer = node.op_type in ("Conv", "ConvTranspose", "Gemm")
         is_float = is_layer and node.input[1] in constants
-        if is_float and links.is_dequantized(node.input[0]) and links.is_quantized(node):
+        if is_float and _is_dequantized(links, node.input[0]) and _is_quantized(links, node):
             weight, node.input[1] = node.input[1], f"{node.name}_weight"
             nodes.append(make_node("Add", [weight, zero], [node.input[1]], node.input[1]))
         nodes.append(node)
@@ -75,26 +75,17 @@ def _replace_nodes(model: ModelProto, nodes: list[NodeProto]) -> None:
     model.graph.node.extend(nodes)
 
 
-class _Links:
-    """Who computes each value, and who uses it."""
+def _is_dequantized(links: Links, name: str) -> bool:
+    """Say whether `DequantizeLinear` computes the value."""
+    return is_a(links.producer(name), "DequantizeLinear")
 
-    def __init__(self, model: ModelProto) -> None:
-        self._producers = {name: node for node in model.graph.node for name in node.output}
-        self._users: dict[str, list[NodeProto]] = {}
-        for node in model.graph.node:
-            for name in node.input:
-                self._users.setdefault(name, []).append(node)
 
-    def is_dequantized(self, name: str) -> bool:
-        """Say whether `DequantizeLinear` computes the value."""
-        return name in self._producers and self._producers[name].op_type == "DequantizeLinear"
-
-    def is_quantized(self, node: NodeProto) -> bool:
-        """Say whether `QuantizeLinear` alone uses the node's result, behind a ReLU or not."""
-        behind = self._users.get(node.output[0], [])
-        while len(behind) == 1 and behind[0].op_type in ("Relu", "Clip"):
-            behind = self._users.get(behind[0].output[0], [])
-        return len(behind) == 1 and behind[0].op_type == "QuantizeLinear"
+def _is_quantized(links: Links, node: NodeProto) -> bool:
+    """Say whether `QuantizeLinear` alone uses the node's result, behind a ReLU or not."""
+    behind = links.readers(node.output[0])
+    while len(behind) == 1 and is_a(behind[0], "Relu", "Clip"):
+        behind = links.readers(behind[0].output[0])
+    return len(behind) == 1 and is_a(behind[0], "QuantizeLinear")
 
 
 def pack_weights(model: ModelProto) -> None:
