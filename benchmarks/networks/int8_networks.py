@@ -1,6 +1,7 @@
 """The networks that the int8 benchmarks run, and images for them.
 
-Each takes one tensor of images, (N, 3, H, W), and returns tensors. Without a weights file, weights
+Beside torchvision's there are a body of YOLOv8n and the ResNet-20 for CIFAR-10. Each takes one
+tensor of images, (N, 3, H, W), and returns tensors. Without a weights file, weights
 and statistics of batch norms are random. Statistics of real batches would not be better: a random
 network makes nearly the same of all images, and batch norms that enlarge what differs enlarge the
 noise of 8 bits likewise (DeepLab: 1 dB left in every contestant, instead of 28).
@@ -14,15 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.capture.torchvision_models import randomize
+from benchmarks.data.datasets import ImageNet
 from benchmarks.data.pretrained import Kind, freeze_batchnorms, kind_of, load_model
 from benchmarks.int8.overhead import build as build_random
+from benchmarks.networks.cifar_resnet import CifarResNet
 from benchmarks.networks.yolo_body import YoloBody
 from benchmarks.peers.torch_arrays import tensors
+from benchmarks.ranges import cifar10
+from benchmarks.ranges.imagenet import PREPROCESS
 
 NETWORKS = (
     "resnet18",
@@ -34,7 +40,10 @@ NETWORKS = (
 )
 YOLO_BODY = "yolov8n_body"
 """No network of torchvision: `benchmarks.networks.yolo_body`."""
+CIFAR = "resnet20"
+"""For images of 32²: `benchmarks.networks.cifar_resnet`."""
 CALIBRATION_IMAGES = 32
+_SIZES = {"inception_v3": 299, CIFAR: 32}
 _SUFFIXES = (".safetensors", ".pth")
 _COARSE = 8  # how many pixels of an image make one of the noise that it is interpolated from
 
@@ -48,10 +57,14 @@ class Network:
     size: int
     """Height and width of the images."""
     weights: Path | None = None
+    photos: Path | None = None
+    """Its images, in ImageNet's folder or CIFAR-10's npz; None: noise."""
 
     @property
     def kind(self) -> Kind | None:
         """Return what it does; None: it is a body without a head."""
+        if self.name == CIFAR:
+            return "classifier"
         return None if self.name == YOLO_BODY else kind_of(self.name)
 
     @property
@@ -66,7 +79,8 @@ class Network:
     def identity(self) -> dict[str, Any]:
         """Return what a figure of this network depends on."""
         digest = self.weights and hashlib.sha256(self.weights.read_bytes()).hexdigest()[:12]
-        return {"name": self.name, "batch": self.batch, "size": self.size, "weights": digest}
+        found = {"name": self.name, "batch": self.batch, "size": self.size, "weights": digest}
+        return found if self.photos is None else {**found, "photos": self.photos.name}
 
 
 def network(name: str, batch: int, weights_folder: Path | None = None) -> Network:
@@ -81,7 +95,7 @@ def network(name: str, batch: int, weights_folder: Path | None = None) -> Networ
         weights = next((file for file in files if file.exists()), None)
     wanted = Network(name, 1, 256, weights)
     if wanted.kind == "classifier":
-        return Network(name, batch, 299 if name == "inception_v3" else 224, weights)
+        return Network(name, batch, _SIZES.get(name, 224), weights)
     return wanted
 
 
@@ -90,6 +104,10 @@ def build(wanted: Network) -> nn.Module:
     if wanted.kind is None:
         torch.manual_seed(0)
         return randomize(YoloBody()).eval()
+    if wanted.name == CIFAR:
+        torch.manual_seed(0)
+        trained = wanted.weights and cifar10.load_model(wanted.weights)
+        return trained or randomize(CifarResNet(20)).eval()
     if wanted.weights is not None:
         model = load_model(wanted.name, wanted.weights)
     else:
@@ -115,12 +133,28 @@ def _detect_something(detector: nn.Module) -> None:
 
 
 def images(wanted: Network, count: int, *, seed: int) -> Tensor:
-    """Return smooth noise, as images are smooth: normalized, or from 0 to 1 for a detector."""
+    """Return photos, or smooth noise, as images are smooth: normalized, for a detector from 0 to 1.
+
+    Raises:
+        SystemExit: there are no photos where the network says.
+    """
     generator = torch.Generator().manual_seed(seed)
+    if wanted.photos is not None:
+        return _load(wanted.photos, count, generator)
     side = -(-wanted.size // _COARSE)
     coarse = torch.randn(count, 3, side, side, generator=generator)
     smooth = F.interpolate(coarse, (wanted.size, wanted.size), mode="bilinear")
     return smooth.sigmoid() if wanted.kind == "detector" else smooth
+
+
+def _load(photos: Path, count: int, generator: torch.Generator) -> Tensor:
+    if photos.suffix == ".npz":
+        with np.load(photos) as data:
+            found = data["test_x"]
+        return cifar10.normalize(found[torch.randperm(len(found), generator=generator)[:count]])
+    folder = ImageNet(photos)
+    order = torch.randperm(len(folder), generator=generator)[:count]
+    return torch.stack([PREPROCESS(folder[int(index)][0]) for index in order])
 
 
 class Segmenter(nn.Module):

@@ -8,6 +8,7 @@ greatest values, int8 weights with a scale for each output channel.
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -24,23 +25,31 @@ quantization: Any = import_module("onnxruntime.quantization")
 preprocessing: Any = import_module("onnxruntime.quantization.shape_inference")
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_INTEGER = ("QLinearConv", "ConvInteger")
 
 
 def prepare(task: Task) -> Ready:
     """Return a session; variants: "as-it-is", "quantize"."""
-    if task.variant == "as-it-is":
-        return Ready(session(task.model, task.threads))
     with tempfile.TemporaryDirectory() as folder:
+        if task.variant == "as-it-is":
+            return session(task.model, task.threads, Path(folder))
         quantized = Path(folder) / "quantized.onnx"
         quantize(task, quantized)
-        return Ready(session(quantized, task.threads))
+        return session(quantized, task.threads, Path(folder))
 
 
-def session(path: Path, threads: int) -> Any:
-    """Return what runs the file."""
+def session(path: Path, threads: int, folder: Path) -> Ready:
+    """Return what runs the file, and how many convolutions it runs in integers.
+
+    Args:
+        path: of the file.
+        threads: of its operations.
+        folder: for the graph that onnxruntime makes of the file.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
     loaded = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
     (given,) = loaded.get_inputs()
 
@@ -48,7 +57,14 @@ def session(path: Path, threads: int) -> Any:
         outputs: Sequence[np.ndarray] = loaded.run(None, {given.name: images})
         return outputs
 
-    return run
+    return Ready(run, convolutions_in_integers(onnx.load(folder / "optimized.onnx")))
+
+
+def convolutions_in_integers(optimized: Any) -> str:
+    """Return how many of the convolutions work on integers, as "20 of 21"."""
+    kinds = Counter(node.op_type for node in optimized.graph.node if "Conv" in node.op_type)
+    integer = sum(number for kind, number in kinds.items() if kind in _INTEGER)
+    return f"{integer} of {kinds.total()}"
 
 
 def quantize(task: Task, quantized: Path) -> None:

@@ -1,0 +1,1 @@
+"""Our files beside those of a runtime's own quantizer, in that runtime."""
