@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_aggregate
 from torch.nn import functional as F
-from torch.overrides import get_overridable_functions
+from torch.overrides import TorchFunctionMode, get_overridable_functions
 
 from fxquant.capture.recording.proxies import stands_for
 
@@ -31,15 +31,14 @@ _CREATE = (
     "zeros", "hann_window", "hamming_window", "blackman_window",
 )  # fmt: skip
 _METHODS = (
-    "__getitem__", "__setitem__", "broadcast_to", "chunk", "expand", "flip", "narrow", "new_empty",
-    "new_full", "new_ones", "new_tensor", "new_zeros", "permute", "repeat", "repeat_interleave",
-    "reshape", "resize_", "roll", "select", "split", "tile", "to", "transpose", "tril", "triu",
-    "unflatten", "unfold", "view",
+    "broadcast_to", "chunk", "expand", "flip", "narrow", "new_empty", "new_full", "new_ones",
+    "new_tensor", "new_zeros", "permute", "repeat", "repeat_interleave", "reshape", "resize_",
+    "roll", "select", "split", "tile", "to", "transpose", "tril", "triu", "unflatten", "unfold",
+    "view",
 )  # fmt: skip
-
-_OPERATORS: dict[str, Callable[..., Any]] = {
-    "__getitem__": operator.getitem,
-    "__setitem__": operator.setitem,
+_OPERATORS: dict[Any, Callable[..., Any]] = {
+    Tensor.__getitem__: operator.getitem,
+    Tensor.__setitem__: operator.setitem,
 }
 
 
@@ -67,7 +66,8 @@ def python_of_tracing(with_values: bool) -> Iterator[None]:
         builtins.isinstance = stands_for
         for name in _METHODS:
             setattr(Tensor, name, _recorded(name, getattr(Tensor, name)))
-        yield
+        with _RecordedIndexing():
+            yield
     finally:
         builtins.isinstance = original
         torch.compiler._is_compiling_flag = is_compiling
@@ -86,11 +86,24 @@ def _recorded(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         proxy = _proxy_in((args[1:], kwargs))
         if proxy is None:
             return method(*args, **kwargs)
-        if name in _OPERATORS:
-            return proxy.tracer.create_proxy("call_function", _OPERATORS[name], args, kwargs)
         return proxy.tracer.create_proxy("call_method", name, args, kwargs)
 
     return call
+
+
+class _RecordedIndexing(TorchFunctionMode):
+    """Records an index of a tensor that holds a proxy.
+
+    A `Tensor.__getitem__` that is set and deleted again leaves a slot of C's behind: Python takes
+    tensors for sequences from then on, and `torch.tensor([tensor, tensor])` fails.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        indexing = _OPERATORS.get(func)
+        proxy = None if indexing is None else _proxy_in(args[1:])
+        if indexing is None or proxy is None:
+            return func(*args, **(kwargs or {}))
+        return proxy.tracer.create_proxy("call_function", indexing, args, {})
 
 
 def _proxy_in(value: Any) -> fx.Proxy | None:
