@@ -22,6 +22,7 @@ from fxquant.deploy.onnx_graph import (
     pack_weights,
     split_biases,
 )
+from fxquant.deploy.onnx_operators import average_globally, widen_biases
 from fxquant.errors import LoweringError, StorageError
 from fxquant.graph.states import require_converted
 from fxquant.modules.fake_quantize import FakeQuantize
@@ -84,6 +85,8 @@ def export_onnx(
     exposed = _in_standard_operators(quantized)
     model = _export(exposed, example_arguments(exposed, example_inputs), opset, dynamic_batch)
     split_biases(model)
+    widen_biases(model)
+    average_globally(model)
     keep_in_float(model)
     if int4:
         pack_weights(model)

@@ -29,13 +29,13 @@ def split_biases(model: ModelProto) -> None:
     for node in model.graph.node:
         nodes.append(node)
         has_bias = node.op_type == "Gemm" and len(node.input) == 3
-        if not has_bias or _is_quantized(links, node):
+        if not has_bias or is_quantized(links, node):
             continue
-        if all(_is_dequantized(links, name) for name in node.input[:2]):
+        if all(is_dequantized(links, name) for name in node.input[:2]):
             bias, result = node.input.pop(), node.output.pop()
             node.output.append(f"{result}_product")
             nodes.append(make_node("Add", [node.output[0], bias], [result], f"{node.name}_bias"))
-    _replace_nodes(model, nodes)
+    replace_nodes(model, nodes)
 
 
 def keep_in_float(model: ModelProto) -> None:
@@ -58,7 +58,7 @@ def keep_in_float(model: ModelProto) -> None:
     for node in model.graph.node:
         is_layer = node.op_type in ("Conv", "ConvTranspose", "Gemm")
         is_float = is_layer and node.input[1] in constants
-        if is_float and _is_dequantized(links, node.input[0]) and _is_quantized(links, node):
+        if is_float and is_dequantized(links, node.input[0]) and is_quantized(links, node):
             weight, node.input[1] = node.input[1], f"{node.name}_weight"
             nodes.append(make_node("Add", [weight, zero], [node.input[1]], node.input[1]))
         nodes.append(node)
@@ -67,20 +67,21 @@ def keep_in_float(model: ModelProto) -> None:
     model.graph.initializer.append(make_tensor(f"{zero}_integer", TensorProto.INT8, [], [0]))
     model.graph.initializer.append(make_tensor(f"{zero}_scale", TensorProto.FLOAT, [], [1.0]))
     source = [f"{zero}_integer", f"{zero}_scale"]
-    _replace_nodes(model, [make_node("DequantizeLinear", source, [zero], zero), *nodes])
+    replace_nodes(model, [make_node("DequantizeLinear", source, [zero], zero), *nodes])
 
 
-def _replace_nodes(model: ModelProto, nodes: list[NodeProto]) -> None:
+def replace_nodes(model: ModelProto, nodes: list[NodeProto]) -> None:
+    """Let these be the nodes of the model, in this order."""
     del model.graph.node[:]
     model.graph.node.extend(nodes)
 
 
-def _is_dequantized(links: Links, name: str) -> bool:
+def is_dequantized(links: Links, name: str) -> bool:
     """Say whether `DequantizeLinear` computes the value."""
     return is_a(links.producer(name), "DequantizeLinear")
 
 
-def _is_quantized(links: Links, node: NodeProto) -> bool:
+def is_quantized(links: Links, node: NodeProto) -> bool:
     """Say whether `QuantizeLinear` alone uses the node's result, behind a ReLU or not."""
     behind = links.readers(node.output[0])
     while len(behind) == 1 and is_a(behind[0], "Relu", "Clip"):
@@ -113,7 +114,7 @@ def pack_weights(model: ModelProto) -> None:
     kept = [tensor for tensor in graph.initializer if tensor.name not in packed]
     del graph.initializer[:]
     graph.initializer.extend([*kept, *packed.values()])
-    _replace_nodes(model, [*casts, *graph.node])
+    replace_nodes(model, [*casts, *graph.node])
 
 
 def _packed(tensor: TensorProto) -> TensorProto | None:
