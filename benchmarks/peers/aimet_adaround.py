@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
@@ -104,6 +105,8 @@ class Result:
     seconds_per_step: float
     float_top1: float | None
     top1: float | None
+    decibels: float | None
+    """SQNR of the rounded network's outputs on the first images, if asked."""
     layers: list[LayerTime]
 
 
@@ -111,8 +114,8 @@ def main() -> None:
     """Round, evaluate, write the result."""
     options = parse_options()
     torch.manual_seed(options.seed)
-    model = load_network(options)
-    images: Tensor = torch.load(options.images)
+    model = load_network(options).to(options.device)
+    images: Tensor = torch.load(options.images).to(options.device)
     test = torch.load(options.test) if options.test else None
     float_top1 = top1(model, test) if test else None
     with tempfile.TemporaryDirectory() as folder:
@@ -125,7 +128,12 @@ def main() -> None:
         seconds = perf_counter() - begin
         if not layers:
             raise SystemExit("AIMET rounded no layer, or no longer by AdaroundOptimizer")
-        rounded_top1 = top1(quantize(rounded, images, options, folder), test) if test else None
+        judged = images[: options.judged_images]
+        rounded_top1, decibels = None, None
+        if test or len(judged):
+            quantized = quantize(rounded, images, options, folder)
+            rounded_top1 = top1(quantized, test) if test else None
+            decibels = sqnr(model, quantized, judged) if len(judged) else None
     optimizing = sum(layer.optimizing for layer in layers)
     result = Result(
         aimet=aimet_torch.__version__,
@@ -148,6 +156,7 @@ def main() -> None:
         seconds_per_step=optimizing / (options.steps * len(layers)),
         float_top1=float_top1,
         top1=rounded_top1,
+        decibels=decibels,
         layers=layers,
     )
     options.out.write_text(json.dumps(asdict(result), indent=2) + "\n")
@@ -167,6 +176,8 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, required=True, help="per layer")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--layers", help="names, comma-separated; the others round to nearest")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--judged-images", type=int, default=0, help="to compare the outputs on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
@@ -304,6 +315,14 @@ def quantize(
         remove_activation_quantizers(sim.model)
     quantized: nn.Module = sim.model
     return quantized
+
+
+@torch.no_grad()
+def sqnr(model: nn.Module, quantized: nn.Module, images: Tensor) -> float:
+    """Return the power of the float network's outputs over that of the error, in dB."""
+    expected = model(images)
+    error = quantized(images) - expected
+    return 10 * math.log10(expected.square().sum().item() / error.square().sum().item())
 
 
 @torch.no_grad()

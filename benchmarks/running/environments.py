@@ -1,7 +1,13 @@
-"""Virtual environments of their own for the peers, which share this one's PyTorch."""
+"""Virtual environments of their own for the peers, which share this one's PyTorch.
+
+    python -m benchmarks.running.environments FOLDER NAME REQUIREMENT [REQUIREMENT …]
+
+makes one and prints its interpreter.
+"""
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import sysconfig
@@ -55,3 +61,17 @@ def interpreter(environment: Environment, folder: Path) -> Path:
         raise SystemExit(f"{environment.name}: pip failed:\n{done.stderr[-2000:]}")
     installed.write_text(wanted)
     return python
+
+
+def main() -> None:
+    """Make the environment that the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("name")
+    parser.add_argument("requirements", nargs="+")
+    options = parser.parse_args()
+    print(interpreter(Environment(options.name, tuple(options.requirements)), options.folder))
+
+
+if __name__ == "__main__":
+    main()

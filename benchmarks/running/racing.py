@@ -74,7 +74,7 @@ class Contestant:
             self.process.stdin.write(b"run\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            raise Dropped(self._last_words()) from None
+            raise Dropped(last_words(self.process.wait(), self.log)) from None
         return float(self._answer()["seconds"])
 
     def _answer(self) -> dict[str, Any]:
@@ -84,17 +84,10 @@ class Contestant:
             raise Dropped(f"no answer after {self.max_seconds:.0f} s")
         line = self.process.stdout.readline()
         if not line:
-            raise Dropped(self._last_words())
+            raise Dropped(last_words(self.process.wait(), self.log))
         answer = json.loads(line)
         assert isinstance(answer, dict)
         return answer
-
-    def _last_words(self) -> str:
-        code = self.process.wait()
-        if code < 0:
-            return f"crashes: signal {-code}"
-        words = self.log.read_text(errors="replace").strip().splitlines()
-        return f"fails: {words[-1][:_LAST_WORDS]}" if words else f"fails: exit status {code}"
 
     def __enter__(self) -> Contestant:
         return self
@@ -108,6 +101,14 @@ class Contestant:
         """End the process."""
         self.process.kill()
         self.process.communicate()
+
+
+def last_words(code: int, log: Path) -> str:
+    """Return why a process ended with that exit status: by what signal, or the log's last line."""
+    if code < 0:
+        return f"crashes: signal {-code}"
+    words = log.read_text(errors="replace").strip().splitlines()
+    return f"fails: {words[-1][:_LAST_WORDS]}" if words else f"fails: exit status {code}"
 
 
 def race(contestants: dict[str, Contestant], repeats: int) -> dict[str, float | Dropped]:
