@@ -15,6 +15,8 @@ import openvino  # type: ignore[import-not-found]
 
 from benchmarks.peers.serving import Images, Ready, Refused, Task, brief, serve
 
+_INTEGERS = ("u8", "i8")
+
 
 def prepare(task: Task) -> Ready:
     """Return the compiled network; variants: "as-it-is", "nncf"."""
@@ -39,7 +41,18 @@ def prepare(task: Task) -> Ready:
         results = compiled(images)
         return [results[output] for output in compiled.outputs]
 
-    return Ready(run)
+    return Ready(run, convolutions_in_integers(compiled.get_runtime_model()))
+
+
+def convolutions_in_integers(runtime_model: Any) -> str:
+    """Return how many of the convolutions work on integers, as "20 of 21"."""
+    facts = [operation.get_rt_info() for operation in runtime_model.get_ordered_ops()]
+    precisions = [
+        fact["runtimePrecision"].astype(str)
+        for fact in facts
+        if fact["layerType"].astype(str) in ("Convolution", "Deconvolution")
+    ]
+    return f"{sum(each in _INTEGERS for each in precisions)} of {len(precisions)}"
 
 
 def quantize(model: Any, calibration: list[Images]) -> Any:

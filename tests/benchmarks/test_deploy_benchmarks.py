@@ -1,7 +1,8 @@
 """The benchmarks of files in their runtimes on small things, without the peers' environments."""
 
+import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -90,3 +91,25 @@ def test_integer_convolutions_are_those_of_the_optimized_graph() -> None:
     kinds = ["QLinearConv", "Conv", "FusedConv", "QLinearConv", "ConvTranspose", "QLinearAdd"]
     graph = SimpleNamespace(node=[SimpleNamespace(op_type=kind) for kind in kinds])
     assert convolutions_in_integers(SimpleNamespace(graph=graph)) == "2 of 5"
+
+
+def test_integer_convolutions_are_those_of_the_runtime_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", ModuleType("openvino"))  # it need not be there
+    from benchmarks.peers.openvino_int8 import convolutions_in_integers
+
+    def fact(text: str) -> SimpleNamespace:
+        return SimpleNamespace(astype=lambda _: text)
+
+    kinds = [("Convolution", "u8"), ("Convolution", "f32"), ("Deconvolution", "i8"), ("Add", "u8")]
+    operations = [
+        SimpleNamespace(
+            get_rt_info=lambda kind=kind, precision=precision: {
+                "layerType": fact(kind), "runtimePrecision": fact(precision)
+            }
+        )
+        for kind, precision in kinds
+    ]  # fmt: skip
+    model = SimpleNamespace(get_ordered_ops=lambda: operations)
+    assert convolutions_in_integers(model) == "2 of 3"
