@@ -41,6 +41,7 @@ From the simulation to integer kernels, or to standard operators: `fxquant.passe
 | `ToQdq` | expresses the graph in PyTorch's standard quantize and dequantize operators |
 | `RepeatQuantizers` | quantizes again what calls that keep values make of quantized tensors |
 | `ClampIntegers` | clamps integers where their grid ends before their type does |
+| `ClampFloats` | clamps floats in front of such a grid, for runtimes that do not clamp integers |
 | `SplitQuantizers` | splits each fake-quantizer into quantize and dequantize |
 | `SinkDequantize` | lets calls that keep values work on integers |
 | `LowerLayers` | lets layers work on integers, with what is behind them |
@@ -62,6 +63,7 @@ from fxquant.passes.convert.quantize_weights import QuantizeWeights
 from fxquant.passes.convert.reconstruct_blocks import ReconstructBlocks
 from fxquant.passes.convert.reconstruct_rounding import ReconstructRounding
 from fxquant.passes.convert.tune_batchnorm import TuneBatchNorm
+from fxquant.passes.lower.clamp_floats import ClampFloats
 from fxquant.passes.lower.clamp_integers import ClampIntegers
 from fxquant.passes.lower.lower_additions import LowerAdditions
 from fxquant.passes.lower.lower_averages import LowerAverages
@@ -87,6 +89,7 @@ __all__ = [
     "AbsorbBatchNorm",
     "AbsorbBiases",
     "ChooseRanges",
+    "ClampFloats",
     "ClampIntegers",
     "CorrectBias",
     "CorrectWeights",

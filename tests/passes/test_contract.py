@@ -151,7 +151,7 @@ def assert_as_before(model: nn.Module, before: dict[str, Any], where: str) -> No
 def passes_in_order(gm: fx.GraphModule) -> Iterator[tuple[Pass, fx.GraphModule]]:
     """Yield all passes, each with a graph in a state that it starts from."""
     each: Pass
-    recipe = Recipe.adaround(weight_bits=4, bias_correction=True)
+    recipe = Recipe.adaround(weight_bits=4, activation_bits=7, bias_correction=True)
     for each in (
         passes.DropIdentities(), passes.FoldConstants(), passes.LiftProducts(),
         passes.LiftFunctionals(), passes.FoldBatchNorm(), passes.AbsorbBatchNorm(),
@@ -173,8 +173,10 @@ def passes_in_order(gm: fx.GraphModule) -> Iterator[tuple[Pass, fx.GraphModule]]
         yield each, gm
     yield passes.CorrectWeights(reference), sibling(gm)
     standard = sibling(gm)
-    for each in (passes.RepeatQuantizers(), passes.ToQdq(), passes.ClampIntegers()):
+    for each in (passes.RepeatQuantizers(), passes.ToQdq()):
         yield each, standard
+    yield passes.ClampFloats(), sibling(standard)
+    yield passes.ClampIntegers(), standard
     if why_unavailable() is None:
         for each in (
             passes.SplitQuantizers(), passes.SinkDequantize(), passes.LowerLayers(),
@@ -317,6 +319,7 @@ def aten() -> fx.GraphModule:
         (passes.ToQdq(), small, "run ChooseRanges and QuantizeWeights first"),
         (passes.LowerLayers(), small, "run ChooseRanges and QuantizeWeights first"),
         (passes.ClampIntegers(), small, "no quantized_decomposed operators: run ToQdq first"),
+        (passes.ClampFloats(), small, "no quantized_decomposed operators: run ToQdq first"),
     ],
     ids=lambda value: str(value) if isinstance(value, Pass) else "",
 )
