@@ -39,7 +39,7 @@ from fxquant.calibration.observed import (
     was_called,
 )
 from fxquant.calibration.proof import prove, reference_of
-from fxquant.calibration.quantizer_choice import quantizer_of
+from fxquant.calibration.quantizer_choice import Quantizer, noise_of, quantizer_of, sharing_cost
 from fxquant.calibration.region_calls import are_aligned, record_calls, regions_in_order
 from fxquant.calibration.regrouping import takes_size
 
@@ -48,6 +48,7 @@ __all__ = [
     "Example",
     "FirstCalls",
     "InputKeeper",
+    "Quantizer",
     "are_aligned",
     "arguments_of",
     "batch_call",
@@ -65,6 +66,7 @@ __all__ = [
     "is_compared",
     "is_counted",
     "keep_inputs",
+    "noise_of",
     "prove",
     "quantizer_of",
     "record_calls",
@@ -72,6 +74,7 @@ __all__ = [
     "regions_in_order",
     "require_finite",
     "run_examples",
+    "sharing_cost",
     "stop_comparing",
     "stop_counting",
     "stop_keeping_inputs",

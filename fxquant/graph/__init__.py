@@ -36,7 +36,7 @@ from fxquant.graph.operations import (
     sources_of_values,
 )
 from fxquant.graph.pairs import Pair, find_pairs
-from fxquant.graph.placement import QuantizedTensors
+from fxquant.graph.placement import JOINED_COSTS, PARTED_COSTS, Placement
 from fxquant.graph.printing import text
 from fxquant.graph.records import Record, annotate, record, refuse, value_of
 from fxquant.graph.selection import (
@@ -57,12 +57,14 @@ from fxquant.graph.submodules import (
 )
 
 __all__ = [
+    "JOINED_COSTS",
+    "PARTED_COSTS",
     "Call",
     "Chain",
     "Journal",
     "Moments",
     "Pair",
-    "QuantizedTensors",
+    "Placement",
     "Record",
     "Submodules",
     "annotate",

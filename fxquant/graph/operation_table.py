@@ -40,6 +40,8 @@ class Operation:
     hands on."""
     moves_only: bool = False
     """It keeps values by moving or selecting them, whatever their type."""
+    selects: bool = False
+    """Of the values it keeps it may keep few: those of some channels."""
     keeps_channels: bool = False
     """It keeps values or averages them, each channel of the result made of that of the input."""
     makes_rows: bool = False
@@ -92,6 +94,7 @@ Row: TypeAlias = Operation | Callable[[Call], Operation]
 _MOVED = Operation(keeps_values=True, moves_only=True)
 _MADE_ROWS = Operation(keeps_values=True, moves_only=True, makes_rows=True)
 _SPLIT = Operation("split", keeps_values=True, moves_only=True)
+_SELECTED = Operation(keeps_values=True, moves_only=True, selects=True)
 _MOVED_BY_CHANNEL = Operation(keeps_values=True, moves_only=True, keeps_channels=True)
 _IDENTITY = Operation("identity", keeps_values=True, moves_only=True, keeps_channels=True)
 _POOLED = Operation(keeps_values=True, keeps_channels=True)
@@ -247,8 +250,8 @@ def _reshape(call: Call) -> Operation:
 def _getitem(call: Call) -> Operation:
     source, index = call.node.args
     if isinstance(source, fx.Node) and _splits(source):  # a tuple: one part of it, or several
-        return _MOVED if isinstance(index, int) else OTHER
-    return OTHER if isinstance(index, (int, str, fx.Node)) else _MOVED
+        return _SELECTED if isinstance(index, int) else OTHER
+    return OTHER if isinstance(index, (int, str, fx.Node)) else _SELECTED
 
 
 def _splits(node: fx.Node) -> bool:
@@ -323,7 +326,7 @@ ROWS: tuple[tuple[Row, tuple[Any, ...]], ...] = (
     (_permute, (torch.permute, "permute")),
     (_transpose, (torch.transpose, torch.swapaxes, "transpose", "swapaxes")),
     (_MOVED, (torch.squeeze, torch.unsqueeze, "squeeze", "unsqueeze")),
-    (_MOVED, (torch.narrow, "narrow")),
+    (_SELECTED, (torch.narrow, "narrow")),
     (_MOVED, ("expand", "repeat")),
     (_shaped_like, ("reshape_as", "view_as", "expand_as")),
     (_getitem, (operator.getitem,)),

@@ -1,91 +1,174 @@
-"""Which tensors of a graph get a quantizer, and which of them share one."""
+"""Which edges of a graph get a quantizer: a tensor is rounded for those that work on integers.
+
+    a tensor's reader is …                             and reads …
+    ------------------------------------------------   ------------------------------------------
+    a layer whose activations are quantized            integers
+    an addition, if all that read its sum do           integers, but for a layer's result that a
+                                                       kernel adds into
+    an average, if all others that read either do      integers
+    a call that keeps values, or a concatenation,      integers: what it reads is rounded in the
+      if all that read its result do                   place of its result
+    an output of the model                             what the others read
+    anything else                                      the float value
+
+So a residual stream that a layer norm reads stays in float, whatever else reads it, and so does all
+that feeds it. A call that leads to nothing but outputs is counted as one: it decides nothing.
+
+Tensors meet in concatenations, which want one set of parameters, and part in splits and slices.
+Whether they share one is decided when their values are known (`fxquant.passes.ChooseRanges`):
+
+    what shares                                         if it costs it no more than …
+    -------------------------------------------------   -----------------------------------------
+    a tensor that a concatenation and others read       `JOINED_COSTS`, else the concatenation's
+                                                        operand is rounded once more
+    a split's or slice's result, what it is taken from  `PARTED_COSTS`, else it is taken of the
+                                                        float value and rounded by itself
+
+A cost is by how many dB the noise of rounding grows over that of a tensor's own parameters.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Set
+from dataclasses import dataclass, field
 
 from torch import fx, nn
 
-from fxquant.graph.operations import data_input, is_layer, layer_of, operation_of
+from fxquant.graph.operations import (
+    data_input,
+    is_add,
+    is_layer,
+    layer_of,
+    operation_of,
+    readers,
+)
 from fxquant.modules.layers import channel_axis
-from fxquant.recipe.spec import CallSpec, TensorSpec
+from fxquant.recipe.spec import CallSpec, TensorSpec, finer
+
+JOINED_COSTS = 1.0
+PARTED_COSTS = 6.0
+_LEADS_ON = ("add", "relu", "average", "concat")
 
 
-class QuantizedTensors:
-    """Which results are quantized, by which spec, and which share one set of parameters."""
+@dataclass
+class _Demand:
+    """What those ask for that read a tensor as integers."""
+
+    spec: TensorSpec
+    axes: set[int | None]
+    readers: list[fx.Node] = field(default_factory=list)
+
+
+class Placement:
+    """Which results are quantized, by which spec, and for whom.
+
+    Args:
+        gm: ReLUs are marked as fused; nothing is observed yet.
+        calls: what is asked of each layer and addition.
+    """
 
     def __init__(self, gm: fx.GraphModule, calls: dict[fx.Node, CallSpec]) -> None:
-        self.places: list[fx.Node] = []
-        """Nodes whose result is quantized, in execution order."""
         self._gm = gm
         self._calls = calls
-        self._position = {node: index for index, node in enumerate(calls)}
-        self._parent: dict[fx.Node, fx.Node] = {}  # a forest: the roots stand for their trees
-        self._specs: dict[fx.Node, TensorSpec] = {}  # of the roots
-        self._labels: dict[fx.Node, str] = {}  # of the roots
-        self._axes: dict[fx.Node, set[int | None]] = {}  # of the roots
-        self._reached: dict[fx.Node, fx.Node] = {}  # additions whose ReLU's result is quantized
+        self._position = {node: index for index, node in enumerate(gm.graph.nodes)}
+        self._demands: dict[fx.Node, _Demand] = {}
+        self._averages: dict[fx.Node, list[fx.Node]] = {}  # that would work on the integers of …
+        self._relus: dict[fx.Node, fx.Node] = {}  # behind the addition …, with integers as result
+        self._neutral: set[fx.Node] = set()  # lead to nothing but outputs
+        self._places: set[fx.Node] = set()
         for node in reversed(gm.graph.nodes):  # a demand travels from a call to its inputs
             self._visit(node)
-        self.places.reverse()
 
-    def spec(self, node: fx.Node) -> TensorSpec:
-        """Return the spec of the group that `node` belongs to."""
-        return self._specs[self._root(node)]
+    @property
+    def places(self) -> list[fx.Node]:
+        """Nodes whose result is quantized, in execution order."""
+        return sorted(self._places, key=self._position.__getitem__)
 
-    def label(self, node: fx.Node) -> str:
-        """Return a name for the group: its concatenation's, else the node's own."""
-        return self._labels.get(self._root(node), node.name)
+    def spec(self, place: fx.Node) -> TensorSpec:
+        """Return the finest spec of those that read the integers."""
+        return self._demands[place].spec
 
-    def axis(self, node: fx.Node) -> int | None:
+    def readers(self, place: fx.Node) -> list[fx.Node]:
+        """Return those that read the integers."""
+        return [each for each in place.users if each in self._demands[place].readers]
+
+    def axis(self, place: fx.Node) -> int | None:
         """Return the channels' axis, from the end, if each of them can have its own range."""
-        root = self._root(node)
-        axes = self._axes[root]
-        return next(iter(axes)) if self._specs[root].per_channel and len(axes) == 1 else None
+        demand = self._demands[place]
+        return (
+            next(iter(demand.axes)) if demand.spec.per_channel and len(demand.axes) == 1 else None
+        )
 
     def _visit(self, node: fx.Node) -> None:
         gm, call = self._gm, self._calls.get(node)
-        if call is not None and call.weights is not None and is_layer(gm, node):
+        if call is not None and is_layer(gm, node):
             layer = layer_of(gm, node)
             axis = None if isinstance(layer, nn.Linear) else channel_axis(layer)
-            self._demand(data_input(node), call.activations, {axis})
-        demanded = node in self._parent
-        is_read = demanded or node in self._reached
-        if call is not None and is_read and operation_of(gm, node).kind == "add":
-            axes = self._axes[self._root(node if demanded else self._reached[node])]
-            for operand in self._integer_operands(node):
-                self._demand(operand, call.activations, axes)
-        if demanded:
-            self._settle(node)
+            self._demand(data_input(node), node, call.activations, {axis})
+        others = self._others(node)
+        if not others:
+            for average in self._averages.pop(node, ()):
+                self._demand(node, average, self.spec(average), self._demands[average].axes)
+        if node in self._demands:
+            self._settle(node, is_whole=not others)
+        elif node in self._relus:
+            if not others:
+                self._add(node, self._demands[self._relus[node]].axes)
+        elif node.op == "output" or (self._leads_on(node) and set(others) <= self._neutral):
+            self._neutral.add(node)
 
-    def _settle(self, node: fx.Node) -> None:
+    def _others(self, node: fx.Node) -> list[fx.Node]:
+        """Return those that want to see the float value of `node`."""
+        known = self._demands[node].readers if node in self._demands else []
+        served = {*known, *self._averages.get(node, ()), self._relus.get(node)}
+        is_demanded = bool(known or self._averages.get(node) or node in self._relus)
+        others = [each for each in readers(self._gm, node) if each not in served]
+        return [each for each in others if not (is_demanded and each in self._neutral)]
+
+    def _leads_on(self, node: fx.Node) -> bool:
+        operation = operation_of(self._gm, node)
+        return operation.keeps_values or operation.kind in _LEADS_ON
+
+    def _settle(self, node: fx.Node, *, is_whole: bool) -> None:
         """Quantize the demanded result of `node` here, or hand the demand to its inputs."""
-        operation, source = operation_of(self._gm, node), data_input(node)
-        axes = self._axes[self._root(node)] if operation.keeps_channels else {None}
+        demand, source = self._demands[node], data_input(node)
+        operation = operation_of(self._gm, node)
+        axes = demand.axes if operation.keeps_channels else {None}
+        if not is_whole:
+            parts = demand.readers if operation.kind == "split" else [node]
+            return self._places.update(parts)
+        demand.readers += [each for each in node.users if each in self._neutral]
         if operation.keeps_values and source is not None:
-            self._share(node, source, axes)
-            return
+            self._demand(source, node, demand.spec, axes)
+            return self._places.update([node] if operation.selects else [])
         if operation.concatenated:
-            self._labels.setdefault(self._root(node), node.name)
             for each in operation.concatenated:
-                self._share(node, each, {None})
-            return
-        if source is not None and operation.kind == "average":
-            self._demand(source, self.spec(node), axes)
-        if source is not None and operation.kind == "relu":
-            self._reached[source] = node
-        self.places.append(node)
+                self._demand(each, node, demand.spec, {None})
+            return None
+        self._places.add(node)
+        if operation.kind == "add":
+            demand.readers += [self._relus[node]] if node in self._relus else []
+            self._add(node, demand.axes)
+        elif source is not None and operation.kind == "average":
+            self._averages.setdefault(source, []).append(node)
+        elif source is not None and operation.kind == "relu" and is_add(self._gm, source):
+            self._relus[source] = node
+        return None
 
-    def _integer_operands(self, add: fx.Node) -> list[fx.Node]:
-        """Return the operands that are quantized: all but a layer's result to add into.
+    def _add(self, node: fx.Node, axes: Set[int | None]) -> None:
+        """Let an addition work on integers: all operands but a layer's result to add into.
 
         Of two such layers it is the one executed last, whose accumulator the kernel still holds.
         """
-        operands = [operand for operand in add.args if isinstance(operand, fx.Node)]
+        call = self._calls.get(node)
+        if call is None:
+            return
+        operands = [operand for operand in node.args if isinstance(operand, fx.Node)]
         layers = [operand for operand in operands if self._can_add_into(operand)]
         if layers:
             operands.remove(max(layers, key=self._position.__getitem__))
-        return operands
+        for operand in operands:
+            self._demand(operand, node, call.activations, axes)
 
     def _can_add_into(self, node: fx.Node) -> bool:
         call = self._calls.get(node)
@@ -93,33 +176,17 @@ class QuantizedTensors:
         kinds = [operation_of(self._gm, user).kind for user in node.users]
         return is_quantized and len(kinds) - kinds.count("rank") == 1
 
-    def _demand(self, node: fx.Node | None, spec: TensorSpec | None, axes: Set[int | None]) -> None:
+    def _demand(
+        self,
+        node: fx.Node | None,
+        reader: fx.Node,
+        spec: TensorSpec | None,
+        axes: Set[int | None],
+    ) -> None:
+        """Note that `reader` reads the result of `node` as integers."""
         if node is None or spec is None:
             return
-        self._parent.setdefault(node, node)
-        root = self._root(node)
-        self._specs[root] = _finer(self._specs.get(root, spec), spec)
-        self._axes.setdefault(root, set()).update(axes)
-
-    def _share(self, node: fx.Node, source: fx.Node, axes: Set[int | None]) -> None:
-        """Let `source` use the same parameters as `node`."""
-        mine = self._root(node)
-        self._demand(source, self._specs[mine], axes)
-        theirs = self._root(source)
-        if mine is not theirs:
-            self._parent[theirs] = mine
-            self._specs[mine] = _finer(self._specs[mine], self._specs.pop(theirs))
-            self._axes[mine] |= self._axes.pop(theirs)
-            if theirs in self._labels:
-                self._labels.setdefault(mine, self._labels.pop(theirs))
-
-    def _root(self, node: fx.Node) -> fx.Node:
-        while self._parent[node] is not node:
-            self._parent[node] = self._parent[self._parent[node]]
-            node = self._parent[node]
-        return node
-
-
-def _finer(one: TensorSpec, other: TensorSpec) -> TensorSpec:
-    """Return the spec of more bits: calls that differ over one tensor get the most."""
-    return other if other.bits > one.bits else one
+        demand = self._demands.setdefault(node, _Demand(spec, set()))
+        demand.spec = finer(demand.spec, spec)
+        demand.axes.update(axes)
+        demand.readers.append(reader)

@@ -52,6 +52,9 @@ class Record:
     """On that ReLU: name of the node it is fused behind."""
     clamp: tuple[float, float] | None = None
     """On both: the ReLU's bounds, (0, ∞) or (0, 6) for ReLU6."""
+    serves: tuple[str, ...] | None = None
+    """On an observer before a fused ReLU: the readers of the ReLU's result that its quantizer is
+    for; None: all."""
     skipped: bool = False
     """The recipe leaves the call in float."""
     refused: tuple[Refusal, ...] = ()

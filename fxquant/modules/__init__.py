@@ -33,7 +33,7 @@ from fxquant.modules.layers import (
     per_input,
     per_output,
 )
-from fxquant.modules.observers import LogitObserver, Observer
+from fxquant.modules.observers import LogitObserver, Observer, statistics_of
 from fxquant.modules.overrides import has_global_hooks, rebind_overrides, why_overridden
 from fxquant.modules.own import OwnModule, Stage, as_own, own_modules
 from fxquant.modules.packed_weights import PackedWeights
@@ -89,6 +89,7 @@ __all__ = [
     "quantize_layer",
     "rebind_overrides",
     "scale_and_shift",
+    "statistics_of",
     "take_off_weight_hooks",
     "weights_of_hooks",
     "why_not_affine",

@@ -98,25 +98,13 @@ class Observer(FixedDtypeModule):
         self.num_batches += finite
         self.nonfinite += ~finite
 
-    def statistics(self) -> Statistics:
-        """Return what was seen; `num_batches` must not be 0."""
-        low, high = self.low.item(), self.high.item()
-        return Statistics(
-            low=low,
-            high=high,
-            ema_low=self.ema_low.item(),
-            ema_high=self.ema_high.item(),
-            histogram=Histogram.of_counts(self.counts.cpu(), low, high),
-            clamp=self.clamp,
-        )
-
     def range_by(self, spec: TensorSpec) -> tuple[Tensor, Tensor]:
         """Return the range (low, high) that `spec` chooses, () or (channels,) each, on the CPU."""
         low, high = self.known if self.known is not None else self._range_of_seen(spec)
         return low.cpu(), high.cpu()
 
     def _range_of_seen(self, spec: TensorSpec) -> tuple[Tensor, Tensor]:
-        return _scalars(activation_range(self.statistics(), spec))
+        return _scalars(activation_range(statistics_of([self]), spec))
 
     @property
     def seen_rank(self) -> int | None:
@@ -150,6 +138,27 @@ class Observer(FixedDtypeModule):
     def extra_repr(self) -> str:
         """Return the spec, and the bounds of the ReLU that the tensor is watched before."""
         return f"{self.spec}" + (f", before clamp{self.clamp}" if self.clamp else "")
+
+
+def statistics_of(observers: Sequence[Observer]) -> Statistics:
+    """Return what they saw as if it were one tensor; each must have seen something.
+
+    Where the bounds of their ReLUs differ, that is what is behind the ReLUs.
+    """
+    low = min(each.low.item() for each in observers)
+    high = max(each.high.item() for each in observers)
+    clamps = {each.clamp for each in observers}
+    if len(clamps) > 1:
+        return Statistics.together([statistics_of([each]) for each in observers])
+    counts = torch.stack([each.counts for each in observers]).sum(0).cpu()
+    return Statistics(
+        low=low,
+        high=high,
+        ema_low=min(each.ema_low.item() for each in observers),
+        ema_high=max(each.ema_high.item() for each in observers),
+        histogram=Histogram.of_counts(counts, low, high),
+        clamp=clamps.pop(),
+    )
 
 
 @stored_as("LogitObserver")

@@ -19,6 +19,7 @@ works channel by channel. Activations channel by channel are in `fxquant.numeric
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +51,21 @@ class Statistics:
     def clamped(self, value: float) -> float:
         """Return `value` as the fused ReLU lets it through."""
         return min(max(value, self.clamp[0]), self.clamp[1]) if self.clamp else value
+
+    @classmethod
+    def together(cls, several: Sequence[Statistics]) -> Statistics:
+        """Return those of several tensors in one, behind their ReLUs; each counts alike."""
+        outputs = [each.output for each in several]
+        parts = [(each.values, each.widths, each.weights / len(several)) for each in outputs]
+        values, widths, weights = (torch.cat(each) for each in zip(*parts, strict=True))
+        order = values.argsort()
+        return cls(
+            low=min(each.clamped(each.low) for each in several),
+            high=max(each.clamped(each.high) for each in several),
+            ema_low=min(each.clamped(each.ema_low) for each in several),
+            ema_high=max(each.clamped(each.ema_high) for each in several),
+            histogram=Histogram(values[order], widths[order], weights[order]),
+        )
 
 
 def activation_range(statistics: Statistics, spec: TensorSpec) -> tuple[float, float]:

@@ -4,7 +4,7 @@ from fxquant.recipe.budget import Budget
 from fxquant.recipe.recipe import Recipe
 from fxquant.recipe.reconstruction import Reconstruction
 from fxquant.recipe.rule import Rule
-from fxquant.recipe.spec import CallSpec, TensorSpec
+from fxquant.recipe.spec import CallSpec, TensorSpec, finer
 
 __all__ = [
     "Budget",
@@ -13,4 +13,5 @@ __all__ = [
     "Reconstruction",
     "Rule",
     "TensorSpec",
+    "finer",
 ]

@@ -76,6 +76,11 @@ class TensorSpec:
         return f"{self.bits} bits {method}"
 
 
+def finer(*specs: TensorSpec) -> TensorSpec:
+    """Return the spec of the most bits, the first of them: what reads one tensor gets the most."""
+    return max(specs, key=lambda spec: spec.bits)
+
+
 @dataclass(frozen=True)
 class CallSpec:
     """What a recipe asks of one call, after its rules: None leaves that side in float."""

@@ -1,29 +1,43 @@
-"""Turn each observer into a fake-quantizer.
+"""Turn each observer into a fake-quantizer, and let tensors share one where that costs them little.
 
 Before:  observers_relu = Observer(conv); relu = ReLU(observers_relu)
-After:   relu = ReLU(conv); quantizers_relu = FakeQuantize(relu)
+         observers_mul = Observer(mul); conv2 = Conv2d(observers_mul)
+         cat = cat([relu, observers_mul]); conv3 = Conv2d(cat)
+After:   relu = ReLU(conv); quantizers_cat = FakeQuantize(relu)
+         quantizers_mul = FakeQuantize(mul); conv2 = Conv2d(quantizers_mul)
+         quantizers_cat_1 = FakeQuantize(quantizers_mul)
+         cat = cat([quantizers_cat, quantizers_cat_1]); conv3 = Conv2d(cat)
 
 The quantizer stands behind the ReLU that its observer stood before. Its scale and zero-point spread
 the integers over the range that the observer's spec chooses (`fxquant.numerics.activation_ranges`;
 report I.B, II.A). One that takes its range from each batch (`fxquant.modules.dynamic_quantize`)
 stays before the ReLU, where the distribution is whole.
+
+A concatenation's operands have the parameters of all that it holds. An operand that others read too
+keeps its own, and is rounded once more, where the concatenation's would cost it more than
+`JOINED_COSTS`; a part of a split or slice is taken of the float value, and rounded by itself, where
+the whole's would cost it more than `PARTED_COSTS` (`fxquant.graph.placement`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import fx
 
 from fxquant.calibration.observed import check_calibrated, find_observers
-from fxquant.calibration.quantizer_choice import quantizer_of
-from fxquant.graph.chains import insert_after
-from fxquant.graph.operations import readers
-from fxquant.graph.records import refuse
+from fxquant.calibration.quantizer_choice import Quantizer, noise_of, quantizer_of, sharing_cost
+from fxquant.graph.chains import insert_after, take_out
+from fxquant.graph.operations import operation_of, readers, source_of, sources_of_values
+from fxquant.graph.placement import JOINED_COSTS, PARTED_COSTS
+from fxquant.graph.records import record, refuse
 from fxquant.graph.submodules import Submodules, free_name
 from fxquant.modules.observers import Observer
 from fxquant.passes.pipeline import Pass
 from fxquant.passes.starting_points import OBSERVED
+
+_Observers = dict[fx.Node, Observer]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,33 +52,173 @@ class ChooseRanges(Pass):
 
     def run(self, gm: fx.GraphModule) -> bool:
         """Replace each observer; one that saw nothing is removed, with the reason recorded."""
+        names = {str(node.target) for node, _, _ in find_observers(gm)}
+        if not names:
+            return False
+        observers = {
+            node: observer for node, observer in _placed(gm) if _has_range(gm, node, observer)
+        }
+        _part(gm, observers)
+        _Sharing(gm, observers).insert()
         submodules = Submodules(gm)
+        submodules.drop_unused({name.rpartition(".")[0] for name in names})
+        return True
+
+
+def _placed(gm: fx.GraphModule) -> Iterator[tuple[fx.Node, Observer]]:
+    """Yield the calls of observers, each where its quantizer is to stand."""
+    for node, watched, observer in list(find_observers(gm)):
+        if observer.clamp is None or observer.spec.dynamic:
+            yield node, observer
+            continue
+        relu, served = next(iter(node.users)), record(node).serves
+        node.replace_all_uses_with(watched)
+        gm.graph.erase_node(node)
+        users = [each for each in readers(gm, relu) if served is None or each.name in served]
+        with insert_after(relu):
+            behind = gm.graph.call_module(str(node.target), (relu,))
+        for user in users:
+            user.replace_input_with(relu, behind)
+        yield behind, observer
+
+
+def _has_range(gm: fx.GraphModule, node: fx.Node, observer: Observer) -> bool:
+    """Say whether a range can be chosen; an observer that saw nothing is taken out."""
+    if observer.num_batches > 0 or not observer.needs_data:
+        return True
+    refuse(source_of(node), "left in float", "no floating-point value seen in calibration")
+    take_out(node)
+    return False
+
+
+def _part(gm: fx.GraphModule, observers: _Observers) -> None:
+    """Let each part of a split or slice share with the whole, or read the float value of it."""
+    floats: dict[fx.Node, fx.Node] = {}  # the same of float values
+    for node, observer in list(observers.items()):
+        path = _path_to_whole(gm, node, observers)
+        if path is None:
+            continue
+        whole, *between = path
+        own, shared = quantizer_of(observer), quantizer_of(observers[whole])
+        if sharing_cost(own, shared, [observer]) <= PARTED_COSTS:
+            take_out(node)
+            del observers[node]
+            continue
+        floats[whole] = source_of(whole)
+        for each in between:
+            if each not in floats:
+                with gm.graph.inserting_before(each):
+                    floats[each] = gm.graph.node_copy(each, lambda n: floats.get(n, n))
+        node.replace_input_with(between[-1], floats[between[-1]])
+        for each in (*reversed(between), whole):
+            if not each.users:
+                gm.graph.erase_node(each)
+                observers.pop(each, None)
+
+
+def _path_to_whole(
+    gm: fx.GraphModule, node: fx.Node, observers: _Observers
+) -> list[fx.Node] | None:
+    """Return the observer of what a part is taken from, and the calls in between that take it."""
+    path = [source_of(node)]
+    if not operation_of(gm, path[0]).selects:
+        return None
+    while path[0] not in observers:
+        sources = sources_of_values(gm, path[0])
+        if len(sources) != 1:
+            return None
+        path.insert(0, sources[0])
+    if not (_is_fixed(observers[path[0]]) and _is_fixed(observers[node])):
+        return None
+    return path
+
+
+def _is_fixed(observer: Observer) -> bool:
+    return observer.axis is None and not observer.spec.dynamic
+
+
+class _Sharing:
+    """Which quantizer each observed tensor gets, and each concatenation of such tensors.
+
+    Args:
+        gm: observers stand where quantizers will.
+        observers: by their calls.
+    """
+
+    def __init__(self, gm: fx.GraphModule, observers: _Observers) -> None:
+        self._gm = gm
+        self._observers = observers
+        self._seen: dict[fx.Node, list[Observer]] = {}
+        """Observers of all values in a result, where they are all of observed tensors."""
+        for node in gm.graph.nodes:
+            sources = sources_of_values(gm, node)
+            if node in observers:
+                self._seen[node] = [observers[node]] if _is_fixed(observers[node]) else []
+            elif sources and all(self._seen.get(each) for each in sources):
+                together = [each for source in sources for each in self._seen[source]]
+                self._seen[node] = list(dict.fromkeys(together))
+        self._chosen: dict[fx.Node, Quantizer] = {}
+        self._labels: dict[Quantizer, str] = {}
+        self._again: list[tuple[fx.Node, fx.Node]] = []
+        """Concatenations, and their operands that are to be rounded once more."""
+        for node in reversed(gm.graph.nodes):
+            if node in observers or self._joins(node):
+                self._choose(node)
+
+    def _joins(self, node: fx.Node) -> bool:
+        return bool(self._seen.get(node)) and operation_of(self._gm, node).kind == "concat"
+
+    def _choose(self, node: fx.Node) -> None:
+        """Choose for a tensor, or for a concatenation as a whole."""
+        seen, ends = self._seen.get(node), list(self._ends(node, node))
+        if not seen:  # of each channel, or of each batch
+            return self._settle(node, quantizer_of(self._observers[node]))
+        joined = {end: self._chosen[end] for end, _ in ends if end is not None}
+        chosen = min(joined.values(), key=lambda each: noise_of(seen, each), default=None)
+        if chosen is None or any(end is None for end, _ in ends):
+            own = quantizer_of(*seen)
+            if chosen is None or sharing_cost(own, chosen, seen) > JOINED_COSTS:
+                chosen = own
+        self._again += [
+            (end, via) for end, via in ends if end is not None and joined[end] is not chosen
+        ]
+        return self._settle(node, chosen)
+
+    def _settle(self, node: fx.Node, chosen: Quantizer) -> None:
+        self._chosen[node] = chosen
+        tensor = source_of(node) if node in self._observers else node
+        self._labels.setdefault(chosen, tensor.name)
+
+    def _ends(self, node: fx.Node, via: fx.Node) -> Iterator[tuple[fx.Node | None, fx.Node]]:
+        """Yield where the values of `node` arrive, None for all but concatenations; and by what."""
+        for user in readers(self._gm, node):
+            if self._joins(user):
+                yield user, node
+            elif self._seen.get(user) and user not in self._observers:
+                yield from self._ends(user, node)
+            else:
+                yield None, node
+
+    def insert(self) -> None:
+        """Put the quantizers into the graph, in the place of the observers."""
+        gm, submodules = self._gm, Submodules(self._gm)
         container = free_name(gm, "quantizers")
-        quantizers: dict[Observer, str] = {}
-        observed = list(find_observers(gm))
-        containers = set()
-        for node, watched, observer in observed:
-            is_dynamic = observer.spec.dynamic
-            tensor = next(iter(node.users)) if observer.clamp and not is_dynamic else watched
-            node.replace_all_uses_with(watched)
-            observers, _, label = str(node.target).rpartition(".")
-            containers.add(observers)
+        targets: dict[Quantizer, str] = {}
+
+        def call(quantizer: Quantizer, x: fx.Node) -> fx.Node:
+            if quantizer not in targets:
+                targets[quantizer] = free_name(gm, f"{container}.{self._labels[quantizer]}")
+                submodules.put(targets[quantizer], quantizer)
+            return gm.graph.call_module(targets[quantizer], (x,))
+
+        quantized: dict[fx.Node, fx.Node] = {}
+        for node in [each for each in gm.graph.nodes if each in self._observers]:
+            with insert_after(node):
+                quantized[node] = call(self._chosen[node], source_of(node))
+            node.replace_all_uses_with(quantized[node])
             gm.graph.erase_node(node)
-            if observer.needs_data and observer.num_batches == 0:
-                refuse(tensor, "left in float", "no floating-point value seen in calibration")
-                continue
-            if observer not in quantizers:
-                quantizers[observer] = free_name(gm, f"{container}.{label}")
-                submodules.put(quantizers[observer], quantizer_of(observer))
-            _insert(gm, tensor, quantizers[observer])
-        submodules.drop_unused(containers)
-        return bool(observed)
-
-
-def _insert(gm: fx.GraphModule, tensor: fx.Node, target: str) -> None:
-    """Put a call of the quantizer `target` behind `tensor`, for all that use it."""
-    users = readers(gm, tensor)
-    with insert_after(tensor):
-        quantizer = gm.graph.call_module(target, (tensor,))
-    for user in users:
-        user.replace_input_with(tensor, quantizer)
+        for join, via in self._again:
+            operand = quantized.get(via, via)
+            with gm.graph.inserting_before(join):
+                again = call(self._chosen[join], operand)
+            join.replace_input_with(operand, again)

@@ -10,12 +10,14 @@ max-pool hands on. The network's output is not. A tensor behind a fused ReLU is 
 where its distribution is whole.
 
 * Calls that keep values (max-pool, reshape, slice, zero padding) hand their input's parameters on.
-* The inputs of a concatenation share one set.
+* The inputs of a concatenation are watched one by one, and so is a part of a split or slice beside
+  the whole: what shares parameters is decided by what was seen (`ChooseRanges`).
 * An addition or an average whose result reaches a layer that way works on integers too, and so its
   operands are quantized; but not the result of a layer that feeds the addition alone: kernels add
   into the layer's accumulator.
 
-Tensors that only float operations see (layer norm, softmax, SiLU) stay in float.
+Float operations (layer norm, softmax, SiLU) read the tensor past its observer, and so in float.
+`fxquant.graph.placement` has the rules.
 
 Channels get ranges of their own, if the recipe says so, where convolutions alone read the tensor,
 directly, through pooling, or through additions.
@@ -23,7 +25,6 @@ directly, through pooling, or through additions.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Set
 from dataclasses import dataclass, field
 
@@ -33,8 +34,8 @@ from fxquant.capture.region import Region
 from fxquant.graph.chains import insert_after
 from fxquant.graph.channel_moments import Moments, channel_moments_of, range_of
 from fxquant.graph.operations import data_input, module_of, readers, source_of
-from fxquant.graph.placement import QuantizedTensors
-from fxquant.graph.records import record
+from fxquant.graph.placement import Placement
+from fxquant.graph.records import annotate, record
 from fxquant.graph.selection import record_calls_with_weights_inside, select_calls
 from fxquant.graph.submodules import Submodules, free_name
 from fxquant.modules.channel_observers import ChannelMean, ChannelObserver
@@ -61,39 +62,32 @@ class InsertObservers(Pass):
             return False
         calls = select_calls(gm, self.recipe)
         record_calls_with_weights_inside(gm)
-        tensors = QuantizedTensors(gm, calls)
+        placement = Placement(gm, calls)
         submodules = Submodules(gm)
-        _insert(gm, tensors, submodules)
-        quantized = set(tensors.places)
+        _insert(gm, placement, submodules)
+        quantized = set(placement.places)
         logits = _insert_at_outputs(gm, self.recipe.logits, quantized, submodules)
         has_means = self.recipe.bias_correction is True and _insert_means(gm, calls, submodules)
-        return bool(tensors.places) or logits or has_means
+        return bool(quantized) or logits or has_means
 
 
-def _insert(gm: fx.GraphModule, tensors: QuantizedTensors, submodules: Submodules) -> None:
+def _insert(gm: fx.GraphModule, placement: Placement, submodules: Submodules) -> None:
     container = free_name(gm, "observers")
-    bounds: dict[str, set[tuple[float, float] | None]] = {}
-    for node in tensors.places:
-        bounds.setdefault(tensors.label(node), set()).add(_fused_bounds(node))
     moments = channel_moments_of(gm)
-    sharing = Counter(tensors.label(node) for node in tensors.places)
-    observers: dict[str, Observer] = {}
-    names: dict[str, str] = {}
-    for node in tensors.places:
-        label = tensors.label(node)
-        # Tensors that share parameters are watched before their ReLUs if all bounds are the same.
-        clamp = _fused_bounds(node) if len(bounds[label]) == 1 else None
+    for node in placement.places:
+        clamp, served = _fused_bounds(node), placement.readers(node)
         watched = source_of(node) if clamp else node
-        if label not in observers:
-            known = moments.get(watched) if sharing[label] == 1 else None
-            observers[label] = _observer(tensors.spec(node), clamp, tensors.axis(node), known)
-            names[label] = free_name(gm, f"{container}.{label}")
-            submodules.put(names[label], observers[label])
-        users = [node] if clamp else readers(gm, watched)
+        name = free_name(gm, f"{container}.{node.name}")
+        observer = _observer(
+            placement.spec(node), clamp, placement.axis(node), moments.get(watched)
+        )
+        submodules.put(name, observer)
         with insert_after(watched):
-            observer = gm.graph.call_module(names[label], (watched,))
-        for user in users:
-            user.replace_input_with(watched, observer)
+            call = gm.graph.call_module(name, (watched,))
+        for user in [node] if clamp else served:
+            user.replace_input_with(watched, call)
+        if clamp and len(served) < len(readers(gm, node)):
+            annotate(call, serves=tuple(each.name for each in served))
 
 
 def _observer(

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fxquant.modules.channel_observers import ChannelMean, ChannelObserver
-from fxquant.modules.observers import LogitObserver, Observer
+from fxquant.modules.observers import LogitObserver, Observer, statistics_of
 from fxquant.modules.own import OwnModule
 from fxquant.numerics.activation_ranges import activation_range
 from fxquant.recipe.spec import TensorSpec
@@ -43,13 +43,13 @@ def test_streaming_equals_one_batch() -> None:
     for method in METHODS:
         options: dict[str, Any] = {"range": method}
         spec = TensorSpec(bits=4, **options)
-        ranges = {activation_range(each.statistics(), spec) for each in (at_once, streamed)}
+        ranges = {activation_range(statistics_of([each]), spec) for each in (at_once, streamed)}
         assert len(ranges) == 1
 
 
 def test_statistics_are_what_was_seen() -> None:
     x = torch.randn(50, 40)
-    statistics = observed(x, clamp=(0.0, 6.0)).statistics()
+    statistics = statistics_of([observed(x, clamp=(0.0, 6.0))])
     assert (statistics.low, statistics.high) == (x.min().item(), x.max().item())
     assert statistics.clamp == (0.0, 6.0)
     assert statistics.histogram.mean().item() == pytest.approx(x.mean().item(), abs=2e-3)

@@ -1,6 +1,7 @@
 """ChooseRanges puts a quantizer where each tensor is final, over the range that was seen."""
 
 from inspect import cleandoc
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from fxquant import CalibrationError, Recipe, TensorSpec
 from fxquant.modules.fake_quantize import FakeQuantize
 from fxquant.modules.observers import Observer
 from fxquant.numerics.affine import Grid
+from fxquant.numerics.decibels import sqnr
 from fxquant.passes import ChooseRanges, InsertObservers, MarkFusedRelu
 from tests.helpers import Net, apply, graph_text, outputs, refusals, relative_error
 
@@ -142,12 +144,116 @@ def test_the_inputs_of_a_concatenation_share_one_quantizer() -> None:
         quantizers_x = self.quantizers.x(x) # FakeQuantize scale=0.01176 zero_point=85
         a = self.a(quantizers_x) # Linear
         quantizers_cat = self.quantizers.cat(a) # FakeQuantize scale=0.03529 zero_point=85
-        mul = operator.mul(quantizers_x, 3)
+        mul = operator.mul(x, 3)
         quantizers_cat_1 = self.quantizers.cat(mul) # FakeQuantize scale=0.03529 zero_point=85
         cat = torch.cat([quantizers_cat, quantizers_cat_1], 1)
         b = self.b(cat) # Linear
         return b
     """)
+
+
+def test_an_operand_that_others_read_in_finer_steps_is_rounded_once_more() -> None:
+    model = Net(
+        lambda m, x: m.b(torch.cat([y := m.a(x).relu(), y * 50], 1)) + m.c(y).sum(),
+        **{"a": identity(2), "b": identity(4), "c": identity(2)},
+    )
+    gm = calibrated(model, torch.tensor([[0.0, 2.0]]))
+    apply(ChooseRanges(), gm)
+    assert short_text(gm) == cleandoc("""
+        x = input()
+        quantizers_x = self.quantizers.x(x) # FakeQuantize scale=0.007843 zero_point=0
+        a = self.a(quantizers_x) # Linear · fused: relu
+        relu = a.relu() # fused into a
+        quantizers_relu = self.quantizers.relu(relu) # FakeQuantize scale=0.007843 zero_point=0
+        mul = operator.mul(relu, 50)
+        quantizers_cat = self.quantizers.cat(mul) # FakeQuantize scale=0.3922 zero_point=0
+        quantizers_cat_1 = self.quantizers.cat(quantizers_relu) # FakeQuantize scale=0.3922 zero_point=0
+        cat = torch.cat([quantizers_cat_1, quantizers_cat], 1)
+        b = self.b(cat) # Linear
+        c = self.c(quantizers_relu) # Linear
+        sum_1 = c.sum()
+        add = operator.add(b, sum_1)
+        return add
+    """)  # noqa: E501
+
+
+@pytest.mark.parametrize(("factor", "num"), [(1.05, 1), (1.3, 2)])
+def test_an_operand_shares_what_costs_it_no_more_than_a_decibel(factor: float, num: int) -> None:
+    model = Net(
+        lambda m, x: m.b(torch.cat([x, x * factor], 1)).sum() + m.c(x).sum(),
+        **{"b": identity(4), "c": identity(2)},
+    )
+    gm = calibrated(model, torch.rand(1000, 2))
+    apply(ChooseRanges(), gm)
+    assert len({id(module) for module in quantizers(gm).values()}) == num
+
+
+def test_operands_of_nested_concatenations_share_the_outer_ones() -> None:
+    def forward(m: Any, x: Any) -> Any:
+        inner = torch.cat([m.a(x).relu(), x], 1)
+        return m.c(torch.cat([inner, m.b(inner)], 1))
+
+    model = Net(forward, a=identity(2), b=identity(4), c=identity(8))
+    gm = calibrated(model, torch.rand(64, 2))
+    apply(ChooseRanges(), gm)
+    assert set(quantizers(gm)) == {"cat_1"}
+
+
+def uneven(factor: float) -> nn.Linear:
+    """Return a layer whose last two outputs are larger than the first two."""
+    layer = identity(4)
+    layer.weight.data[2:] *= factor
+    return layer
+
+
+@pytest.mark.parametrize(("factor", "names"), [(1.5, {"a"}), (50, {"getitem_2", "a"})])
+def test_a_part_shares_with_the_whole_what_costs_it_no_more_than_a_bit(
+    factor: float, names: set[str]
+) -> None:
+    def forward(m: Any, x: Any) -> Any:
+        small, large = (y := m.a(x))[:, :2], y[:, 2:]
+        return m.b(small) * m.c(large)
+
+    model = Net(forward, a=uneven(factor), b=identity(2), c=identity(2))
+    x = torch.rand(64, 4)
+    gm = calibrated(model, x)
+    apply(ChooseRanges(), gm)
+    assert set(quantizers(gm)) == {"x", *names}
+    assert sqnr(outputs(model, x), outputs(gm, x)) > 40
+
+
+def test_parts_of_one_split_may_do_either() -> None:
+    def forward(m: Any, x: Any) -> Any:
+        small, large = m.a(x).chunk(2, 1)
+        return m.b(small) * m.c(large)
+
+    model = Net(forward, a=uneven(50), b=identity(2), c=identity(2))
+    gm = calibrated(model, torch.ones(1, 4))
+    apply(ChooseRanges(), gm)
+    text = short_text(gm).replace("# FakeQuantize ", "# ")
+    assert text == cleandoc("""
+        x = input()
+        quantizers_x = self.quantizers.x(x) # scale=0.003922 zero_point=0
+        a = self.a(quantizers_x) # Linear
+        quantizers_a = self.quantizers.a(a) # scale=0.1961 zero_point=0
+        chunk_1 = a.chunk(2, 1)
+        chunk = quantizers_a.chunk(2, 1)
+        getitem_2 = operator.getitem(chunk_1, 0)
+        quantizers_getitem_2 = self.quantizers.getitem_2(getitem_2) # scale=0.003922 zero_point=0
+        getitem_1 = operator.getitem(chunk, 1)
+        b = self.b(quantizers_getitem_2) # Linear
+        c = self.c(getitem_1) # Linear
+        mul = operator.mul(b, c)
+        return mul
+    """)
+
+
+def test_what_is_behind_a_relu_is_rounded_for_those_alone_that_read_integers() -> None:
+    model = Net(lambda m, x: m.b(y := m.a(x).relu()) * y, a=identity(2), b=identity(2))
+    gm = calibrated(model, torch.rand(8, 2))
+    apply(ChooseRanges(), gm)
+    assert "b = self.b(quantizers_relu)" in graph_text(gm)
+    assert "mul = operator.mul(b, relu)" in graph_text(gm)
 
 
 def test_records_the_sqnr_on_what_was_seen() -> None:

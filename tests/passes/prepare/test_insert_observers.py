@@ -13,6 +13,7 @@ from torch.nn import functional as F
 import fxquant
 from fxquant import Recipe, Rule
 from fxquant.graph.operations import data_input, module_of
+from fxquant.graph.records import record
 from fxquant.modules.channel_observers import ChannelMean
 from fxquant.modules.observers import Observer
 from fxquant.passes import InsertObservers, MarkFusedRelu
@@ -149,8 +150,6 @@ KEEPING: dict[str, Function] = {
     "flatten": lambda m, x: x.flatten(2).unsqueeze(3),
     "reshape": lambda m, x: x.reshape(2, 4, 4, 9),
     "transpose": lambda m, x: x.transpose(2, 3).contiguous(),
-    "slice": lambda m, x: x[:, :, ::2],
-    "half of a split": lambda m, x: x.chunk(2, dim=2)[0],
     "zero padding": lambda m, x: F.pad(x, (1, 1)),
     "reflection": lambda m, x: F.pad(x, (1, 1, 1, 1), "reflect"),
     "nearest": lambda m, x: F.interpolate(x, scale_factor=2),
@@ -186,46 +185,84 @@ def test_a_call_that_changes_values_gets_an_observer_behind_it(function: Functio
     assert str(observer.args[0]) not in ("a", "relu")
 
 
-def test_the_inputs_of_a_concatenation_share_one_observer() -> None:
+def test_the_inputs_of_a_concatenation_are_watched_one_by_one() -> None:
     gm = observed(convs(lambda m, x: m.e(torch.cat([m.a(x), x.exp()], 1)), e=nn.Conv2d(8, 2, 1)))
     assert graph_text(gm) == cleandoc("""
         x = input()
         observers_x = self.observers.x(x) # Observer 8 bits minmax
         a = self.a(observers_x) # Conv2d
-        observers_cat = self.observers.cat(a) # Observer 8 bits minmax
-        exp = observers_x.exp()
-        observers_cat_1 = self.observers.cat(exp) # Observer 8 bits minmax
-        cat = torch.cat([observers_cat, observers_cat_1], 1)
+        observers_a = self.observers.a(a) # Observer 8 bits minmax
+        exp = x.exp()
+        observers_exp = self.observers.exp(exp) # Observer 8 bits minmax
+        cat = torch.cat([observers_a, observers_exp], 1)
         e = self.e(cat) # Conv2d
         return e
     """)
 
 
-def test_concatenations_of_each_other_share_one_observer() -> None:
+def test_concatenations_of_each_other_are_watched_by_what_they_hold() -> None:
     parts = {"e": nn.Conv2d(8, 4, 1), "f": nn.Conv2d(12, 4, 1)}
     gm = observed(
         convs(lambda m, x: m.f(torch.cat([y := torch.cat([x, m.a(x)], 1), m.e(y)], 1)), **parts)
     )
-    observers = watched(gm)
-    assert set(observers) == {"x", "a", "e"}
-    assert len(set(observers.values())) == 1
+    assert set(watched(gm)) == {"x", "a", "e"}
 
 
-@pytest.mark.parametrize(
-    ("function", "names", "clamp"),
-    [
-        (lambda m, x: (m.a(x).relu(), m.b(x).relu()), {"x", "a", "b"}, (0, math.inf)),
-        (lambda m, x: (m.a(x).relu(), F.relu6(m.b(x))), {"x", "relu", "relu6"}, None),
-        (lambda m, x: (m.a(x).relu(), m.b(x)), {"x", "relu", "b"}, None),
-    ],
-    ids=["one bound", "two bounds", "one without"],
-)
-def test_a_concatenation_is_watched_before_its_relus_if_all_are_the_same(
-    function: Function, names: set[str], clamp: tuple[float, float] | None
-) -> None:
-    gm = observed(convs(lambda m, x: m.e(torch.cat(function(m, x), 1)), e=nn.Conv2d(8, 2, 1)))
-    assert set(watched(gm)) == names
-    assert {module.clamp for name, module in watched(gm).items() if name != "x"} == {clamp}
+def test_each_operand_of_a_concatenation_is_watched_before_its_relu() -> None:
+    parts = {"e": nn.Conv2d(12, 2, 1)}
+    gm = observed(
+        convs(lambda m, x: m.e(torch.cat([m.a(x).relu(), F.relu6(m.b(x)), m.c(x)], 1)), **parts)
+    )
+    clamps = {name: module.clamp for name, module in watched(gm).items()}
+    assert clamps == {"x": None, "a": (0, math.inf), "b": (0, 6), "c": None}
+
+
+def read_by(gm: fx.GraphModule, name: str) -> set[str]:
+    """Return who reads the result of a node, past its observer."""
+    return {
+        user.name
+        for user in node(gm, name).users
+        if not isinstance(module_of(gm, user), (Observer, ChannelMean))
+    }
+
+
+IN_FLOAT: dict[str, tuple[Function, dict[str, set[str]]]] = {
+    "by a float operation": (lambda m, x: m.a(y := m.b(x)) * y, {"x": set(), "b": {"mul"}}),
+    "by a concatenation that a float operation reads": (
+        lambda m, x: (m.a(x), torch.cat([x, m.b(x)], 1).exp()), {"x": {"cat"}}
+    ),
+    "a half of a split": (
+        lambda m, x: m.e((p := m.a(x).chunk(2, 1))[0]) * p[1],
+        {"x": set(), "a": {"chunk"}, "getitem": set(), "getitem_1": {"mul"}},
+    ),
+    "an average beside the channels it weighs": (
+        lambda m, x: m.c((y := m.a(x).relu()) * m.b(F.adaptive_avg_pool2d(y, 1)).sigmoid()),
+        {"x": set(), "relu": {"adaptive_avg_pool2d", "mul"}},
+    ),
+    "a residual stream that a norm reads": (
+        lambda m, x: F.layer_norm((y := m.a(x) + x) + m.b(y), (6,)), {"x": {"add"}, "add": {"add_1"}}
+    ),
+    "an output reads what the others do": (lambda m, x: (m.a(x), x), {"x": set()}),
+    "what leads to an output alone": (lambda m, x: (m.a(x), x.flatten(1) + x), {"x": set()}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("function", "readers"), IN_FLOAT.values(), ids=IN_FLOAT)
+def test_what_is_read_in_float(function: Function, readers: dict[str, set[str]]) -> None:
+    gm = observed(convs(function, e=nn.Conv2d(2, 4, 1)))
+    assert {name: read_by(gm, name) for name in readers} == readers
+
+
+def test_an_observer_before_a_relu_says_whom_it_serves() -> None:
+    gm = observed(convs(lambda m, x: m.b(y := m.a(x).relu()) * y.exp()))
+    assert record(node(gm, "observers_relu")).serves == ("b",)
+    gm = observed(convs(lambda m, x: m.b(m.a(x).relu())))
+    assert record(node(gm, "observers_relu")).serves is None
+
+
+def test_a_part_is_watched_beside_the_whole() -> None:
+    gm = observed(convs(lambda m, x: m.e((y := m.a(x))[:, :2]) * m.e(y[:, 2:]), e=nn.Conv2d(2, 4, 1)))
+    assert set(watched(gm)) == {"x", "a", "getitem", "getitem_1"}
 
 
 def test_leaves_the_adds_of_a_transformer_in_float() -> None:
