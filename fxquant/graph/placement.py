@@ -9,6 +9,7 @@
     a call that keeps values, or a concatenation,      integers: what it reads is rounded in the
       if all that read its result do                   place of its result
     an output of the model                             what the others read
+    any reader of what is changed in place             what the others read
     anything else                                      the float value
 
 So a residual stream that a layer norm reads stays in float, whatever else reads it, and so does all
@@ -34,6 +35,7 @@ from dataclasses import dataclass, field
 
 from torch import fx, nn
 
+from fxquant.graph.mutations import changed_while_read
 from fxquant.graph.operations import (
     data_input,
     is_add,
@@ -70,6 +72,7 @@ class Placement:
     def __init__(self, gm: fx.GraphModule, calls: dict[fx.Node, CallSpec]) -> None:
         self._gm = gm
         self._calls = calls
+        self._changed = changed_while_read(gm)  # all see the change, or none would
         self._position = {node: index for index, node in enumerate(gm.graph.nodes)}
         self._demands: dict[fx.Node, _Demand] = {}
         self._averages: dict[fx.Node, list[fx.Node]] = {}  # that would work on the integers of …
@@ -119,6 +122,8 @@ class Placement:
 
     def _others(self, node: fx.Node) -> list[fx.Node]:
         """Return those that want to see the float value of `node`."""
+        if node in self._changed and node in self._demands:
+            return []
         known = self._demands[node].readers if node in self._demands else []
         served = {*known, *self._averages.get(node, ()), self._relus.get(node)}
         is_demanded = bool(known or self._averages.get(node) or node in self._relus)
@@ -137,10 +142,11 @@ class Placement:
         if not is_whole:
             parts = demand.readers if operation.kind == "split" else [node]
             return self._places.update(parts)
-        demand.readers += [each for each in node.users if each in self._neutral]
+        is_changed = node in self._changed
+        demand.readers += [each for each in node.users if each in self._neutral or is_changed]
         if operation.keeps_values and source is not None:
             self._demand(source, node, demand.spec, axes)
-            return self._places.update([node] if operation.selects else [])
+            return self._places.update([node] if operation.selects and not is_changed else [])
         if operation.concatenated:
             for each in operation.concatenated:
                 self._demand(each, node, demand.spec, {None})

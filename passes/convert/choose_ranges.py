@@ -93,44 +93,68 @@ def _has_range(gm: fx.GraphModule, node: fx.Node, observer: Observer) -> bool:
 
 def _part(gm: fx.GraphModule, observers: _Observers) -> None:
     """Let each part of a split or slice share with the whole, or read the float value of it."""
-    floats: dict[fx.Node, fx.Node] = {}  # the same of float values
+    seen, floats = _observers_of_values(gm, observers), _Floats(gm, observers)
     for node, observer in list(observers.items()):
-        path = _path_to_whole(gm, node, observers)
-        if path is None:
+        part = source_of(node)
+        if not seen.get(part) or not _is_fixed(observer):
             continue
-        whole, *between = path
-        own, shared = quantizer_of(observer), quantizer_of(observers[whole])
+        own, shared = quantizer_of(observer), quantizer_of(*seen[part])
         if sharing_cost(own, shared, [observer]) <= PARTED_COSTS:
             take_out(node)
             del observers[node]
-            continue
-        floats[whole] = source_of(whole)
-        for each in between:
-            if each not in floats:
-                with gm.graph.inserting_before(each):
-                    floats[each] = gm.graph.node_copy(each, lambda n: floats.get(n, n))
-        node.replace_input_with(between[-1], floats[between[-1]])
-        for each in (*reversed(between), whole):
-            if not each.users:
-                gm.graph.erase_node(each)
-                observers.pop(each, None)
+        else:
+            node.replace_input_with(part, floats.of(part))
+            _erase_unused(part, observers)
 
 
-def _path_to_whole(
-    gm: fx.GraphModule, node: fx.Node, observers: _Observers
-) -> list[fx.Node] | None:
-    """Return the observer of what a part is taken from, and the calls in between that take it."""
-    path = [source_of(node)]
-    if not operation_of(gm, path[0]).selects:
-        return None
-    while path[0] not in observers:
-        sources = sources_of_values(gm, path[0])
-        if len(sources) != 1:
-            return None
-        path.insert(0, sources[0])
-    if not (_is_fixed(observers[path[0]]) and _is_fixed(observers[node])):
-        return None
-    return path
+def _erase_unused(node: fx.Node, observers: _Observers) -> None:
+    """Erase a call of observed values, and those before it, if nobody reads it any more."""
+    sources = [] if node in observers else node.all_input_nodes
+    if node.users or node.op not in ("call_module", "call_function", "call_method"):
+        return
+    node.graph.erase_node(node)
+    observers.pop(node, None)
+    for each in sources:
+        _erase_unused(each, observers)
+
+
+class _Floats:
+    """The float values of what is made of observed tensors: the same calls, past the observers."""
+
+    def __init__(self, gm: fx.GraphModule, observers: _Observers) -> None:
+        self._gm = gm
+        self._observers = observers
+        self._copies: dict[fx.Node, fx.Node] = {}
+
+    def of(self, node: fx.Node) -> fx.Node:
+        """Return the node that computes the float value of `node`."""
+        if node in self._observers:
+            return source_of(node)
+        sources = sources_of_values(self._gm, node)
+        floats = {each: self.of(each) for each in sources}
+        if node not in self._copies and any(each is not x for each, x in floats.items()):
+            with node.graph.inserting_before(node):
+                copied = node.graph.node_copy(node, lambda each: floats.get(each, each))
+            self._copies[node] = copied
+        return self._copies.get(node, node)
+
+
+def _observers_of_values(
+    gm: fx.GraphModule, observers: _Observers
+) -> dict[fx.Node, list[Observer]]:
+    """Return, of each result that is made of the values of observed tensors alone, the observers.
+
+    None, where a range is chosen for each channel or each batch.
+    """
+    seen: dict[fx.Node, list[Observer]] = {}
+    for node in gm.graph.nodes:
+        sources = sources_of_values(gm, node)
+        if node in observers:
+            seen[node] = [observers[node]] if _is_fixed(observers[node]) else []
+        elif sources and all(seen.get(each) for each in sources):
+            together = [each for source in sources for each in seen[source]]
+            seen[node] = list(dict.fromkeys(together))
+    return seen
 
 
 def _is_fixed(observer: Observer) -> bool:
@@ -148,15 +172,7 @@ class _Sharing:
     def __init__(self, gm: fx.GraphModule, observers: _Observers) -> None:
         self._gm = gm
         self._observers = observers
-        self._seen: dict[fx.Node, list[Observer]] = {}
-        """Observers of all values in a result, where they are all of observed tensors."""
-        for node in gm.graph.nodes:
-            sources = sources_of_values(gm, node)
-            if node in observers:
-                self._seen[node] = [observers[node]] if _is_fixed(observers[node]) else []
-            elif sources and all(self._seen.get(each) for each in sources):
-                together = [each for source in sources for each in self._seen[source]]
-                self._seen[node] = list(dict.fromkeys(together))
+        self._seen = _observers_of_values(gm, observers)
         self._chosen: dict[fx.Node, Quantizer] = {}
         self._labels: dict[Quantizer, str] = {}
         self._again: list[tuple[fx.Node, fx.Node]] = []
@@ -186,8 +202,9 @@ class _Sharing:
 
     def _settle(self, node: fx.Node, chosen: Quantizer) -> None:
         self._chosen[node] = chosen
-        tensor = source_of(node) if node in self._observers else node
-        self._labels.setdefault(chosen, tensor.name)
+        is_observed = node in self._observers
+        name = str(node.target).rpartition(".")[2] if is_observed else node.name
+        self._labels.setdefault(chosen, name)
 
     def _ends(self, node: fx.Node, via: fx.Node) -> Iterator[tuple[fx.Node | None, fx.Node]]:
         """Yield where the values of `node` arrive, None for all but concatenations; and by what."""

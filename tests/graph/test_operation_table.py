@@ -75,7 +75,7 @@ CALLS: dict[Any, tuple[tuple[Any, ...], Operation]] = {
     torch.permute: (((0, 2, 1),), replace(MOVED, moved_axes=("permute", (0, 2, 1)))),
     torch.transpose: ((1, 2), replace(MOVED, moved_axes=("transpose", (1, 2)))),
     torch.reshape: (((4, -1),), MADE_ROWS),
-    operator.getitem: ((slice(1),), MOVED),
+    operator.getitem: ((slice(1),), replace(MOVED, selects=True)),
     nn.Sequential: ((), IDENTITY),
     nn.Dropout: ((0.5, False), IDENTITY),
     nn.AlphaDropout: ((0.5, False), IDENTITY),

@@ -113,7 +113,7 @@ KEPT: dict[str, Function] = {
         y := m.a(x).relu(), v := y.transpose(2, 3), m.c(m.b(m.d(v).relu()) + v) + m.e(y),
     )[-1],
     "it is a slice itself": lambda m, x: (
-        y := torch.cat([m.a(x), x], 1), m.c(m.b(m.d(x).relu()) + y[:, :4]) + m.e(y[:, 4:]),
+        y := torch.cat([x.flip(1), x], 1), m.c(m.b(m.d(x).relu()) + y[:, :4]) + m.e(y[:, 4:]),
     )[-1],
 }  # fmt: skip
 

@@ -240,7 +240,8 @@ IN_FLOAT: dict[str, tuple[Function, dict[str, set[str]]]] = {
         {"x": set(), "relu": {"adaptive_avg_pool2d", "mul"}},
     ),
     "a residual stream that a norm reads": (
-        lambda m, x: F.layer_norm((y := m.a(x) + x) + m.b(y), (6,)), {"x": {"add"}, "add": {"add_1"}}
+        lambda m, x: F.layer_norm((y := m.a(x) + x) + m.b(y), (6,)),
+        {"x": {"add"}, "add": {"add_1"}},
     ),
     "an output reads what the others do": (lambda m, x: (m.a(x), x), {"x": set()}),
     "what leads to an output alone": (lambda m, x: (m.a(x), x.flatten(1) + x), {"x": set()}),
@@ -261,7 +262,9 @@ def test_an_observer_before_a_relu_says_whom_it_serves() -> None:
 
 
 def test_a_part_is_watched_beside_the_whole() -> None:
-    gm = observed(convs(lambda m, x: m.e((y := m.a(x))[:, :2]) * m.e(y[:, 2:]), e=nn.Conv2d(2, 4, 1)))
+    gm = observed(
+        convs(lambda m, x: m.e((y := m.a(x))[:, :2]) * m.e(y[:, 2:]), e=nn.Conv2d(2, 4, 1))
+    )
     assert set(watched(gm)) == {"x", "a", "getitem", "getitem_1"}
 
 
