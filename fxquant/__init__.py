@@ -42,6 +42,7 @@ from fxquant.recipe.recipe import Recipe
 from fxquant.recipe.reconstruction import Reconstruction
 from fxquant.recipe.rule import Rule
 from fxquant.recipe.spec import TensorSpec
+from fxquant.recipe.target import TARGETS, Target
 from fxquant.reporting.node_by_node import compare
 from fxquant.reporting.table import Report, report
 from fxquant.storage.files import load, save
@@ -49,6 +50,7 @@ from fxquant.storage.files import load, save
 __version__ = "0.1.0"
 
 __all__ = [
+    "TARGETS",
     "Allocation",
     "Budget",
     "CalibrationError",
@@ -65,6 +67,7 @@ __all__ = [
     "Rule",
     "Search",
     "StorageError",
+    "Target",
     "TensorSpec",
     "allocate",
     "calibrate",

@@ -31,6 +31,7 @@ from fxquant.passes.prepare.absorb_batchnorm import AbsorbBatchNorm
 from fxquant.passes.prepare.absorb_biases import AbsorbBiases
 from fxquant.passes.prepare.drop_identities import DropIdentities
 from fxquant.passes.prepare.equalize_layers import EqualizeLayers
+from fxquant.passes.prepare.expand_silu import ExpandSilu
 from fxquant.passes.prepare.fold_batchnorm import FoldBatchNorm
 from fxquant.passes.prepare.fold_constants import FoldConstants
 from fxquant.passes.prepare.insert_observers import InsertObservers
@@ -38,6 +39,7 @@ from fxquant.passes.prepare.lift_functionals import LiftFunctionals
 from fxquant.passes.prepare.lift_products import LiftProducts
 from fxquant.passes.prepare.mark_fused_relu import MarkFusedRelu
 from fxquant.recipe.recipe import Recipe
+from fxquant.recipe.target import Target
 
 _logger = logging.getLogger("fxquant")
 
@@ -51,9 +53,15 @@ def float_passes(recipe: Recipe) -> list[Pass]:
         LiftFunctionals(),
         FoldBatchNorm(),
         AbsorbBatchNorm(),
+        *([ExpandSilu()] if _lacks_silu(recipe.target) else []),
         MarkFusedRelu(),
         *([EqualizeLayers(), AbsorbBiases()] if recipe.equalization else []),
     ]
+
+
+def _lacks_silu(target: Target) -> bool:
+    operations = set(target.integer_operations)
+    return {"mul", "sigmoid"} <= operations and "silu" not in operations
 
 
 def prepared_copy(

@@ -18,6 +18,7 @@ Before calibration: `fxquant.passes.prepare`
 | `AbsorbBatchNorm` | folds batch norm into the layers behind it |
 | `EqualizeLayers` | gives the channels between two layers the same range in both weights |
 | `AbsorbBiases` | moves what a ReLU never cuts off into the next layer's bias |
+| `ExpandSilu` | writes SiLU as a product, for runtimes that have no integer form of it |
 | `MarkFusedRelu` | records which ReLU belongs to which call |
 | `InsertObservers` | puts an observer on each tensor that will be quantized |
 
@@ -78,6 +79,7 @@ from fxquant.passes.prepare.absorb_batchnorm import AbsorbBatchNorm
 from fxquant.passes.prepare.absorb_biases import AbsorbBiases
 from fxquant.passes.prepare.drop_identities import DropIdentities
 from fxquant.passes.prepare.equalize_layers import EqualizeLayers
+from fxquant.passes.prepare.expand_silu import ExpandSilu
 from fxquant.passes.prepare.fold_batchnorm import FoldBatchNorm
 from fxquant.passes.prepare.fold_constants import FoldConstants
 from fxquant.passes.prepare.insert_observers import InsertObservers
@@ -96,6 +98,7 @@ __all__ = [
     "DropIdentities",
     "DropObservers",
     "EqualizeLayers",
+    "ExpandSilu",
     "FoldBatchNorm",
     "FoldConstants",
     "InsertObservers",

@@ -14,7 +14,7 @@ from torch import nn
 from fxquant.calibration.examples import example_arguments
 from fxquant.capture.naming import find_regions
 from fxquant.deploy.exported_program import export_program, first_line_of, output_names_of
-from fxquant.deploy.integer_form import require_integers
+from fxquant.deploy.integer_form import require_integers, require_target
 from fxquant.deploy.onnx_graph import (
     drop_notes,
     keep_in_float,
@@ -31,6 +31,7 @@ from fxquant.passes.lower.clamp_integers import ClampIntegers
 from fxquant.passes.lower.repeat_quantizers import RepeatQuantizers
 from fxquant.passes.lower.to_qdq import ToQdq
 from fxquant.passes.pipeline import Pipeline
+from fxquant.recipe.target import Target
 from fxquant.streaming.whole_files import write_whole
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def export_onnx(
     opset: int | None = None,
     dynamic_batch: bool = True,
     int4: bool = False,
+    target: Target | str | None = None,
 ) -> None:
     """Write `quantized` as an ONNX file with QuantizeLinear and DequantizeLinear nodes.
 
@@ -69,14 +71,16 @@ def export_onnx(
             the first one.
         int4: store weights of up to 4 bits in half a byte, not a byte; needs opset 21, which is
             then the default.
+        target: which runtime the file is for; None: the one that the model was quantized for.
 
     Raises:
-        LoweringError: the model has no integer form, PyTorch's exporter cannot take it, or a
-            package is missing: `pip install fxquant[onnx]`.
+        LoweringError: the model was quantized for another runtime or has no integer form, PyTorch's
+            exporter cannot take it, or a package is missing: `pip install fxquant[onnx]`.
         StorageError: the file cannot be written.
         PassError: `quantized` did not come from `convert`.
     """
-    require_converted(quantized, "export_onnx")
+    recipe = require_converted(quantized, "export_onnx")
+    require_target(recipe.target, "export_onnx", target)
     require_integers(quantized, "export_onnx")
     _require_packages()
     if opset is None and int4:

@@ -10,6 +10,7 @@ from torch import nn
 from fxquant.errors import LoweringError
 from fxquant.modules.own import own_modules
 from fxquant.modules.quantized_layer import QuantizedLayer
+from fxquant.recipe.target import TARGETS, Target, Way
 
 
 def require_integers(model: nn.Module, caller: str) -> None:
@@ -17,6 +18,27 @@ def require_integers(model: nn.Module, caller: str) -> None:
     obstacles = list(_obstacles(model))
     if obstacles:
         raise LoweringError(f"{caller}: the model has no integer form: {'; '.join(obstacles)}")
+
+
+def require_target(target: Target, way: Way, asked: Target | str | None = None) -> None:
+    """Raise if a model that was quantized for `target` is not for this way out.
+
+    Args:
+        target: of the recipe.
+        way: which is asked for.
+        asked: a target that the caller named.
+    """
+    others = [each.name for each in TARGETS.values() if way in each.ways]
+    if asked is not None and Target.named(asked) != target:
+        wanted = f"target {str(asked)!r} is asked for"
+    elif way not in target.ways:
+        wanted = f"it is for {' and '.join(map(repr, others))}"
+    else:
+        return
+    raise LoweringError(
+        f"{way}: the model was quantized for target {target.name!r}, and {wanted}: quantize it "
+        f"again, with Recipe(target={str(asked or others[0])!r})"
+    )
 
 
 def _obstacles(model: nn.Module) -> Iterator[str]:

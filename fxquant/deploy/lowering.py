@@ -9,7 +9,7 @@ from torch import nn
 
 from fxquant.calibration.examples import example_arguments
 from fxquant.capture.naming import find_regions
-from fxquant.deploy.integer_form import require_integers
+from fxquant.deploy.integer_form import require_integers, require_target
 from fxquant.errors import LoweringError
 from fxquant.graph.journal import write_journals
 from fxquant.graph.records import record
@@ -53,6 +53,7 @@ def lower(quantized: nn.Module, example_inputs: Any = None, *, backend: str = "x
     if backend not in _BACKENDS:
         raise LoweringError(f"lower: backend {backend!r}: choose one of {', '.join(_BACKENDS)}")
     recipe = require_converted(quantized, "lower")
+    require_target(recipe.target, "lower")
     require_integers(quantized, "lower")
     missing = why_unavailable()
     if missing is not None:
@@ -91,6 +92,7 @@ def to_qdq(quantized: nn.Module) -> nn.Module:
         PassError: `quantized` did not come from `convert`.
     """
     recipe = require_converted(quantized, "to_qdq")
+    require_target(recipe.target, "to_qdq")
     require_integers(quantized, "to_qdq")
     exposed = Pipeline(ToQdq()).on_copy_of(quantized)
     write_journals(exposed, recipe)

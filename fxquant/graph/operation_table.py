@@ -21,7 +21,8 @@ from fxquant.modules.torchvision_names import STOCHASTIC_DEPTH, STOCHASTIC_DEPTH
 
 Kind: TypeAlias = Literal[
     "layer", "batchnorm", "add", "concat", "average", "split", "max_pool2d", "identity", "relu",
-    "leaky_relu", "activation", "rank", "shape", "type", "blank", "other",
+    "leaky_relu", "mul", "sigmoid", "softmax", "activation", "rank", "shape", "type", "blank",
+    "other",
 ]  # fmt: skip
 AxisMove: TypeAlias = Literal["flatten", "permute", "transpose"]
 
@@ -31,8 +32,8 @@ class Operation:
     """What a call computes, as far as it matters to anyone."""
 
     kind: Kind = "other"
-    """"layer": a convolution or linear module; "add": of two nodes' results, neither scaled;
-    "average": over positions; "split": a tuple of parts; "identity": nothing, in eval mode;
+    """"layer": a convolution or linear module; "add" and "mul": of two nodes' results, neither
+    scaled; "average": over positions; "split": a tuple of parts; "identity": nothing, in eval mode;
     "relu": has `bounds`; "rank", "shape" and "type": nothing but that of a tensor is asked for,
     the device counting to the rank; "blank": a tensor like another one, without its values."""
     keeps_values: bool = False
@@ -103,6 +104,7 @@ _AVERAGED = Operation("average", keeps_channels=True)
 _ELEMENTWISE = Operation("activation", is_elementwise=True)
 _RELU = Operation("relu", bounds=(0.0, math.inf))
 _ADD = Operation("add")
+_MUL = Operation("mul")
 _RANK = Operation("rank")
 _SHAPE = Operation("shape")
 _TYPE = Operation("type")
@@ -124,6 +126,12 @@ def _add(call: Call) -> Operation:
     if len(operands) != 2 or call.node.kwargs.get("alpha", 1) != 1:
         return OTHER
     return _ADD if all(isinstance(x, fx.Node) and not is_size(x) for x in operands) else OTHER
+
+
+def _mul(call: Call) -> Operation:
+    operands = call.node.args
+    is_known = all(isinstance(x, fx.Node) and not is_size(x) for x in operands)
+    return _MUL if is_known and len(operands) == 2 else OTHER
 
 
 def is_size(node: fx.Node) -> bool:
@@ -270,6 +278,8 @@ def _getattr(call: Call) -> Operation:
 
 ROWS: tuple[tuple[Row, tuple[Any, ...]], ...] = (
     (_add, (operator.add, operator.iadd, torch.add, "add", "add_")),
+    (_mul, (operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_")),
+    (Operation("softmax"), (nn.Softmax, F.softmax, torch.softmax, "softmax")),
     (_concat, (torch.cat, torch.concat, torch.concatenate)),
     (_SPLIT, (torch.chunk, torch.split, torch.unbind, "chunk", "split", "unbind")),
     # Activation functions. Of those in place, learned roundings look at what is before them.
@@ -287,7 +297,10 @@ ROWS: tuple[tuple[Row, tuple[Any, ...]], ...] = (
     (_activation("swish"), (nn.SiLU, F.silu)),
     (_activation("hardswish"), (nn.Hardswish, F.hardswish)),
     (_activation("tanh"), (nn.Tanh, F.tanh, torch.tanh, "tanh")),
-    (_ELEMENTWISE, (nn.Sigmoid, F.sigmoid, torch.sigmoid, "sigmoid", "sigmoid_", "tanh_")),
+    (Operation("sigmoid", is_elementwise=True), (
+        nn.Sigmoid, F.sigmoid, torch.sigmoid, torch.sigmoid_, "sigmoid", "sigmoid_",
+    )),
+    (_ELEMENTWISE, ("tanh_",)),
     (_ELEMENTWISE, (nn.CELU, F.celu)),
     (_ELEMENTWISE, (nn.ELU, F.elu)),
     (_ELEMENTWISE, (nn.SELU, F.selu)),

@@ -5,6 +5,8 @@
     a layer whose activations are quantized            integers
     an addition, if all that read its sum do           integers, but for a layer's result that a
                                                        kernel adds into
+    another operation that the target has on           integers
+      integers, if such a reader reads its result
     an average, if all others that read either do      integers
     a call that keeps values, or a concatenation,      integers: what it reads is rounded in the
       if all that read its result do                   place of its result
@@ -13,7 +15,9 @@
     anything else                                      the float value
 
 So a residual stream that a layer norm reads stays in float, whatever else reads it, and so does all
-that feeds it. A call that leads to nothing but outputs is counted as one: it decides nothing.
+that feeds it. A call that leads to nothing but outputs is counted as one: it decides nothing. Where
+a target works on integers only if a result is quantized (`Target.quantized_results`), all that read
+that result read integers.
 
 Tensors meet in concatenations, which want one set of parameters, and part in splits and slices.
 Whether they share one is decided when their values are known (`fxquant.passes.ChooseRanges`):
@@ -41,15 +45,32 @@ from fxquant.graph.operations import (
     is_add,
     is_layer,
     layer_of,
+    module_of,
     operation_of,
     readers,
 )
+from fxquant.graph.records import record
 from fxquant.modules.layers import channel_axis
 from fxquant.recipe.spec import CallSpec, TensorSpec, finer
+from fxquant.recipe.target import TARGETS, Target, layer_name
 
 JOINED_COSTS = 1.0
 PARTED_COSTS = 6.0
+_NAMES = {"identity": "move", "split": "select", "max_pool2d": "max_pool", "swish": "silu"}
 _LEADS_ON = ("add", "relu", "average", "concat")
+
+
+def target_name(gm: fx.GraphModule, node: fx.Node) -> str:
+    """Return what targets call the operation that `node` computes."""
+    operation = operation_of(gm, node)
+    if operation.kind == "layer":
+        return layer_name(module_of(gm, node)) or "layer"
+    if operation.kind == "average":
+        return "average_pool" if operation.averaged is None else "global_average"
+    if operation.keeps_values and operation.kind == "other":
+        selects = "select" if operation.selects else "max_pool"
+        return "move" if operation.moves_only and not operation.selects else selects
+    return _NAMES.get(operation.activation or operation.kind, operation.kind)
 
 
 @dataclass
@@ -67,11 +88,18 @@ class Placement:
     Args:
         gm: ReLUs are marked as fused; nothing is observed yet.
         calls: what is asked of each layer and addition.
+        target: what the runtime computes on integers.
     """
 
-    def __init__(self, gm: fx.GraphModule, calls: dict[fx.Node, CallSpec]) -> None:
+    def __init__(
+        self,
+        gm: fx.GraphModule,
+        calls: dict[fx.Node, CallSpec],
+        target: Target = TARGETS["x86"],
+    ) -> None:
         self._gm = gm
         self._calls = calls
+        self._target = target
         self._changed = changed_while_read(gm)  # all see the change, or none would
         self._position = {node: index for index, node in enumerate(gm.graph.nodes)}
         self._demands: dict[fx.Node, _Demand] = {}
@@ -112,13 +140,28 @@ class Placement:
         if not others:
             for average in self._averages.pop(node, ()):
                 self._demand(node, average, self.spec(average), self._demands[average].axes)
-        if node in self._demands:
+        result = self._quantized_result(node)
+        if result is not None:
+            demand = self._demands.setdefault(node, _Demand(result, {None}))
+            demand.readers = readers(gm, node)
+            self._places.add(node)
+        elif node in self._demands:
             self._settle(node, is_whole=not others)
         elif node in self._relus:
             if not others:
-                self._add(node, self._demands[self._relus[node]].axes)
+                self._operate(node, self._demands[self._relus[node]])
         elif node.op == "output" or (self._leads_on(node) and set(others) <= self._neutral):
             self._neutral.add(node)
+
+    def _quantized_result(self, node: fx.Node) -> TensorSpec | None:
+        """Return the spec of the result of a layer that must be quantized, or of its ReLU's."""
+        known = record(node)
+        layer = data_input(node) if known.fused_into else node
+        call = None if layer is None or known.relu else self._calls.get(layer)
+        if layer is None or call is None or call.weights is None or not is_layer(self._gm, layer):
+            return None
+        needed = target_name(self._gm, layer) in self._target.quantized_results
+        return call.activations if needed else None
 
     def _others(self, node: fx.Node) -> list[fx.Node]:
         """Return those that want to see the float value of `node`."""
@@ -137,44 +180,53 @@ class Placement:
     def _settle(self, node: fx.Node, *, is_whole: bool) -> None:
         """Quantize the demanded result of `node` here, or hand the demand to its inputs."""
         demand, source = self._demands[node], data_input(node)
-        operation = operation_of(self._gm, node)
-        axes = demand.axes if operation.keeps_channels else {None}
+        operation, name = operation_of(self._gm, node), target_name(self._gm, node)
+        if name in self._target.quantized_results and name != "add":
+            is_whole, demand.readers = True, readers(self._gm, node)
         if not is_whole:
             parts = demand.readers if operation.kind == "split" else [node]
             return self._places.update(parts)
         is_changed = node in self._changed
         demand.readers += [each for each in node.users if each in self._neutral or is_changed]
-        if operation.keeps_values and source is not None:
-            self._demand(source, node, demand.spec, axes)
-            return self._places.update([node] if operation.selects and not is_changed else [])
+        if name not in self._target.hands_on:
+            self._places.add(node)
+            return self._operate(node, demand)
         if operation.concatenated:
             for each in operation.concatenated:
                 self._demand(each, node, demand.spec, {None})
-            return None
-        self._places.add(node)
-        if operation.kind == "add":
-            demand.readers += [self._relus[node]] if node in self._relus else []
-            self._add(node, demand.axes)
-        elif source is not None and operation.kind == "average":
-            self._averages.setdefault(source, []).append(node)
-        elif source is not None and operation.kind == "relu" and is_add(self._gm, source):
-            self._relus[source] = node
+        else:
+            axes = demand.axes if operation.keeps_channels else {None}
+            self._demand(source, node, demand.spec, axes)
+            self._places.update([node] if operation.selects and not is_changed else [])
         return None
 
-    def _add(self, node: fx.Node, axes: Set[int | None]) -> None:
-        """Let an addition work on integers: all operands but a layer's result to add into.
+    def _operate(self, node: fx.Node, demand: _Demand) -> None:
+        """Let an operation work on integers, if the target has it so.
 
-        Of two such layers it is the one executed last, whose accumulator the kernel still holds.
+        An addition does on all operands but a layer's result to add into: of two such layers, the
+        one executed last, whose accumulator the kernel still holds.
         """
-        call = self._calls.get(node)
-        if call is None:
+        operation, source = operation_of(self._gm, node), data_input(node)
+        if operation.kind == "relu" and source is not None and is_add(self._gm, source):
+            self._relus[source] = node
             return
-        operands = [operand for operand in node.args if isinstance(operand, fx.Node)]
-        layers = [operand for operand in operands if self._can_add_into(operand)]
-        if layers:
+        if target_name(self._gm, node) not in self._target.integer_operations:
+            return
+        axes = demand.axes if operation.keeps_channels or operation.kind == "add" else {None}
+        if operation.kind == "average" and source is not None:
+            self._averages.setdefault(source, []).append(node)
+            return
+        operands = list(operation.concatenated or node.all_input_nodes)
+        spec: TensorSpec | None = demand.spec
+        if operation.kind == "add":
+            operands = [each for each in node.args if isinstance(each, fx.Node)]
+            spec = self._calls[node].activations if node in self._calls else None
+            demand.readers += [self._relus[node]] if node in self._relus else []
+        layers = [each for each in operands if self._can_add_into(each)]
+        if operation.kind == "add" and layers and self._target.adds_into_layers:
             operands.remove(max(layers, key=self._position.__getitem__))
         for operand in operands:
-            self._demand(operand, node, call.activations, axes)
+            self._demand(operand, node, spec, axes)
 
     def _can_add_into(self, node: fx.Node) -> bool:
         call = self._calls.get(node)

@@ -37,10 +37,18 @@ def select_calls(gm: fx.GraphModule, recipe: Recipe) -> dict[fx.Node, CallSpec]:
     """
     if not isinstance(gm, Region):
         check_rules([gm], recipe)
-    return {
-        node: _possible(gm, node, recipe.for_call(call_name(gm, node), module_of(gm, node)))
-        for node in _selectable(gm)
-    }
+    nodes = _selectable(gm)
+    asked = {node: recipe.for_call(call_name(gm, node), module_of(gm, node)) for node in nodes}
+    for node in _ends(gm, nodes):
+        if not any(each.matches(call_name(gm, node), module_of(gm, node)) for each in recipe.rules):
+            asked[node] = recipe.target.asks_of_ends(asked[node])
+    return {node: _possible(gm, node, call) for node, call in asked.items()}
+
+
+def _ends(gm: fx.GraphModule, nodes: list[fx.Node]) -> list[fx.Node]:
+    """Return the first layer and the last; of a region it is not known whether it is either."""
+    layers = [] if isinstance(gm, Region) else [node for node in nodes if is_layer(gm, node)]
+    return [*layers[:1], *layers[1:][-1:]]
 
 
 def check_rules(graphs: Iterable[fx.GraphModule], recipe: Recipe) -> None:

@@ -170,6 +170,6 @@ def along_axis(values: Tensor, axis: int | None, rank: int) -> Tensor:
 def activation_grid(low: float, spec: TensorSpec) -> Grid:
     """Return the integers for an activation whose range starts at `low`.
 
-    Signed only where a symmetric quantizer has negative values to hold (Eqs. 7 and 8).
+    Signed where the spec says so, or a symmetric quantizer has negative values to hold (Eqs. 7, 8).
     """
-    return Grid.of(spec.bits, signed=spec.symmetric and low < 0)
+    return Grid.of(spec.bits, signed=spec.signed or (spec.symmetric and low < 0))

@@ -5,13 +5,18 @@ from fxquant.recipe.recipe import Recipe
 from fxquant.recipe.reconstruction import Reconstruction
 from fxquant.recipe.rule import Rule
 from fxquant.recipe.spec import CallSpec, TensorSpec, finer
+from fxquant.recipe.target import TARGETS, Target, Way, layer_name
 
 __all__ = [
+    "TARGETS",
     "Budget",
     "CallSpec",
     "Recipe",
     "Reconstruction",
     "Rule",
+    "Target",
     "TensorSpec",
+    "Way",
     "finer",
+    "layer_name",
 ]

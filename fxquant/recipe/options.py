@@ -12,6 +12,7 @@ from typing import Literal, TypedDict
 from fxquant.recipe.budget import Budget
 from fxquant.recipe.reconstruction import Method, Reconstruction
 from fxquant.recipe.spec import Clip, Distribution, Range, TensorSpec
+from fxquant.recipe.target import Target
 
 BiasCorrection = bool | Literal["weights"]
 
@@ -40,6 +41,7 @@ class RecipeOptions(ActivationOptions, total=False):
     batchnorm_tuning: bool
     budget: Budget | None
     logits: TensorSpec | None
+    target: Target | str
 
 
 class LearningOptions(RecipeOptions, total=False):

@@ -18,6 +18,7 @@ from fxquant.recipe.options import BiasCorrection, LearningOptions, MixedOptions
 from fxquant.recipe.reconstruction import OPTIONS, Reconstruction
 from fxquant.recipe.rule import Rule, apply_rule
 from fxquant.recipe.spec import CallSpec, TensorSpec, check_logits, check_sides
+from fxquant.recipe.target import TARGETS, Target
 from fxquant.stored_names import stored_as
 
 if TYPE_CHECKING:
@@ -52,12 +53,15 @@ class Recipe:
     layer costs on the calibration data (`fxquant.mixed_precision.allocation`). None: as the specs
     say."""
     rules: tuple[Rule, ...] = ()
+    target: Target = TARGETS["x86"]
+    """The runtime that the model is for (`fxquant.Target`), or its name."""
     logits: TensorSpec | None = None
     """How the model's outputs are quantized; None: not at all, for clipping them costs points.
     `range="cross_entropy"` is made for them."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rules", tuple(self.rules))
+        object.__setattr__(self, "target", Target.named(self.target))
         for rule in self.rules:
             if not isinstance(rule, Rule):
                 raise RecipeError(f"rules: {rule!r} is a {type(rule).__name__}, not a Rule")
@@ -206,12 +210,16 @@ class Recipe:
         return self.reconstruction or Reconstruction()
 
     def for_call(self, name: str, module: nn.Module | None) -> CallSpec:
-        """Return what is asked of the call `name` after all rules."""
+        """Return what is asked of the call `name` after all rules, in the target's integers."""
         own = spec = CallSpec(self.weights, self.activations)
         for rule in self.rules:
             if rule.matches(name, module):
                 spec = apply_rule(rule, spec, own)
-        return spec
+        return self.target.asks_of(spec, module)
+
+    def for_outputs(self) -> TensorSpec | None:
+        """Return what is asked of the model's outputs, in the target's integers."""
+        return self.target.asks_of(CallSpec(None, self.logits)).activations
 
 
 _OPTIONS = {
@@ -221,6 +229,7 @@ _OPTIONS = {
     "equalization",
     "batchnorm_tuning",
     "budget",
+    "target",
 }
 
 

@@ -33,6 +33,9 @@ class TensorSpec:
     bits: int = 8
     symmetric: bool = False
     """Zero-point fixed at the integer 0 (Eqs. 6-8); unsigned where no value is negative."""
+    signed: bool = False
+    """Two's complement integers for activations without negative values too; weights always have
+    them."""
     per_channel: bool = False
     """One scale per channel instead of one per tensor: of a weight's outputs, or of an activation
     that only convolutions and additions of feature maps work on. Integer kernels have no such

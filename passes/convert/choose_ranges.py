@@ -96,7 +96,8 @@ def _part(gm: fx.GraphModule, observers: _Observers) -> None:
     seen, floats = _observers_of_values(gm, observers), _Floats(gm, observers)
     for node, observer in list(observers.items()):
         part = source_of(node)
-        if not seen.get(part) or not _is_fixed(observer):
+        is_part = operation_of(gm, part).selects and bool(seen.get(part))
+        if not is_part or not _is_fixed(observer):
             continue
         own, shared = quantizer_of(observer), quantizer_of(*seen[part])
         if sharing_cost(own, shared, [observer]) <= PARTED_COSTS:
@@ -182,7 +183,10 @@ class _Sharing:
                 self._choose(node)
 
     def _joins(self, node: fx.Node) -> bool:
-        return bool(self._seen.get(node)) and operation_of(self._gm, node).kind == "concat"
+        """Say whether it is a concatenation of integers; one that is rounded itself needs none."""
+        if not self._seen.get(node) or operation_of(self._gm, node).kind != "concat":
+            return False
+        return any(each not in self._observers for each in readers(self._gm, node))
 
     def _choose(self, node: fx.Node) -> None:
         """Choose for a tensor, or for a concatenation as a whole."""

@@ -62,11 +62,11 @@ class InsertObservers(Pass):
             return False
         calls = select_calls(gm, self.recipe)
         record_calls_with_weights_inside(gm)
-        placement = Placement(gm, calls)
+        placement = Placement(gm, calls, self.recipe.target)
         submodules = Submodules(gm)
         _insert(gm, placement, submodules)
         quantized = set(placement.places)
-        logits = _insert_at_outputs(gm, self.recipe.logits, quantized, submodules)
+        logits = _insert_at_outputs(gm, self.recipe.for_outputs(), quantized, submodules)
         has_means = self.recipe.bias_correction is True and _insert_means(gm, calls, submodules)
         return bool(quantized) or logits or has_means
 

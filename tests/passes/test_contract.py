@@ -67,6 +67,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
         lambda m, x: m.last(torch.relu(torch.sigmoid(x) + torch.relu(m.conv(x)))),
         conv=nn.Conv2d(3, 3, 3, padding=1), last=nn.Conv2d(3, 2, 1),
     ),
+    "SiLU": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Conv2d(4, 2, 1)),
     "two norms behind one layer": lambda: Net(
         lambda m, x: m.bn2(m.conv(m.bn1(m.conv(x)))),
         conv=nn.Conv2d(3, 3, 1), bn1=nn.BatchNorm2d(3), bn2=nn.BatchNorm2d(3),
@@ -155,8 +156,8 @@ def passes_in_order(gm: fx.GraphModule) -> Iterator[tuple[Pass, fx.GraphModule]]
     for each in (
         passes.DropIdentities(), passes.FoldConstants(), passes.LiftProducts(),
         passes.LiftFunctionals(), passes.FoldBatchNorm(), passes.AbsorbBatchNorm(),
-        passes.EqualizeLayers(), passes.AbsorbBiases(), passes.MarkFusedRelu(),
-        passes.InsertObservers(recipe),
+        passes.EqualizeLayers(), passes.AbsorbBiases(), passes.ExpandSilu(),
+        passes.MarkFusedRelu(), passes.InsertObservers(recipe),
     ):  # fmt: skip
         yield each, gm
     computed(gm)

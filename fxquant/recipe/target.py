@@ -1,0 +1,166 @@
+"""What a runtime computes on integers, and how it wants them: pure data, one record a runtime.
+
+    Recipe.aciq(target="onnxruntime")
+    Recipe.aciq(target=replace(TARGETS["x86"], name="mine", signed=True))
+
+`fxquant.graph.placement` reads a target, and the ways out refuse a model that was quantized for
+another. Operations go by the names of `fxquant.graph.operation_table`'s kinds; layers are "conv",
+"conv_transpose" and "linear", averages "average_pool" over windows and "global_average".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
+
+from torch import nn
+
+from fxquant.errors import RecipeError
+from fxquant.recipe.spec import CallSpec, TensorSpec
+from fxquant.stored_names import stored_as
+
+Way: TypeAlias = Literal["lower", "to_qdq", "export_onnx"]
+_WAYS: tuple[Way, ...] = ("lower", "to_qdq", "export_onnx")
+_LAYERS = {
+    "linear": nn.Linear,
+    "conv_transpose": nn.modules.conv._ConvTransposeNd,
+    "conv": nn.modules.conv._ConvNd,
+}
+_MOVES = ("move", "select", "max_pool")
+
+
+@stored_as("Target")
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What a runtime computes on integers, and how it wants its tensors.
+
+    >>> Target(name="mine", signed=True).zero_points
+    True
+    """
+
+    name: str
+    signed: bool = False
+    """Whether activations are int8; else uint8."""
+    zero_points: bool = True
+    """Whether activations may have one that is not 0."""
+    per_tensor_weights: tuple[str, ...] = ()
+    """Layers whose weights have one scale for all output channels."""
+    integer_operations: tuple[str, ...] = ()
+    """Operations, beside layers, that work on integers where all they read is quantized."""
+    quantized_results: tuple[str, ...] = ()
+    """Of layers and these, those that do so only if their result is quantized too, once, for all
+    that read it; else a float reader reads the float value."""
+    hands_on: tuple[str, ...] = ()
+    """Calls that keep values and hand on the parameters of what they read: "move" (reshape,
+    transpose, pad), "select" (slice, split), "max_pool", and "concat", whose operands then share
+    one set. Of others the result is quantized."""
+    adds_into_layers: bool = False
+    """Whether a layer adds the other operand to its own result, which is then not quantized."""
+    end_bits: int | None = None
+    """At least so many bits for the first layer and the last, unless a rule names them."""
+    ways: tuple[Way, ...] = _WAYS
+    """Ways out that such a model may take; none: it is for simulation."""
+
+    def __post_init__(self) -> None:
+        if not self.name or not isinstance(self.name, str):
+            raise RecipeError(f"Target(name={self.name!r}): give it a name")
+        unknown = set(self.ways) - set(_WAYS)
+        if unknown:
+            raise RecipeError(
+                f"Target {self.name!r}: ways={sorted(unknown)}: choose of {', '.join(_WAYS)}"
+            )
+        if self.end_bits is not None:
+            TensorSpec(bits=self.end_bits)
+
+    def __str__(self) -> str:
+        return self.name
+
+    def asks_of(self, call: CallSpec, module: nn.Module | None = None) -> CallSpec:
+        """Return `call`, what a recipe asks of the call of a module, in the runtime's integers."""
+        weights, activations = call.weights, call.activations
+        if weights is not None and layer_name(module) in self.per_tensor_weights:
+            weights = replace(weights, per_channel=False)
+        if activations is not None:
+            activations = replace(
+                activations,
+                signed=activations.signed or self.signed,
+                symmetric=activations.symmetric or not self.zero_points,
+            )
+        return CallSpec(weights, activations)
+
+    def asks_of_ends(self, call: CallSpec) -> CallSpec:
+        """Return `call`, what is asked of the first layer or the last, with `end_bits` at least."""
+        least = self.end_bits or 0
+        sides = [
+            each and replace(each, bits=max(each.bits, least))
+            for each in (call.weights, call.activations)
+        ]
+        return CallSpec(*sides)
+
+    @classmethod
+    def named(cls, target: Any) -> Target:
+        """Return the target of that name, or the target itself."""
+        if isinstance(target, Target):
+            return target
+        if not isinstance(target, str) or target not in TARGETS:
+            raise RecipeError(f"target={target!r}: choose one of {', '.join(TARGETS)}, or a Target")
+        return TARGETS[target]
+
+
+def layer_name(module: nn.Module | None) -> str | None:
+    """Return what targets call the layer: "conv", "conv_transpose" or "linear".
+
+    >>> layer_name(nn.Conv1d(3, 8, 3))
+    'conv'
+    """
+    return next((name for name, kind in _LAYERS.items() if isinstance(module, kind)), None)
+
+
+_X86 = Target(
+    name="x86",
+    integer_operations=("add", "average_pool", "global_average"),
+    hands_on=(*_MOVES, "concat"),
+    adds_into_layers=True,
+)
+
+TARGETS = {
+    each.name: each
+    for each in (
+        _X86,
+        replace(_X86, name="openvino", ways=("export_onnx", "to_qdq")),
+        Target(
+            name="onnxruntime",
+            integer_operations=(
+                *("add", "mul", "sigmoid", "leaky_relu", "softmax", "concat", "average_pool"),
+                "global_average",
+            ),
+            quantized_results=(
+                *("conv", "add", "mul", "sigmoid", "leaky_relu", "softmax", "concat"),
+                *("average_pool", "global_average"),
+            ),
+            hands_on=_MOVES,
+            ways=("export_onnx",),
+        ),
+        Target(
+            name="tensorrt",
+            signed=True,
+            zero_points=False,
+            per_tensor_weights=("conv_transpose",),
+            integer_operations=("add", "average_pool", "global_average"),
+            hands_on=_MOVES,
+            adds_into_layers=True,
+            ways=("export_onnx",),
+        ),
+        Target(
+            name="executorch",
+            signed=True,
+            integer_operations=("add", "mul", "concat", "average_pool", "global_average"),
+            quantized_results=("conv", "conv_transpose", "linear", "add", "mul", "concat"),
+            hands_on=_MOVES,
+            ways=("to_qdq",),
+        ),
+        Target(name="layers", end_bits=8, ways=()),
+    )
+}
+"""The runtimes that are known, by name; "layers" is the placement of the literature (AdaRound,
+BRECQ, QDrop): the inputs and weights of layers alone."""
