@@ -86,7 +86,7 @@ class Recipe:
             )
         own = CallSpec(self.weights, self.activations)
         for spec in (own, *[apply_rule(rule, own, own) for rule in self.rules]):
-            check_sides(spec)
+            check_sides(self.target.asks_of(spec))
         check_logits(self.logits)
 
     @classmethod

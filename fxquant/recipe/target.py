@@ -43,6 +43,10 @@ class Target:
     """Whether activations are int8; else uint8."""
     zero_points: bool = True
     """Whether activations may have one that is not 0."""
+    activation_bits: tuple[int, ...] = (*range(2, 9), 16)
+    """Numbers of bits that activations may have."""
+    weight_zero_points: bool = True
+    """Whether weights may have zero-points that are not 0."""
     per_tensor_weights: tuple[str, ...] = ()
     """Layers whose weights have one scale for all output channels."""
     integer_operations: tuple[str, ...] = ()
@@ -78,15 +82,25 @@ class Target:
     def asks_of(self, call: CallSpec, module: nn.Module | None = None) -> CallSpec:
         """Return `call`, what a recipe asks of the call of a module, in the runtime's integers."""
         weights, activations = call.weights, call.activations
+        if weights is not None and not self.weight_zero_points:
+            weights = replace(weights, symmetric=True)
         if weights is not None and layer_name(module) in self.per_tensor_weights:
             weights = replace(weights, per_channel=False)
         if activations is not None:
+            self._check_bits(activations.bits)
             activations = replace(
                 activations,
                 signed=activations.signed or self.signed,
                 symmetric=activations.symmetric or not self.zero_points,
             )
         return CallSpec(weights, activations)
+
+    def _check_bits(self, bits: int) -> None:
+        if bits not in self.activation_bits:
+            possible = " or ".join(map(str, self.activation_bits))
+            raise RecipeError(
+                f"target {self.name!r}: activations of {bits} bits: it has kernels for {possible}"
+            )
 
     def asks_of_ends(self, call: CallSpec) -> CallSpec:
         """Return `call`, what is asked of the first layer or the last, with `end_bits` at least."""
@@ -145,6 +159,7 @@ TARGETS = {
             name="tensorrt",
             signed=True,
             zero_points=False,
+            weight_zero_points=False,
             per_tensor_weights=("conv_transpose",),
             integer_operations=("add", "average_pool", "global_average"),
             hands_on=_MOVES,
@@ -154,9 +169,13 @@ TARGETS = {
         Target(
             name="executorch",
             signed=True,
-            integer_operations=("add", "mul", "concat", "average_pool", "global_average"),
-            quantized_results=("conv", "conv_transpose", "linear", "add", "mul", "concat"),
-            hands_on=_MOVES,
+            activation_bits=(8,),
+            weight_zero_points=False,
+            integer_operations=("add", "mul", "global_average"),
+            quantized_results=(
+                *("conv", "conv_transpose", "linear", "add", "mul", "global_average"),
+            ),
+            hands_on=(*_MOVES, "concat"),
             ways=("to_qdq",),
         ),
         Target(name="layers", end_bits=8, ways=()),
