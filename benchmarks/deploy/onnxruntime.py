@@ -11,12 +11,12 @@ weights are random. onnxruntime is installed into an environment of its own.
 from __future__ import annotations
 
 from benchmarks.deploy.duel import Duel, run
-from benchmarks.int8.int8_contestants import FLOAT_ONNX, QUANTIZED_ONNX, Entry
+from benchmarks.int8.int8_contestants import FLOAT_ONNX, FOR_ONNXRUNTIME, Entry
 from benchmarks.running.environments import ONNXRUNTIME
 
 _RUNTIME = "benchmarks.peers.onnxruntime_int8"
 DUEL = Duel(
-    Entry("fxquant", _RUNTIME, "as-it-is", QUANTIZED_ONNX, ONNXRUNTIME),
+    Entry("fxquant", _RUNTIME, "as-it-is", FOR_ONNXRUNTIME, ONNXRUNTIME),
     Entry("quantize_static", _RUNTIME, "quantize", FLOAT_ONNX, ONNXRUNTIME),
     most=1.05,
 )

@@ -11,12 +11,12 @@ are random. OpenVINO and NNCF are installed into an environment of their own.
 from __future__ import annotations
 
 from benchmarks.deploy.duel import Duel, run
-from benchmarks.int8.int8_contestants import FLOAT_ONNX, QUANTIZED_ONNX, Entry
+from benchmarks.int8.int8_contestants import FLOAT_ONNX, FOR_OPENVINO, Entry
 from benchmarks.running.environments import OPENVINO
 
 _RUNTIME = "benchmarks.peers.openvino_int8"
 DUEL = Duel(
-    Entry("fxquant", _RUNTIME, "as-it-is", QUANTIZED_ONNX, OPENVINO),
+    Entry("fxquant", _RUNTIME, "as-it-is", FOR_OPENVINO, OPENVINO),
     Entry("NNCF", _RUNTIME, "nncf", FLOAT_ONNX, OPENVINO),
     most=1.02,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import fxquant
+import fxquant.passes
 from benchmarks.networks.int8_networks import CALIBRATION_IMAGES, Network, build, images
 from benchmarks.peers.serving import brief
 from benchmarks.peers.torch_arrays import tensors
@@ -24,7 +26,7 @@ from benchmarks.running.racing import Contestant, Dropped
 from fxquant.numerics.decibels import sqnr
 
 FLOAT, FLOAT_ONNX = "float.pt", "float.onnx"
-QUANTIZED, QUANTIZED_ONNX = "quantized.pt", "quantized.onnx"
+QUANTIZED, FOR_ONNXRUNTIME, FOR_OPENVINO = "quantized.pt", "onnxruntime.onnx", "openvino.onnx"
 _INPUTS = "inputs.npz"
 _ROOT = Path(__file__).parents[2]
 
@@ -46,7 +48,7 @@ class Entry:
         found = {"torch": str(torch.__version__)}
         if self.environment is not None:
             found |= {self.environment.name: " ".join(self.environment.requirements)}
-        if self.model in (QUANTIZED, QUANTIZED_ONNX):
+        if self.model not in (FLOAT, FLOAT_ONNX):
             found["fxquant"] = digest_of_sources()
         return found
 
@@ -63,8 +65,8 @@ ENTRIES = (
     Entry("torchao PT2E", "benchmarks.peers.torchao_pt2e", "pt2e", FLOAT, TORCHAO),
     Entry("onnxruntime", _RUNTIME, "quantize", FLOAT_ONNX, ONNXRUNTIME),
     Entry("OpenVINO, NNCF", _VINO, "nncf", FLOAT_ONNX, OPENVINO),
-    Entry("fxquant in onnxruntime", _RUNTIME, "as-it-is", QUANTIZED_ONNX, ONNXRUNTIME),
-    Entry("fxquant in OpenVINO", _VINO, "as-it-is", QUANTIZED_ONNX, OPENVINO),
+    Entry("fxquant in onnxruntime", _RUNTIME, "as-it-is", FOR_ONNXRUNTIME, ONNXRUNTIME),
+    Entry("fxquant in OpenVINO", _VINO, "as-it-is", FOR_OPENVINO, OPENVINO),
     Entry("fxquant", _OWN, "lowered", QUANTIZED),
     Entry("fxquant, torch.compile", _OWN, "lowered, compiled", QUANTIZED),
 )
@@ -95,9 +97,10 @@ class Files:
             self.expected = list(tensors(self.model(self.test)))
         self._makers: dict[str, Callable[[Path], None]] = {
             FLOAT: lambda path: torch.save(self.model, path),
-            QUANTIZED: lambda path: torch.save(self._quantize(), path),
+            QUANTIZED: lambda path: torch.save(self._quantize("x86"), path),
             FLOAT_ONNX: self._export_float,
-            QUANTIZED_ONNX: self._export_quantized,
+            FOR_ONNXRUNTIME: lambda path: self._export_quantized("onnxruntime", path),
+            FOR_OPENVINO: lambda path: self._export_quantized("openvino", path),
         }
         self._missing: dict[str, Dropped] = {}
 
@@ -153,14 +156,14 @@ class Files:
             return sys.executable
         return str(interpreter(environment, self.environments))
 
-    def _quantize(self) -> nn.Module:
+    def _quantize(self, target: str) -> nn.Module:
         batches = torch.split(self.calibration, self.network.batch)
-        return fxquant.quantize(self.model, batches, "aciq", progress=False)
+        recipe = fxquant.Recipe.aciq(target=target)
+        return fxquant.quantize(self.model, batches, recipe, progress=False)
 
-    def _export_quantized(self, path: Path) -> None:
-        quantized = torch.load(self.get(QUANTIZED), weights_only=False)
+    def _export_quantized(self, target: str, path: Path) -> None:
         try:
-            fxquant.export_onnx(quantized, path, self.test)
+            fxquant.export_onnx(self._quantize(target), path, self.test)
         except fxquant.LoweringError as error:
             raise Dropped(f"cannot export: {brief(error)}") from error
 
@@ -183,6 +186,10 @@ def least_sqnr(expected: Iterable[Tensor], actual: Iterable[Tensor], count: int)
 @functools.cache
 def digest_of_sources() -> str:
     """Return what tells one state of fxquant's sources from another."""
-    folder = Path(fxquant.__file__).parent
-    files = sorted([*folder.glob("*.py"), *folder.glob("passes/*.py")])
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+    return hashlib.sha256(b"".join(each.read_bytes() for each in sources())).hexdigest()[:12]
+
+
+def sources() -> list[Path]:
+    """Return the files of fxquant, passes among them."""
+    folders = [Path(inspect.getfile(each)).parent for each in (fxquant, fxquant.passes)]
+    return sorted(file for folder in folders for file in folder.rglob("*.py"))

@@ -12,7 +12,7 @@ a process of its own; they take turns (`benchmarks.running.racing`).
 * torchao PT2E: `benchmarks.peers.torchao_pt2e`, the faster of compiled and lowered;
 * onnxruntime: the float ONNX file, quantized by `quantize_static`;
 * OpenVINO, NNCF: the float ONNX file, quantized by NNCF;
-* fxquant in onnxruntime, in OpenVINO: the file of `fxquant.export_onnx`;
+* fxquant in onnxruntime, in OpenVINO: the files of `fxquant.export_onnx`, each for its target;
 * fxquant: `fxquant.lower`, eager; and compiled.
 
 `--contestants "float, *"` has the float network in the other runtimes. Weights are random but for

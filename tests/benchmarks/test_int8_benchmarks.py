@@ -280,7 +280,7 @@ def test_why_a_file_cannot_be_made_is_told_to_all_who_need_it(
     monkeypatch.setattr(fxquant, "export_onnx", refuse)
     for _ in range(2):
         with pytest.raises(Dropped, match=r"^cannot export: LoweringError: it has a loop$"):
-            files.get(int8_contestants.QUANTIZED_ONNX)
+            files.get(int8_contestants.FOR_ONNXRUNTIME)
     assert files.log.read_text() == "a graph of 5,000 lines"
     monkeypatch.setitem(files._makers, int8_contestants.FLOAT, lambda path: path.unlink())
     with pytest.raises(Dropped, match=r"^fails: FileNotFoundError"):
@@ -294,6 +294,11 @@ def test_contestants_have_names_and_versions_of_what_they_use() -> None:
     assert versions["torchao PT2E"]["torchao"].startswith("torchao==")
     assert versions["fxquant in onnxruntime"].keys() == {"torch", "onnxruntime", "fxquant"}
     assert versions["fxquant"]["fxquant"] == digest_of_sources()
+
+
+def test_figures_depend_on_every_file_of_fxquant() -> None:
+    names = {path.name for path in int8_contestants.sources()}
+    assert {"placement.py", "insert_observers.py", "api.py"} <= names
 
 
 def test_contestants_are_chosen_by_name() -> None:
