@@ -96,8 +96,12 @@ def write_files(folder: Path, options: argparse.Namespace) -> None:
     torch.manual_seed(0)
     wanted = Network(options.network, options.batch, options.size)
     model = build(wanted)
-    given = torch.load(options.data) if options.data else images(wanted, options.images, seed=1)
-    test = images(wanted, options.batch, seed=2)
+    if options.data:
+        given = torch.load(options.data)
+        test = given[-options.batch :]
+    else:
+        given = images(wanted, options.images, seed=1)
+        test = images(wanted, options.batch, seed=2)
     torch.save(model, folder / "model.pt")
     torch.save(given[: options.images], folder / "images.pt")
     with torch.no_grad():

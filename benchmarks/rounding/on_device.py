@@ -62,7 +62,7 @@ def recipe_of(name: str, steps: int) -> Recipe:
     """Return 8/8 bits for aciq and tensorrt, 4-bit weights for adaround, as AIMET rounds them."""
     if name == "adaround":
         return Recipe.adaround(weight_bits=4, activation_bits=None, steps=steps)
-    return Recipe.aciq(symmetric=name == "tensorrt")
+    return Recipe.aciq(target="tensorrt") if name == "tensorrt" else Recipe.aciq()
 
 
 def measure(

@@ -23,10 +23,12 @@ from fxquant.deploy.onnx_graph import (
     split_biases,
 )
 from fxquant.deploy.onnx_operators import average_globally, widen_biases
+from fxquant.deploy.tensorrt_rules.checker import require_rules
 from fxquant.errors import LoweringError, StorageError
 from fxquant.graph.states import require_converted
 from fxquant.modules.fake_quantize import FakeQuantize
 from fxquant.numerics.affine import Grid
+from fxquant.passes.lower.clamp_floats import ClampFloats
 from fxquant.passes.lower.clamp_integers import ClampIntegers
 from fxquant.passes.lower.repeat_quantizers import RepeatQuantizers
 from fxquant.passes.lower.to_qdq import ToQdq
@@ -57,7 +59,8 @@ def export_onnx(
     from 1.23 on, linear layers, and convolutions whose result is quantized, behind a ReLU or not.
     In float stay convolutions that feed an addition, SiLU or Hardswish, transposed convolutions,
     and what reads a scale for each channel. onnxruntime rounds biases to int32, which moves a
-    result by one step now and then, and wants 1.28 for asymmetric weights per channel.
+    result by one step now and then, and wants 1.28 for asymmetric weights per channel. What was
+    quantized for TensorRT keeps to its rules (`fxquant.deploy.tensorrt_rules`), or is refused.
 
     Inputs are named as the model's arguments are; outputs "output", "output_0", …, or by their keys
     in a dict. A region of a larger model is a model: `export_onnx(detector.backbone, …)`.
@@ -75,7 +78,8 @@ def export_onnx(
 
     Raises:
         LoweringError: the model was quantized for another runtime or has no integer form, PyTorch's
-            exporter cannot take it, or a package is missing: `pip install fxquant[onnx]`.
+            exporter or TensorRT cannot take it, or a package is missing: `pip install
+            fxquant[onnx]`.
         StorageError: the file cannot be written.
         PassError: `quantized` did not come from `convert`.
     """
@@ -86,16 +90,19 @@ def export_onnx(
     if opset is None and int4:
         opset = _INT4_OPSET
     _check_opset(opset, _INT4_OPSET if int4 else _LEAST_OPSET)
-    exposed = _in_standard_operators(quantized)
+    exposed = _in_standard_operators(quantized, recipe.target)
     model = _export(exposed, example_arguments(exposed, example_inputs), opset, dynamic_batch)
-    split_biases(model)
-    widen_biases(model)
-    average_globally(model)
-    keep_in_float(model)
+    if recipe.target.zero_points:
+        split_biases(model)
+        widen_biases(model)
+        average_globally(model)
+        keep_in_float(model)
     if int4:
         pack_weights(model)
     name_batch(model)
     drop_notes(model)
+    if recipe.target.name == "tensorrt":
+        require_rules(model, "export_onnx")
     _write(model, Path(path))
 
 
@@ -113,13 +120,15 @@ def _check_opset(opset: int | None, least: int) -> None:
         raise LoweringError(f"export_onnx: opset={opset}: choose {least}, which {reason}, or more")
 
 
-def _in_standard_operators(quantized: nn.Module) -> nn.Module:
+def _in_standard_operators(quantized: nn.Module, target: Target) -> nn.Module:
     """Return a copy in the operators that have a counterpart in ONNX."""
+    # Without zero-points a ReLU is no end of the integers' type: it stays in front of them.
+    clamp = ClampIntegers() if target.zero_points else ClampFloats()
     exposed = copy.deepcopy(quantized).eval()
     _use_one_type(exposed)
     for gm in find_regions(exposed).values():
         # onnxruntime takes scales of each channel for one scale, and then refuses the model.
-        Pipeline(RepeatQuantizers(), ToQdq(per_channel=False), ClampIntegers())(gm)
+        Pipeline(RepeatQuantizers(), ToQdq(per_channel=False), clamp)(gm)
     return exposed
 
 

@@ -40,3 +40,14 @@ def check(model: ModelProto | str | os.PathLike[str]) -> list[Violation]:
     for rule in (*OPERATORS, *INTEGERS, *WEIGHTS, *SPEED):
         found += rule(links)
     return found
+
+
+def require_rules(model: ModelProto, caller: str) -> None:
+    """Raise if TensorRT would not take a model, or read it as something else.
+
+    Raises:
+        LoweringError: with all reasons.
+    """
+    broken = [str(each) for each in check(model) if not each.is_advice]
+    if broken:
+        raise LoweringError(f"{caller}: not for TensorRT:\n" + "\n".join(broken))
