@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
+PAIR = ("QuantizeLinear", "DequantizeLinear")
 _SAME_VALUES = ("Identity", "Cast")
 
 

@@ -10,20 +10,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from fxquant.deploy.onnx_links import Links, count, input_of, is_a
+from fxquant.deploy.onnx_links import PAIR, Links, count, input_of, is_a
 from fxquant.deploy.tensorrt_rules.violation import Violation, name_of
 
 if TYPE_CHECKING:
     import numpy as np
     from onnx import NodeProto
 
-_PAIR = ("QuantizeLinear", "DequantizeLinear")
 _TYPES = ("INT8", "INT4", "FLOAT8E4M3FN", "FLOAT4E2M1")
 
 
 def pair_nodes(links: Links) -> Iterator[NodeProto]:
     """Return the nodes that quantize and dequantize."""
-    return (node for node in links.nodes if is_a(node, *_PAIR))
+    return (node for node in links.nodes if is_a(node, *PAIR))
 
 
 def _types(links: Links) -> Iterator[Violation]:
@@ -101,7 +100,7 @@ def _activations(links: Links) -> Iterator[Violation]:
         scale = links.constant(node.input[1])
         data = source_of(links, node)
         if scale is not None and count(scale) > 1 and links.constant(data) is None:
-            if is_a(node, "DequantizeLinear") and is_a(links.producer(node.input[0]), _PAIR[0]):
+            if is_a(node, "DequantizeLinear") and is_a(links.producer(node.input[0]), PAIR[0]):
                 continue  # said of the node in front
             yield Violation(
                 name_of(node),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from fxquant.deploy.onnx_links import Links, attribute, is_standard
+from fxquant.deploy.onnx_links import PAIR, Links, attribute, is_a, is_standard
 from fxquant.deploy.tensorrt_rules.violation import Violation, name_of
 
 if TYPE_CHECKING:
@@ -108,11 +108,14 @@ def _shown(value: Any) -> str:
 
 
 def _casts(links: Links) -> Iterator[Violation]:
-    """Find casts to and from quantized types: these come from QuantizeLinear alone."""
+    """Find casts to and from quantized types: these come from QuantizeLinear alone.
+
+    Constants that are cast to be zero-points are taken (parser).
+    """
     from onnx import TensorProto
 
     for node in links.nodes:
-        if node.op_type != "Cast":
+        if not is_a(node, "Cast") or _is_zero_point(links, node.output[0]):
             continue
         source, to = links.element_type(node.input[0]), attribute(node, "to")
         for each in (to, source):
@@ -125,6 +128,14 @@ def _casts(links: Links) -> Iterator[Violation]:
                     "store INT8, and quantize by QuantizeLinear",
                 )
                 break
+
+
+def _is_zero_point(links: Links, name: str) -> bool:
+    """Say whether a value is a constant that is read as a zero-point alone."""
+    readers = links.readers(name)
+    return links.constant(name) is not None and all(
+        is_a(reader, *PAIR) and list(reader.input).index(name) == 2 for reader in readers
+    )
 
 
 OPERATORS = (_unknown, _restricted, _casts)

@@ -84,7 +84,7 @@ def test_constants_may_be_nodes_and_cast() -> None:
         "c = Constant<value_float=0.5>()\ni = Constant<value_int=0>()\nj = Cast<to=3>(i)\n"
         "xq = QuantizeLinear(x, c, j)\nxd = DequantizeLinear(xq, c, j)\nout = Relu(xd)"
     )
-    assert [each.rule for each in check(made)] == ["casts"]
+    assert said(made) == []
 
 
 def test_activations_with_a_scale_for_each_channel() -> None:
