@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -29,7 +29,7 @@ from benchmarks.judging.comparison import compare, predict, table
 
 HERE = Path(__file__).parent
 BITS = ((8, 8), (4, 8), (4, 4), (3, 8))
-METHODS = {
+METHODS: dict[str, Callable[..., fxquant.Recipe]] = {
     "min-max": fxquant.Recipe.minmax,
     "ACIQ": fxquant.Recipe.aciq,
     "AdaRound": fxquant.Recipe.adaround,

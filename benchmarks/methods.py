@@ -54,6 +54,7 @@ def _nearest(*, seed: int = 0, **options: Any) -> Recipe:
 def _aciq_weights(**options: Any) -> Recipe:
     """Return the same with ACIQ's ranges for weights, channel by channel."""
     recipe = _nearest(**options)
+    assert recipe.weights is not None
     return replace(recipe, weights=replace(recipe.weights, range="aciq"))
 
 

@@ -24,6 +24,7 @@ from fxquant.capture.naming import find_regions
 from fxquant.capture.partition import Captured
 from fxquant.errors import CaptureError
 from fxquant.graph.journal import write_journals
+from fxquant.graph.operations import is_layer
 from fxquant.graph.selection import check_rules, select_calls
 from fxquant.graph.states import require_prepared
 from fxquant.passes.pipeline import Pass, Pipeline
@@ -39,6 +40,7 @@ from fxquant.passes.prepare.lift_functionals import LiftFunctionals
 from fxquant.passes.prepare.lift_products import LiftProducts
 from fxquant.passes.prepare.mark_fused_relu import MarkFusedRelu
 from fxquant.recipe.recipe import Recipe
+from fxquant.recipe.spec import CallSpec
 from fxquant.recipe.target import Target
 
 _logger = logging.getLogger("fxquant")
@@ -103,8 +105,8 @@ def prepared_copy(
         Pipeline(*float_passes(recipe))(gm)
     check_folding(examples)
     check_rules(graphs, recipe)
-    calls = [call for gm in graphs for call in select_calls(gm, recipe).values()]
-    if not any(call.weights for call in calls):
+    calls = [(gm, *each) for gm in graphs for each in select_calls(gm, recipe).items()]
+    if not any(is_layer(gm, node) and call != CallSpec(None, None) for gm, node, call in calls):
         raise CaptureError(
             f"{type(model).__name__} has nothing to quantize: {len(calls)} convolution, linear and "
             "addition calls were found, and no layer among them is left to quantize"

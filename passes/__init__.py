@@ -48,6 +48,7 @@ From the simulation to integer kernels, or to standard operators: `fxquant.passe
 | `LowerLayers` | lets layers work on integers, with what is behind them |
 | `LowerAdditions` | lets additions work on integers |
 | `LowerAverages` | lets averages work on integers |
+| `RequantizeIntegers` | turns integers into those of other parameters in one step |
 | `ReuseOperands` | lets kernels overwrite an operand that nobody reads later |
 """
 
@@ -70,6 +71,7 @@ from fxquant.passes.lower.lower_additions import LowerAdditions
 from fxquant.passes.lower.lower_averages import LowerAverages
 from fxquant.passes.lower.lower_layers import LowerLayers
 from fxquant.passes.lower.repeat_quantizers import RepeatQuantizers
+from fxquant.passes.lower.requantize_integers import RequantizeIntegers
 from fxquant.passes.lower.reuse_operands import ReuseOperands
 from fxquant.passes.lower.sink_dequantize import SinkDequantize
 from fxquant.passes.lower.split_quantizers import SplitQuantizers
@@ -114,6 +116,7 @@ __all__ = [
     "ReconstructBlocks",
     "ReconstructRounding",
     "RepeatQuantizers",
+    "RequantizeIntegers",
     "ReuseOperands",
     "SinkDequantize",
     "SplitQuantizers",

@@ -45,6 +45,7 @@ def recipe(bits: int, change: dict[str, Any]) -> fxquant.Recipe:
     """Return AdaRound's recipe at `bits`, weights only, with one option changed."""
     options = {name: value for name, value in change.items() if name != "clip_weight"}
     made = fxquant.Recipe.adaround(weight_bits=bits, activation_bits=None, **options)
+    assert made.weights is not None
     clip_weight = change.get("clip_weight", made.weights.clip_weight)
     return replace(made, weights=replace(made.weights, clip_weight=clip_weight))
 

@@ -19,6 +19,7 @@ from fxquant.int8.onednn import why_unavailable
 from fxquant.passes.lower.lower_additions import LowerAdditions
 from fxquant.passes.lower.lower_averages import LowerAverages
 from fxquant.passes.lower.lower_layers import LowerLayers
+from fxquant.passes.lower.requantize_integers import RequantizeIntegers
 from fxquant.passes.lower.reuse_operands import ReuseOperands
 from fxquant.passes.lower.sink_dequantize import SinkDequantize
 from fxquant.passes.lower.split_quantizers import SplitQuantizers
@@ -67,10 +68,12 @@ def lower(quantized: nn.Module, example_inputs: Any = None, *, backend: str = "x
         LowerLayers(),
         LowerAdditions(),
         LowerAverages(),
+        RequantizeIntegers(),
         ReuseOperands(),
     ).on_copy_of(quantized)
     if not any(isinstance(module, Int8Layer) for module in lowered.modules()):
-        raise LoweringError(f"lower: no layer can work on integers: {_refusals(lowered)}")
+        why = _refusals(lowered) or "all weights are in float"
+        raise LoweringError(f"lower: no layer can work on integers: {why}")
     write_journals(lowered, recipe)
     if example_inputs is not None:
         with torch.no_grad():

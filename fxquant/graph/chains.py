@@ -14,8 +14,9 @@ from typing import Any
 
 from torch import fx
 
-from fxquant.graph.operations import data_input, readers, source_of
+from fxquant.graph.operations import data_input, module_of, readers, source_of
 from fxquant.graph.records import annotate, record, value_of
+from fxquant.modules.own import OwnModule
 
 Question = Callable[[fx.GraphModule, fx.Node], Any]
 
@@ -84,7 +85,12 @@ class Chain:
         It cannot if a result before the last is seen by anyone else.
         """
         for node, after in zip(self.nodes, self.nodes[1:], strict=False):
-            others = [user.name for user in self._users(node) if user is not after]
+            others = [
+                seer.name
+                for user in self._users(node)
+                if user is not after
+                for seer in _behind_watcher(self.gm, user)
+            ]
             if others:
                 return f"{node.name} also feeds {', '.join(others)}"
         return None
@@ -108,6 +114,12 @@ class Chain:
 
     def _users(self, node: fx.Node) -> Sequence[fx.Node]:
         return readers(self.gm, node) if self.users is None else self.users[node]
+
+
+def _behind_watcher(gm: fx.GraphModule, user: fx.Node) -> list[fx.Node]:
+    """Return a reader; if it only watches for others, these."""
+    module = module_of(gm, user)
+    return list(user.users) if isinstance(module, OwnModule) and module.watches else [user]
 
 
 def find_chains(gm: fx.GraphModule, first: Question, then: Question) -> Iterator[Chain]:

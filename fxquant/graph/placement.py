@@ -230,7 +230,7 @@ class Placement:
 
     def _can_add_into(self, node: fx.Node) -> bool:
         call = self._calls.get(node)
-        is_quantized = call is not None and call.weights is not None and is_layer(self._gm, node)
+        is_quantized = call not in (None, CallSpec(None, None)) and is_layer(self._gm, node)
         kinds = [operation_of(self._gm, user).kind for user in node.users]
         return is_quantized and len(kinds) - kinds.count("rank") == 1
 

@@ -108,7 +108,7 @@ def _possible(gm: fx.GraphModule, node: fx.Node, call: CallSpec) -> CallSpec:
     module = module_of(gm, node)
     if module is None:
         return call
-    if call.weights is None and not record(node).skipped:
+    if call == CallSpec(None, None) and not record(node).skipped:
         annotate(node, skipped=True)
     reason = why_not_changeable(module)
     if reason is None:

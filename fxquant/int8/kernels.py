@@ -114,6 +114,19 @@ def quantize(x: Tensor, scale: float, zero_point: int, y_max: int) -> Tensor:
     return narrow(x.to(torch.float32), 1 / scale, zero_point, 0, y_max)
 
 
+@stored_as("kernels.requantize")
+@_leaf
+def requantize(
+    x: Tensor, x_scale: float, x_zero_point: int, scale: float, zero_point: int, y_max: int
+) -> Tensor:
+    """Return the integers, by other parameters, of what uint8 integers stand for.
+
+    By arithmetic: looking 256 results up, or oneDNN's concatenation of one, takes as long.
+    """
+    y = dequantize(x, x_scale, x_zero_point).mul_(1 / scale)
+    return _rounded(y, zero_point, 0, y_max)
+
+
 @stored_as("kernels.dequantize")
 @_leaf
 def dequantize(x: Tensor, scale: float, zero_point: int) -> Tensor:

@@ -74,9 +74,11 @@ def _rounded(
     if recipe.reconstruction is None:
         return {}
     options = replace(recipe.data, method="gram", blocks=False, parallel=True)
+    assert recipe.weights is not None, "a budget is for weights"
+    weights = recipe.weights
     plain = replace(recipe, budget=None, reconstruction=options, batchnorm_tuning=False)
     return {
-        bits: quantize(replace(plain, weights=replace(plain.weights, bits=bits)), inputs)
+        bits: quantize(replace(plain, weights=replace(weights, bits=bits)), inputs)
         for bits in budget.weight_bits
     }
 

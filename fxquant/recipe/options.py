@@ -21,6 +21,7 @@ class ActivationOptions(TypedDict, total=False):
     """Fields of the activations' `TensorSpec`."""
 
     symmetric: bool
+    signed: bool
     per_channel: bool
     range: Range
     percentile: float

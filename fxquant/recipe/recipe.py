@@ -6,7 +6,7 @@ override them call by call. Nothing here touches a tensor or a graph.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +17,7 @@ from fxquant.recipe.budget import Budget
 from fxquant.recipe.options import BiasCorrection, LearningOptions, MixedOptions, RecipeOptions
 from fxquant.recipe.reconstruction import OPTIONS, Reconstruction
 from fxquant.recipe.rule import Rule, apply_rule
-from fxquant.recipe.spec import CallSpec, TensorSpec, check_logits, check_sides
+from fxquant.recipe.spec import WEIGHTS, CallSpec, TensorSpec, check_logits, check_sides
 from fxquant.recipe.target import TARGETS, Target
 from fxquant.stored_names import stored_as
 
@@ -34,7 +34,7 @@ class Recipe:
     4
     """
 
-    weights: TensorSpec = TensorSpec(symmetric=True, per_channel=True)
+    weights: TensorSpec | None = WEIGHTS
     activations: TensorSpec | None = TensorSpec()
     equalization: bool = False
     """Give the channels between two layers the same range in both (`fxquant.passes.EqualizeLayers`,
@@ -65,8 +65,10 @@ class Recipe:
         for rule in self.rules:
             if not isinstance(rule, Rule):
                 raise RecipeError(f"rules: {rule!r} is a {type(rule).__name__}, not a Rule")
-        if not isinstance(self.weights, TensorSpec):
+        if not isinstance(self.weights, TensorSpec | None):
             raise RecipeError(f"weights={self.weights!r}: give a TensorSpec, or use Recipe.aciq(…)")
+        if self.weights is None:
+            self._check_without_weights()
         if not isinstance(self.activations, TensorSpec | None):
             raise RecipeError(f"activations={self.activations!r}: give a TensorSpec or None")
         if not isinstance(self.reconstruction, Reconstruction | None):
@@ -89,11 +91,22 @@ class Recipe:
             check_sides(self.target.asks_of(spec))
         check_logits(self.logits)
 
+    def _check_without_weights(self) -> None:
+        """Raise if something is asked of weights that stay in float, or nothing of anything."""
+        for name in ("reconstruction", "budget"):
+            if getattr(self, name) is not None:
+                raise RecipeError(f"{name}: it is for weights, which stay in float (None)")
+        if self.bias_correction == "weights":
+            raise RecipeError("bias_correction='weights': the weights stay in float (None)")
+        rules = [rule for rule in self.rules if not rule.skip]
+        if self.activations is None and not any(rule.weights or rule.activations for rule in rules):
+            raise RecipeError("weights and activations both stay in float: nothing to quantize")
+
     @classmethod
     def minmax(
         cls,
         *,
-        weight_bits: int = 8,
+        weight_bits: int | None = 8,
         activation_bits: int | None = 8,
         skip: str | type[nn.Module] | Iterable[str | type[nn.Module]] = (),
         rules: Iterable[Rule] = (),
@@ -101,7 +114,7 @@ class Recipe:
     ) -> Recipe:
         """Return a recipe that clips nothing: the range of every tensor is all that was seen."""
         return _recipe(
-            TensorSpec(bits=weight_bits, symmetric=True, per_channel=True),
+            _weights(weight_bits),
             activation_bits and TensorSpec(bits=activation_bits),
             skip,
             rules,
@@ -112,7 +125,7 @@ class Recipe:
     def aciq(
         cls,
         *,
-        weight_bits: int = 8,
+        weight_bits: int | None = 8,
         activation_bits: int | None = 8,
         skip: str | type[nn.Module] | Iterable[str | type[nn.Module]] = (),
         rules: Iterable[Rule] = (),
@@ -125,7 +138,7 @@ class Recipe:
         """
         options.setdefault("bias_correction", True)
         return _recipe(
-            TensorSpec(bits=weight_bits, symmetric=True, per_channel=True),
+            _weights(weight_bits),
             activation_bits and TensorSpec(bits=activation_bits, range="aciq"),
             skip,
             rules,
@@ -193,7 +206,11 @@ class Recipe:
     @classmethod
     def named(cls, name: str) -> Recipe:
         """Return a recipe by name: "aciq" or "minmax" at 8/8 bits, "adaround" at 4/8."""
-        makers = {"aciq": cls.aciq, "minmax": cls.minmax, "adaround": cls.adaround}
+        makers: dict[str, Callable[[], Recipe]] = {
+            "aciq": cls.aciq,
+            "minmax": cls.minmax,
+            "adaround": cls.adaround,
+        }
         if not isinstance(name, str) or name not in makers:
             shown = repr(name) if isinstance(name, str) else f"of type {type(name).__name__}"
             raise RecipeError(f"recipe {shown}: choose one of {', '.join(makers)}, or a Recipe")
@@ -222,6 +239,10 @@ class Recipe:
         return self.target.asks_of(CallSpec(None, self.logits)).activations
 
 
+def _weights(bits: int | None) -> TensorSpec | None:
+    return None if bits is None else replace(WEIGHTS, bits=bits)
+
+
 _OPTIONS = {
     "bias_correction",
     "reconstruction",
@@ -234,7 +255,7 @@ _OPTIONS = {
 
 
 def _recipe(
-    weights: TensorSpec,
+    weights: TensorSpec | None,
     activations: TensorSpec | Literal[0] | None,
     skip: str | type[nn.Module] | Iterable[str | type[nn.Module]],
     rules: Iterable[Rule],

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import nn
 
 from fxquant.errors import RecipeError
-from fxquant.recipe.spec import CallSpec, TensorSpec
+from fxquant.recipe.spec import WEIGHTS, CallSpec, TensorSpec
 from fxquant.stored_names import stored_as
 
 Inherit = Literal["inherit"]
@@ -52,7 +52,7 @@ def apply_rule(rule: Rule, spec: CallSpec, own: CallSpec) -> CallSpec:
         return CallSpec(None, None)
     where = f"Rule({rule.match!r})"
     return CallSpec(
-        _override(spec.weights, rule.weights, own.weights, f"{where}.weights"),
+        _override(spec.weights, rule.weights, own.weights or WEIGHTS, f"{where}.weights"),
         _override(spec.activations, rule.activations, own.activations, f"{where}.activations"),
     )
 

@@ -79,6 +79,10 @@ class TensorSpec:
         return f"{self.bits} bits {method}"
 
 
+WEIGHTS = TensorSpec(symmetric=True, per_channel=True)
+"""What weights have in most recipes, and where a rule says nothing but their bits."""
+
+
 def finer(*specs: TensorSpec) -> TensorSpec:
     """Return the spec of the most bits, the first of them: what reads one tensor gets the most."""
     return max(specs, key=lambda spec: spec.bits)

@@ -10,7 +10,7 @@ another. Operations go by the names of `fxquant.graph.operation_table`'s kinds; 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeAlias
 
 from torch import nn
@@ -78,6 +78,12 @@ class Target:
 
     def __str__(self) -> str:
         return self.name
+
+    def __repr__(self) -> str:
+        if TARGETS.get(self.name) == self:
+            return repr(self.name)  # as a recipe takes it
+        shown = (f"{each.name}={getattr(self, each.name)!r}" for each in fields(self))
+        return f"Target({', '.join(shown)})"
 
     def asks_of(self, call: CallSpec, module: nn.Module | None = None) -> CallSpec:
         """Return `call`, what a recipe asks of the call of a module, in the runtime's integers."""

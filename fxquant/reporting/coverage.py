@@ -158,7 +158,10 @@ def _part_of_node(
         if each.step in ("left in float", "not lowered")
     ]
     asked = [each.reason for each in untraced if each.path == row.name]
-    reason = "; ".join(asked or refusals) or _why_not_quantized(gm, node, row.name, untraced)
+    reason = "; ".join(asked or refusals)
+    if not reason and row.inputs and not row.weights and layer_type(module) is not None:
+        reason = "its weight in float, by the recipe"
+    reason = reason or _why_not_quantized(gm, node, row.name, untraced)
     return _Part(
         row.name,
         row.kind,
@@ -171,7 +174,10 @@ def _part_of_node(
 
 
 def _why_not_quantized(
-    gm: fx.GraphModule, node: fx.Node, name: str, untraced: tuple[Untraced, ...]
+    gm: fx.GraphModule,
+    node: fx.Node,
+    name: str,
+    untraced: tuple[Untraced, ...],
 ) -> str:
     module = module_of(gm, node)
     if record(node).skipped:

@@ -29,10 +29,11 @@ from torch import fx
 from fxquant.calibration.observed import check_calibrated, find_observers
 from fxquant.calibration.quantizer_choice import Quantizer, noise_of, quantizer_of, sharing_cost
 from fxquant.graph.chains import insert_after, take_out
-from fxquant.graph.operations import operation_of, readers, source_of, sources_of_values
+from fxquant.graph.operations import module_of, operation_of, readers, source_of, sources_of_values
 from fxquant.graph.placement import JOINED_COSTS, PARTED_COSTS
 from fxquant.graph.records import record, refuse
 from fxquant.graph.submodules import Submodules, free_name
+from fxquant.modules.channel_observers import ChannelMean
 from fxquant.modules.observers import Observer
 from fxquant.passes.pipeline import Pass
 from fxquant.passes.starting_points import OBSERVED
@@ -71,15 +72,22 @@ def _placed(gm: fx.GraphModule) -> Iterator[tuple[fx.Node, Observer]]:
         if observer.clamp is None or observer.spec.dynamic:
             yield node, observer
             continue
-        relu, served = next(iter(node.users)), record(node).serves
+        relu, serves = next(iter(node.users)), record(node).serves
+        served = None if serves is None else set(serves)
         node.replace_all_uses_with(watched)
         gm.graph.erase_node(node)
-        users = [each for each in readers(gm, relu) if served is None or each.name in served]
+        users = [each for each in readers(gm, relu) if served is None or _names(gm, each) & served]
         with insert_after(relu):
             behind = gm.graph.call_module(str(node.target), (relu,))
         for user in users:
             user.replace_input_with(relu, behind)
         yield behind, observer
+
+
+def _names(gm: fx.GraphModule, reader: fx.Node) -> set[str]:
+    """Return the name of a reader, and of those behind it if it only watches means for them."""
+    is_mean = isinstance(module_of(gm, reader), ChannelMean)
+    return {reader.name, *(user.name for user in reader.users if is_mean)}
 
 
 def _has_range(gm: fx.GraphModule, node: fx.Node, observer: Observer) -> bool:

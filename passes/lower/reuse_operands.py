@@ -19,8 +19,8 @@ from fxquant.passes.pipeline import Pass
 from fxquant.passes.starting_points import CONVERTED
 
 _NEW_TENSOR = (
-    kernels.quantize, kernels.dequantize, kernels.narrow, kernels.widen, kernels.average,
-    kernels.max_pool2d,
+    kernels.quantize, kernels.requantize, kernels.dequantize, kernels.narrow, kernels.widen,
+    kernels.average, kernels.max_pool2d,
 )  # fmt: skip
 
 

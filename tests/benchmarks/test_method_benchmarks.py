@@ -44,6 +44,7 @@ def test_every_method_makes_a_recipe_for_every_column() -> None:
             recipe = recipe_of(Cell(column, method, 1))
             assert (recipe.budget is not None) == (column in MIXED)
             if column in UNIFORM:
+                assert recipe.weights is not None
                 assert recipe.weights.bits == UNIFORM[column][0]
             if recipe.reconstruction is not None:
                 assert recipe.reconstruction.seed == 1

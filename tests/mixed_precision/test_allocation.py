@@ -190,8 +190,8 @@ def test_rules_change_the_width_alone_in_any_recipe() -> None:
     for recipe in (Recipe.adaround(rules=found.rules()), Recipe.minmax(rules=found.rules())):
         spec = recipe.for_call("conv", None).weights
         assert spec is not None
-        assert spec.bits == 3
-        assert spec.range == recipe.weights.range
+        assert recipe.weights is not None
+        assert (spec.bits, spec.range) == (3, recipe.weights.range)
 
 
 def test_prints_a_row_for_each_call() -> None:

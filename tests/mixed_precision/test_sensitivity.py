@@ -40,11 +40,11 @@ def losses(options: list[Option], name: str, side: str = "weights") -> dict[int,
     return {each.bits: each.loss for each in options if (each.name, each.side) == (name, side)}
 
 
-def changed(model: nn.Module, x: Tensor, name: str, bits: int, spec: TensorSpec) -> float:
+def changed(model: nn.Module, x: Tensor, name: str, bits: int, spec: TensorSpec | None) -> float:
     """Return the squared change of the outputs, a sample, with one layer of `model` rounded."""
     rounded = copy.deepcopy(model)
     layer: Any = rounded.get_submodule(name)
-    spec = TensorSpec(**{**vars(spec), "bits": bits})
+    spec = TensorSpec(**{**vars(spec or TensorSpec()), "bits": bits})
     layer.weight.data = quantize_layer(layer, spec).weight
     return float((outputs(rounded, x) - outputs(model, x)).square().sum()) / len(x)
 

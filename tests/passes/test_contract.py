@@ -68,6 +68,10 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
         conv=nn.Conv2d(3, 3, 3, padding=1), last=nn.Conv2d(3, 2, 1),
     ),
     "SiLU": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Conv2d(4, 2, 1)),
+    "a concatenation of large and small": lambda: Net(
+        lambda m, x: m.last(torch.cat([y := m.conv(x), y * 50], 1)) + m.last(y.repeat(1, 2, 1, 1)),
+        conv=nn.Conv2d(3, 4, 3), last=nn.Conv2d(8, 2, 1),
+    ),
     "two norms behind one layer": lambda: Net(
         lambda m, x: m.bn2(m.conv(m.bn1(m.conv(x)))),
         conv=nn.Conv2d(3, 3, 1), bn1=nn.BatchNorm2d(3), bn2=nn.BatchNorm2d(3),
@@ -181,7 +185,8 @@ def passes_in_order(gm: fx.GraphModule) -> Iterator[tuple[Pass, fx.GraphModule]]
     if why_unavailable() is None:
         for each in (
             passes.SplitQuantizers(), passes.SinkDequantize(), passes.LowerLayers(),
-            passes.LowerAdditions(), passes.LowerAverages(), passes.ReuseOperands(),
+            passes.LowerAdditions(), passes.LowerAverages(), passes.RequantizeIntegers(),
+            passes.ReuseOperands(),
         ):  # fmt: skip
             yield each, gm
 

@@ -198,17 +198,17 @@ def test_repr_makes_the_recipe_again() -> None:
     recipe = Recipe.aciq(weight_bits=4, skip=["fc"], rules=[Rule("layer1.*", weights=8)])
     assert repr(recipe) == (
         "Recipe("
-        "weights=TensorSpec(bits=4, symmetric=True, per_channel=True, range='minmax', "
+        "weights=TensorSpec(bits=4, symmetric=True, signed=False, per_channel=True, range='minmax', "
         "percentile=99.99, momentum=0.9, distribution='auto', clip='corrected', "
         "dynamic=False, bit_allocation=False, clip_weight=1.0), "
-        "activations=TensorSpec(bits=8, symmetric=False, per_channel=False, range='aciq', "
+        "activations=TensorSpec(bits=8, symmetric=False, signed=False, per_channel=False, range='aciq', "
         "percentile=99.99, momentum=0.9, distribution='auto', clip='corrected', "
         "dynamic=False, bit_allocation=False, clip_weight=1.0), "
         "equalization=False, bias_correction=True, reconstruction=None, "
         "batchnorm_tuning=False, budget=None, "
         "rules=(Rule(match='layer1.*', skip=False, weights=8, activations='inherit'), "
         "Rule(match='fc', skip=True, weights='inherit', activations='inherit')), "
-        "logits=None)"
+        "target='x86', logits=None)"
     )
     assert eval(repr(recipe)) == recipe
 

@@ -198,6 +198,7 @@ def test_options_go_where_they_belong() -> None:
     made = Recipe.adaround(weight_bits=2, steps=7, seed=3, range="aciq", bias_correction=True)
     assert made.reconstruction == Reconstruction(steps=7, seed=3)
     assert made.activations is not None
+    assert made.weights is not None
     assert (made.activations.range, made.weights.range) == ("aciq", "mse")
     assert made.bias_correction
     assert Recipe.named("adaround") == Recipe.adaround()
