@@ -198,11 +198,11 @@ def test_repr_makes_the_recipe_again() -> None:
     recipe = Recipe.aciq(weight_bits=4, skip=["fc"], rules=[Rule("layer1.*", weights=8)])
     assert repr(recipe) == (
         "Recipe("
-        "weights=TensorSpec(bits=4, symmetric=True, signed=False, per_channel=True, range='minmax', "
-        "percentile=99.99, momentum=0.9, distribution='auto', clip='corrected', "
+        "weights=TensorSpec(bits=4, symmetric=True, signed=False, per_channel=True, "
+        "range='minmax', percentile=99.99, momentum=0.9, distribution='auto', clip='corrected', "
         "dynamic=False, bit_allocation=False, clip_weight=1.0), "
-        "activations=TensorSpec(bits=8, symmetric=False, signed=False, per_channel=False, range='aciq', "
-        "percentile=99.99, momentum=0.9, distribution='auto', clip='corrected', "
+        "activations=TensorSpec(bits=8, symmetric=False, signed=False, per_channel=False, "
+        "range='aciq', percentile=99.99, momentum=0.9, distribution='auto', clip='corrected', "
         "dynamic=False, bit_allocation=False, clip_weight=1.0), "
         "equalization=False, bias_correction=True, reconstruction=None, "
         "batchnorm_tuning=False, budget=None, "
