@@ -8,13 +8,14 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
+from torch import fx, nn
 
 from fxquant.calibration.examples import example_arguments
 from fxquant.capture.naming import find_regions
-from fxquant.deploy.exported_program import export_program, first_line_of, output_names_of
+from fxquant.deploy.call_names import FreeAxes, named_inputs
+from fxquant.deploy.exported_program import Refused, translate_program
 from fxquant.deploy.integer_form import require_integers, require_target
+from fxquant.deploy.onnx_file import change_graph, staged, write_model
 from fxquant.deploy.onnx_graph import (
     drop_notes,
     keep_in_float,
@@ -24,6 +25,9 @@ from fxquant.deploy.onnx_graph import (
 )
 from fxquant.deploy.onnx_operators import average_globally, widen_biases
 from fxquant.deploy.tensorrt_rules.checker import require_rules
+from fxquant.deploy.tracing.call import translate_call
+from fxquant.deploy.tracing.graph import describe_lengths, fix_lengths, gather_constants
+from fxquant.deploy.verification import verify_file
 from fxquant.errors import LoweringError, StorageError
 from fxquant.graph.states import require_converted
 from fxquant.modules.fake_quantize import FakeQuantize
@@ -34,7 +38,6 @@ from fxquant.passes.lower.repeat_quantizers import RepeatQuantizers
 from fxquant.passes.lower.to_qdq import ToQdq
 from fxquant.passes.pipeline import Pipeline
 from fxquant.recipe.target import Target
-from fxquant.streaming.whole_files import write_whole
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -52,6 +55,7 @@ def export_onnx(
     dynamic_batch: bool = True,
     int4: bool = False,
     target: Target | str | None = None,
+    verify: bool = True,
 ) -> None:
     """Write `quantized` as an ONNX file with QuantizeLinear and DequantizeLinear nodes.
 
@@ -63,23 +67,33 @@ def export_onnx(
     quantized for TensorRT keeps to its rules (`fxquant.deploy.tensorrt_rules`), or is refused.
 
     Inputs are named as the model's arguments are; outputs "output", "output_0", …, or by their keys
-    in a dict. A region of a larger model is a model: `export_onnx(detector.backbone, …)`.
+    in a dict: of a detector "images_0", …, and "output_0_boxes", ….
+
+    A graph goes by `torch.export`. What that refuses, and a model in regions, detectors among them,
+    is exported by tracing a call (`fxquant.deploy.tracing`): what Python decides on values of the
+    inputs is refused, on their sizes fixes them. A list of images, (channels, height, width), is a
+    batch of fixed length; their sizes are free where `verify` proves that others work.
 
     Args:
         quantized: what `convert` returned; left as it is.
-        path: of the file. It is written as a whole, or not at all.
+        path: of the file. It is written as a whole, or not at all. Tensors of more than 2 GB lie in
+            another one, `path` with ".data" behind.
         example_inputs: one batch, as `fxquant.prepare` takes it.
-        opset: version of ONNX's operators, 18 or later; None: the exporter's own choice.
+        opset: version of ONNX's operators, 18 or later, traced to 21; None: the exporter's choice.
         dynamic_batch: let the first axis be of any length, of all inputs that are as long there as
             the first one.
         int4: store weights of up to 4 bits in half a byte, not a byte; needs opset 21, which is
             then the default.
         target: which runtime the file is for; None: the one that the model was quantized for.
+        verify: where onnxruntime is installed, run the file on the example, its optimizations off,
+            and compare all outputs with the model's: less than 30 dB is an error, or, where the
+            model is as far from itself under a noise of 80 dB, a warning. A traced file is run on a
+            longer and a shorter batch, and on images of other sizes, too.
 
     Raises:
         LoweringError: the model was quantized for another runtime or has no integer form, PyTorch's
-            exporter or TensorRT cannot take it, or a package is missing: `pip install
-            fxquant[onnx]`.
+            exporter or TensorRT cannot take it, the file computes something else, or a package is
+            missing: `pip install fxquant[onnx]`.
         StorageError: the file cannot be written.
         PassError: `quantized` did not come from `convert`.
     """
@@ -90,8 +104,10 @@ def export_onnx(
     if opset is None and int4:
         opset = _INT4_OPSET
     _check_opset(opset, _INT4_OPSET if int4 else _LEAST_OPSET)
-    exposed = _in_standard_operators(quantized, recipe.target)
-    model = _export(exposed, example_arguments(exposed, example_inputs), opset, dynamic_batch)
+    simulation = copy.deepcopy(quantized).eval()
+    arguments = example_arguments(simulation, example_inputs)
+    exposed = _in_standard_operators(simulation, recipe.target)
+    model, axes = _translate(exposed, arguments, opset, dynamic_batch)
     if recipe.target.zero_points:
         split_biases(model)
         widen_biases(model)
@@ -99,11 +115,19 @@ def export_onnx(
         keep_in_float(model)
     if int4:
         pack_weights(model)
-    name_batch(model)
     drop_notes(model)
     if recipe.target.name == "tensorrt":
         require_rules(model, "export_onnx")
-    _write(model, Path(path))
+    try:
+        with staged(Path(path)) as written:
+            write_model(model, written)
+            proven = verify_file(written, simulation, arguments, axes) if verify else frozenset()
+            inputs = named_inputs(simulation, arguments)
+            fixed = {name: inputs[name].shape for name in axes.sizes - proven}
+            if fixed:
+                change_graph(written, lambda model: fix_lengths(model, fixed))
+    except OSError as error:
+        raise StorageError(f"export_onnx: {path}: cannot be written: {error}") from error
 
 
 def _require_packages() -> None:
@@ -142,38 +166,23 @@ def _use_one_type(model: nn.Module) -> None:
         quantizer.grid = Grid(0, quantizer.grid.steps)
 
 
-def _export(
+def _translate(
     model: nn.Module, arguments: tuple[Any, ...], opset: int | None, dynamic_batch: bool
-) -> ModelProto:
-    with torch.no_grad():
-        names = output_names_of(model, model(*arguments))
-        program = export_program(model, arguments, dynamic_batch)
+) -> tuple[ModelProto, FreeAxes]:
+    """Return the ONNX model, and the axes whose freedom only running it can prove."""
+    refused = ""
+    if isinstance(model, fx.GraphModule):
         try:
-            translated = torch.onnx.export(
-                program,
-                dynamo=True,
-                optimize=True,
-                verbose=False,
-                opset_version=opset,
-                output_names=names,
-            )
-        except torch.onnx.OnnxExporterError as error:
-            reason = first_line_of(error.__cause__ or error)
-            raise LoweringError(f"export_onnx: no counterpart in ONNX: {reason}") from error
-    assert translated is not None
-    exported: ModelProto = translated.model_proto
-    found = next(each.version for each in exported.opset_import if not each.domain)
-    if opset not in (None, found):
-        raise LoweringError(f"export_onnx: opset={opset}: the exporter wrote {found} instead")
-    return exported
-
-
-def _write(model: ModelProto, path: Path) -> None:
-    """Check a model and write it to a file."""
-    from onnx.checker import check_model
-
-    check_model(model)
+            translated = translate_program(model, arguments, dynamic_batch, opset)
+        except Refused as error:
+            refused = f"torch.export cannot take the model: {error}; nor can tracing: "
+        else:
+            name_batch(translated)
+            return translated, FreeAxes()
     try:
-        write_whole(path, lambda file: file.write(model.SerializeToString()))
-    except OSError as error:
-        raise StorageError(f"export_onnx: {path}: cannot be written: {error}") from error
+        traced, axes = translate_call(model, arguments, dynamic_batch, opset)
+    except LoweringError as error:
+        raise LoweringError(f"export_onnx: {refused}{error}") from error
+    gather_constants(traced)
+    describe_lengths(traced)
+    return traced, axes

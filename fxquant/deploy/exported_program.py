@@ -1,20 +1,26 @@
-"""From a module to `torch.export`'s program, with a dynamic batch and names for the outputs."""
+"""From a graph to ONNX by `torch.export`'s program, with a dynamic batch."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from fxquant.capture.naming import find_regions
+from fxquant.deploy.call_names import output_names_of
+from fxquant.deploy.quiet import quiet_exporter
 from fxquant.errors import LoweringError
 from fxquant.numerics.containers import map_leaves
 
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
 # PyTorch 2.7 wants an end to it, such that products with other sizes stay within 31 bits.
 _MAX_BATCH = 2**20
+
+
+class Refused(Exception):
+    """`torch.export` cannot take a model; the message is the first line of why."""
 
 
 def export_program(
@@ -28,24 +34,54 @@ def export_program(
         dynamic_batch: let the first axis of the inputs vary.
 
     Raises:
-        LoweringError: with the first line of what `torch.export` says, and what may help.
+        Refused: it cannot.
     """
     shapes = None
     if dynamic_batch:
         arguments, shapes = _with_dynamic_batch(arguments)
     try:
-        return torch.export.export(model, arguments, dynamic_shapes=shapes, strict=False)
+        with quiet_exporter():
+            return torch.export.export(model, arguments, dynamic_shapes=shapes, strict=False)
     except Exception as error:  # tracing runs the caller's code, which may raise anything
-        if isinstance(model, fx.GraphModule):
-            advice = "dynamic_batch=False fixes the length of the batch, which may help"
-        else:
-            advice = (
-                f"{type(model).__name__} is Python code around graphs: export each of them, with "
-                f"export_onnx(model.get_submodule(name), …): {', '.join(find_regions(model))}"
+        raise Refused(first_line_of(error)) from error
+
+
+def translate_program(
+    model: nn.Module, arguments: tuple[Any, ...], dynamic_batch: bool, opset: int | None
+) -> ModelProto:
+    """Return the ONNX model of `model`, by its program.
+
+    Args:
+        model: a graph in PyTorch's standard operators.
+        arguments: what it is called with.
+        dynamic_batch: as in `export_program`.
+        opset: version of ONNX's operators; None: the exporter's own choice.
+
+    Raises:
+        Refused: `torch.export` cannot take the model.
+        LoweringError: an operator has no counterpart in ONNX, or `opset` cannot be written.
+    """
+    with torch.no_grad():
+        names = output_names_of(model, model(*arguments))
+        program = export_program(model, arguments, dynamic_batch)
+        try:
+            translated = torch.onnx.export(
+                program,
+                dynamo=True,
+                optimize=True,
+                verbose=False,
+                opset_version=opset,
+                output_names=names,
             )
-        raise LoweringError(
-            f"export_onnx: torch.export cannot take the model: {first_line_of(error)}; {advice}"
-        ) from error
+        except torch.onnx.OnnxExporterError as error:
+            reason = first_line_of(error.__cause__ or error)
+            raise LoweringError(f"export_onnx: no counterpart in ONNX: {reason}") from error
+    assert translated is not None
+    exported: ModelProto = translated.model_proto
+    found = next(each.version for each in exported.opset_import if not each.domain)
+    if opset not in (None, found):
+        raise LoweringError(f"export_onnx: opset={opset}: the exporter wrote {found} instead")
+    return exported
 
 
 def first_line_of(error: BaseException) -> str:
@@ -72,20 +108,3 @@ def _with_dynamic_batch(arguments: tuple[Any, ...]) -> tuple[tuple[Any, ...], An
             arguments, lambda value: torch.cat([value, value]) if has_batch(value) else value
         )
     return arguments, shapes
-
-
-def output_names_of(model: nn.Module, outputs: Any) -> list[str]:
-    """Return a name for each tensor in `outputs`: of dictionaries, their keys."""
-    taken = inspect.signature(model.forward).parameters
-    return [f"{name}_output" if name in taken else name for name in _leaf_names(outputs, "")]
-
-
-def _leaf_names(value: Any, name: str) -> Iterator[str]:
-    if isinstance(value, Tensor):
-        yield name or "output"
-    elif isinstance(value, dict):
-        for key, each in value.items():
-            yield from _leaf_names(each, f"{name}_{key}" if name else str(key))
-    elif isinstance(value, (tuple, list)):
-        for number, each in enumerate(value):
-            yield from _leaf_names(each, f"{name or 'output'}_{number}")

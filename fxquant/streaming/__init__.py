@@ -21,7 +21,7 @@ from fxquant.streaming.running import (
 )
 from fxquant.streaming.stream import Stream
 from fxquant.streaming.value_store import ValueStore
-from fxquant.streaming.whole_files import write_whole
+from fxquant.streaming.whole_files import flush, write_whole
 
 __all__ = [
     "Arguments",
@@ -34,6 +34,7 @@ __all__ = [
     "copied_to",
     "copy_from_first_rank",
     "device_of",
+    "flush",
     "gather_objects",
     "identity_of",
     "interpreted",

@@ -24,16 +24,20 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        _flush_folder(path.parent)
+        flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _flush_folder(folder: Path) -> None:
-    """Put the names of the folder's files on the disk too, where folders can be opened."""
-    if not hasattr(os, "O_DIRECTORY"):
+def flush(path: Path) -> None:
+    """Put a file, or the names of a folder's files, on the disk; folders where they can be opened.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if path.is_dir() and not hasattr(os, "O_DIRECTORY"):
         return
-    descriptor = os.open(folder, os.O_DIRECTORY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

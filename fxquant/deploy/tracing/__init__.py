@@ -1,0 +1,1 @@
+"""From a model to ONNX by tracing one call of it."""
