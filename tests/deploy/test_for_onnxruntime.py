@@ -1,0 +1,82 @@
+"""What is quantized for onnxruntime works on integers there, by the kernels that it has."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fxquant
+from fxquant.numerics.decibels import sqnr
+from tests.helpers import Net
+
+onnx: Any = pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+onnxruntime: Any = pytest.importorskip("onnxruntime")
+
+
+def activations(m: Any, x: Tensor) -> Tensor:
+    """ReLU6, SiLU, hardswish and GELU; no kernel but those of SiLU has integers for them."""
+    y = m.b(F.silu(m.b(F.relu6(4 * m.a(x)))))
+    return m.c(F.gelu(m.b(F.hardswish(y))))  # type: ignore[no-any-return]
+
+
+def branches(m: Any, x: Tensor) -> Tensor:
+    """An addition, halves, a concatenation of unequal sizes, and a reader of float values."""
+    y = m.a(x)
+    z = m.b((y + m.b(y.relu())).relu())
+    left, right = z.chunk(2, 1)
+    return m.c(torch.cat([left, m.thin(right)], 1)) + m.wide(  # type: ignore[no-any-return]
+        torch.cat([y.exp(), 9 * z.sigmoid(), m.b(z)], 1)
+    )
+
+
+def sizes(m: Any, x: Tensor) -> Tensor:
+    """Pools, squeeze and excitation, nearest neighbours, a transposed convolution."""
+    y = F.avg_pool2d(F.max_pool2d(m.a(x).relu(), 3, 1, 1), 2)
+    y = m.b(y * m.b(F.adaptive_avg_pool2d(y, 1)).sigmoid())
+    y = m.up(m.b(F.interpolate(y, scale_factor=2.0)).relu())
+    return m.fc(m.b(y).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+KERNELS = {
+    activations: {"QLinearConv": 5, "QLinearSigmoid": 1, "QLinearMul": 1},
+    branches: {"QLinearConv": 7, "QLinearAdd": 1, "Split": 1, "QLinearConcat": 2},
+    sizes: {
+        **{"QLinearConv": 5, "NhwcMaxPool": 1, "QLinearAveragePool": 1, "Resize": 1, "QGemm": 1},
+        **{"QLinearGlobalAveragePool": 2, "QLinearSigmoid": 1, "QLinearMul": 1},
+    },
+}
+
+
+@pytest.mark.parametrize(("function", "kernels"), KERNELS.items())
+def test_all_convolutions_work_on_integers(
+    tmp_path: Path, function: Any, kernels: dict[str, int]
+) -> None:
+    model = Net(
+        function,
+        a=nn.Conv2d(3, 8, 3, padding=1), b=nn.Conv2d(8, 8, 1), c=nn.Conv2d(8, 4, 1),
+        wide=nn.Conv2d(24, 4, 1), thin=nn.Conv2d(4, 4, 3, padding=1), fc=nn.Linear(8, 4),
+        up=nn.ConvTranspose2d(8, 8, 2, 2),
+    ).eval()  # fmt: skip
+    batches, x = [torch.randn(4, 3, 8, 8) for _ in range(4)], torch.randn(3, 3, 8, 8)
+    recipe = fxquant.Recipe.minmax(target="onnxruntime")
+    quantized = fxquant.quantize(model, batches, recipe, progress=False)
+    fxquant.export_onnx(quantized, tmp_path / "model.onnx", batches[0])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    session = onnxruntime.InferenceSession(
+        str(tmp_path / "model.onnx"), options, providers=["CPUExecutionProvider"]
+    )
+    with torch.no_grad():
+        simulated, expected = quantized(x), model(x)
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    assert sqnr(simulated, torch.from_numpy(found)) > 35
+    assert sqnr(expected, torch.from_numpy(found)) > 25
+    used = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
+    assert {kind: used[kind] for kind in kernels} == kernels
+    assert not {"Conv", "FusedConv"} & used.keys()
