@@ -24,7 +24,8 @@ def test_who_is_slower_or_further_from_float_is_behind() -> None:
     theirs = cell(10.0, 35.0)
     assert not duel.is_behind(cell(10.4, 36.0), theirs, most=1.05)
     assert duel.is_behind(cell(10.6, 36.0), theirs, most=1.05)
-    assert duel.is_behind(cell(9.0, 34.9), theirs, most=1.05)
+    assert duel.is_behind(cell(9.0, 34.8), theirs, most=1.05)
+    assert not duel.is_behind(cell(9.0, 34.95), theirs, most=1.05)
     assert duel.is_behind(cell(None, None), theirs, most=1.05)
     assert not duel.is_behind(cell(99.0, 1.0), cell(None, None), most=1.05)
     assert not duel.is_behind(cell(10.0, None), theirs, most=1.05)  # exact
