@@ -1,6 +1,6 @@
 """Torchvision's detectors, each as one ONNX file, in onnxruntime beside the simulation.
 
-    python -m benchmarks.deploy.detectors [--match "retinanet*"] [--images 1]
+    python -m benchmarks.deploy.detectors [--match "retinanet*"] [--images 1] [--target onnxruntime]
 
 Weights are random, images small and noise; batch norms are set to normalize these, and classifiers
 scaled such that scores spread. Each detector is quantized at 8/8 and exported whole. Columns:
@@ -35,7 +35,7 @@ import torch
 import torchvision
 from tabulate import tabulate
 from torch import Tensor, nn
-from torchvision.ops import box_iou
+from torchvision.ops import FrozenBatchNorm2d, box_iou
 from tqdm import tqdm
 
 import fxquant
@@ -89,7 +89,7 @@ def wake(model: nn.Module, images: list[Tensor]) -> None:
     handles = [
         module.register_forward_pre_hook(normalize)
         for module in model.modules()
-        if isinstance(module, nn.BatchNorm2d)
+        if isinstance(module, (nn.BatchNorm2d, FrozenBatchNorm2d))
     ]
     handles += [
         module.register_forward_hook(spread)
@@ -151,13 +151,15 @@ def float_megabytes(model: nn.Module, images: list[Tensor], path: Path) -> float
     return path.stat().st_size / 1e6
 
 
-def measure(name: str, num_images: int) -> list[object]:
+def measure(name: str, num_images: int, target: str) -> list[object]:
     """Return the table's row for one detector."""
     onnx: Any = import_module("onnx")
     model = build(name)
     images = [torch.rand(3, 192, 256) for _ in range(num_images)]
     wake(model, images)
-    quantized = fxquant.quantize(model, [images], fxquant.Recipe.aciq(), progress=False)
+    quantized = fxquant.quantize(
+        model, [images], fxquant.Recipe.aciq(target=target), progress=False
+    )
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         path = Path(folder) / "ours.onnx"
         try:
@@ -184,12 +186,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--match", default="*", help="glob on model names")
     parser.add_argument("--images", type=int, default=1, help="how many a batch has")
+    parser.add_argument("--target", default="onnxruntime", help="that the recipe is for")
     options = parser.parse_args()
     names = torchvision.models.list_models(torchvision.models.detection)
     rows, failed = [], []
     for name in tqdm(fnmatch.filter(names, options.match), disable=None):
         try:
-            rows.append(measure(name, options.images))
+            rows.append(measure(name, options.images, options.target))
         except Exception as error:
             failed.append([name, f"{type(error).__name__}: {str(error).splitlines()[0]}"])
         gc.collect()
