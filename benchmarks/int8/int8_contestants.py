@@ -28,6 +28,7 @@ from fxquant.numerics.decibels import sqnr
 FLOAT, FLOAT_ONNX = "float.pt", "float.onnx"
 QUANTIZED, FOR_ONNXRUNTIME, FOR_OPENVINO = "quantized.pt", "onnxruntime.onnx", "openvino.onnx"
 _INPUTS = "inputs.npz"
+_PHOTO_BATCHES = 8  # four photos said 28 to 31 dB of what is 32 dB on 32 of them
 _ROOT = Path(__file__).parents[2]
 
 
@@ -90,7 +91,8 @@ class Files:
         self.environments, self.log = environments, log
         self.model = build(network)
         self.calibration = images(network, CALIBRATION_IMAGES, seed=1)
-        self.test = images(network, network.batch, seed=2)
+        batches = 1 if network.photos is None else _PHOTO_BATCHES
+        self.test = images(network, batches * network.batch, seed=2)
         arrays = {"calibration": self.calibration.numpy(), "test": self.test.numpy()}
         np.savez(folder / _INPUTS, **arrays)  # type: ignore[arg-type]
         with torch.no_grad():
@@ -163,7 +165,7 @@ class Files:
 
     def _export_quantized(self, target: str, path: Path) -> None:
         try:
-            fxquant.export_onnx(self._quantize(target), path, self.test)
+            fxquant.export_onnx(self._quantize(target), path, self.test[: self.network.batch])
         except fxquant.LoweringError as error:
             raise Dropped(f"cannot export: {brief(error)}") from error
 
