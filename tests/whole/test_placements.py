@@ -1,8 +1,8 @@
 """What shares a scale, what has one of its own, and what stays in float: the outputs tell.
 
 Each of these lost much of its signal where one scale went over all that meets or parts, or where
-one reader put a whole stream into 8 bits. The floors are about what the better of torchao's PT2E for
-x86 and onnxruntime's `quantize_static` leaves of such models, less 1 dB.
+one reader put a whole stream into 8 bits. The floors are about what the better of torchao's PT2E
+for x86 and onnxruntime's `quantize_static` leaves of such models, less 1 dB.
 """
 
 from __future__ import annotations
