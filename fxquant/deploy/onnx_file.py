@@ -43,12 +43,16 @@ def staged(path: Path) -> Iterator[Path]:
         flush(path.parent)
 
 
+def is_large(model: ModelProto) -> bool:
+    """Say whether a model is too large for one file, and for ONNX's own inference of shapes."""
+    return sum(len(tensor.raw_data) for tensor in model.graph.initializer) > _MAX_BYTES
+
+
 def write_model(model: ModelProto, path: Path) -> None:
     """Write a model, with its tensors in another file if they are large, and check it."""
     import onnx
 
-    num_bytes = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
-    if num_bytes > _MAX_BYTES:
+    if is_large(model):
         location = _tensors_of(path).name
         _tensors_of(path).unlink(missing_ok=True)  # they would be appended to it
         onnx.save_model(model, path, save_as_external_data=True, location=location)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from fxquant.deploy.onnx_file import is_large
 from fxquant.deploy.onnx_graph import replace_nodes
 from fxquant.deploy.onnx_links import Links, is_a
 
@@ -47,7 +48,8 @@ def describe_lengths(model: ModelProto) -> None:
     for value in model.graph.output:
         for axis in value.type.tensor_type.shape.dim:
             axis.Clear()
-    model.CopyFrom(infer_shapes(model))
+    if not is_large(model):
+        model.CopyFrom(infer_shapes(model))
     given = {
         axis.dim_param for value in model.graph.input for axis in value.type.tensor_type.shape.dim
     }

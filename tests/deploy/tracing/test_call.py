@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import fxquant
 from fxquant import LoweringError, Recipe
+from fxquant.deploy import onnx_file
 from fxquant.numerics.decibels import sqnr
 from tests.helpers import Net
 
@@ -121,6 +122,18 @@ def test_the_file_of_a_detector_holds_integers_that_onnxruntime_works_on(tmp_pat
     kernels = [node.op_type for node in onnx.load(tmp_path / "optimized").graph.node]
     assert kernels.count("QLinearConv") == 1  # behind it float stays float: two layers read it
     assert b".py" not in path.read_bytes()
+
+
+def test_a_large_detector_has_its_tensors_in_a_file_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_file, "_MAX_BYTES", 1000)
+    model = quantized(Detector(), images((24, 32)), **REGIONS)
+    path = tmp_path / "m.onnx"
+    fxquant.export_onnx(model, path, images((24, 32)))
+    assert {each.name for each in tmp_path.iterdir()} == {"m.onnx", "m.onnx.data"}
+    assert lengths(path) == [[3, "images_0_height", "images_0_width"]]
+    assert len(run(path, *images((40, 32)))["output_0_scores"]) > 3
 
 
 def padded(m: Any, xs: list[Tensor]) -> Tensor:
