@@ -30,6 +30,7 @@ from fxquant.graph.states import require_prepared
 from fxquant.passes.pipeline import Pass, Pipeline
 from fxquant.passes.prepare.absorb_batchnorm import AbsorbBatchNorm
 from fxquant.passes.prepare.absorb_biases import AbsorbBiases
+from fxquant.passes.prepare.clamp_before_pool import ClampBeforePool
 from fxquant.passes.prepare.drop_identities import DropIdentities
 from fxquant.passes.prepare.equalize_layers import EqualizeLayers
 from fxquant.passes.prepare.expand_silu import ExpandSilu
@@ -56,6 +57,7 @@ def float_passes(recipe: Recipe) -> list[Pass]:
         FoldBatchNorm(),
         AbsorbBatchNorm(),
         *([ExpandSilu()] if _lacks_silu(recipe.target) else []),
+        *([ClampBeforePool()] if recipe.target.quantized_results else []),
         MarkFusedRelu(),
         *([EqualizeLayers(), AbsorbBiases()] if recipe.equalization else []),
     ]

@@ -19,6 +19,7 @@ Before calibration: `fxquant.passes.prepare`
 | `EqualizeLayers` | gives the channels between two layers the same range in both weights |
 | `AbsorbBiases` | moves what a ReLU never cuts off into the next layer's bias |
 | `ExpandSilu` | writes SiLU as a product, for runtimes that have no integer form of it |
+| `ClampBeforePool` | computes a ReLU, or another clamp, before the max-pool in front of it |
 | `MarkFusedRelu` | records which ReLU belongs to which call |
 | `InsertObservers` | puts an observer on each tensor that will be quantized |
 
@@ -67,6 +68,7 @@ from fxquant.passes.convert.reconstruct_rounding import ReconstructRounding
 from fxquant.passes.convert.tune_batchnorm import TuneBatchNorm
 from fxquant.passes.lower.clamp_floats import ClampFloats
 from fxquant.passes.lower.clamp_integers import ClampIntegers
+from fxquant.passes.lower.fit_xnnpack import FitXnnpack
 from fxquant.passes.lower.lower_additions import LowerAdditions
 from fxquant.passes.lower.lower_averages import LowerAverages
 from fxquant.passes.lower.lower_layers import LowerLayers
@@ -79,6 +81,7 @@ from fxquant.passes.lower.to_qdq import ToQdq
 from fxquant.passes.pipeline import Pass, Pipeline
 from fxquant.passes.prepare.absorb_batchnorm import AbsorbBatchNorm
 from fxquant.passes.prepare.absorb_biases import AbsorbBiases
+from fxquant.passes.prepare.clamp_before_pool import ClampBeforePool
 from fxquant.passes.prepare.drop_identities import DropIdentities
 from fxquant.passes.prepare.equalize_layers import EqualizeLayers
 from fxquant.passes.prepare.expand_silu import ExpandSilu
@@ -93,6 +96,7 @@ __all__ = [
     "AbsorbBatchNorm",
     "AbsorbBiases",
     "ChooseRanges",
+    "ClampBeforePool",
     "ClampFloats",
     "ClampIntegers",
     "CorrectBias",
@@ -101,6 +105,7 @@ __all__ = [
     "DropObservers",
     "EqualizeLayers",
     "ExpandSilu",
+    "FitXnnpack",
     "FoldBatchNorm",
     "FoldConstants",
     "InsertObservers",

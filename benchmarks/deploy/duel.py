@@ -14,8 +14,6 @@ from benchmarks.int8.int8_contestants import Entry
 from benchmarks.int8.int8_speed import CACHE, Cell, measure
 from benchmarks.networks.int8_networks import CIFAR, YOLO_BODY, Network, network
 
-NETWORKS = ("resnet18", "resnet50", "mobilenet_v2", YOLO_BODY)
-
 _EQUAL = 0.1  # dB: as much as other images change
 
 
@@ -27,6 +25,10 @@ class Duel:
     theirs: Entry
     most: float
     """Times the milliseconds of `theirs` that `ours` may take."""
+    networks: tuple[str, ...] = ("resnet18", "resnet50", "mobilenet_v2", YOLO_BODY)
+    """Those of a command line that names none."""
+    notes: str = "integer convolutions"
+    """What both say when they are ready."""
 
 
 def run(duel: Duel, arguments: Sequence[str] | None = None) -> None:
@@ -37,13 +39,13 @@ def run(duel: Duel, arguments: Sequence[str] | None = None) -> None:
     """
     options = parse_options(arguments)
     rows, behind = [], []
-    for name in options.networks:
+    for name in options.networks or duel.networks:
         wanted = subject(name, options.batch, options.data)
         ours, theirs = measure(wanted, [duel.ours, duel.theirs], options)
         rows.append([f"{name} {wanted.batch}×{wanted.size}²", *row(ours, theirs)])
         if is_behind(ours, theirs, duel.most):
             behind.append(name)
-    columns = ["ms", "dB", "integer convolutions"]
+    columns = ["ms", "dB", duel.notes]
     headers = [f"{entry.name},\n{each}" for each in columns for entry in (duel.ours, duel.theirs)]
     headers.insert(2, f"ratio,\nasked ≤ {duel.most:.2f}")
     print(tabulate(rows, ["network", *headers], disable_numparse=True))
@@ -97,7 +99,7 @@ def subject(name: str, batch: int, data: Path | None) -> Network:
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the command line's options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("networks", nargs="*", default=NETWORKS, metavar="NETWORK")
+    parser.add_argument("networks", nargs="*", metavar="NETWORK")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=31)

@@ -27,6 +27,7 @@ from fxquant.numerics.decibels import sqnr
 
 FLOAT, FLOAT_ONNX = "float.pt", "float.onnx"
 QUANTIZED, FOR_ONNXRUNTIME, FOR_OPENVINO = "quantized.pt", "onnxruntime.onnx", "openvino.onnx"
+FOR_EXECUTORCH = "executorch.pt2"
 _INPUTS = "inputs.npz"
 _PHOTO_BATCHES = 8  # four photos said 28 to 31 dB of what is 32 dB on 32 of them
 _ROOT = Path(__file__).parents[2]
@@ -103,6 +104,7 @@ class Files:
             FLOAT_ONNX: self._export_float,
             FOR_ONNXRUNTIME: lambda path: self._export_quantized("onnxruntime", path),
             FOR_OPENVINO: lambda path: self._export_quantized("openvino", path),
+            FOR_EXECUTORCH: self._export_program,
         }
         self._missing: dict[str, Dropped] = {}
 
@@ -162,6 +164,10 @@ class Files:
         batches = torch.split(self.calibration, self.network.batch)
         recipe = fxquant.Recipe.aciq(target=target)
         return fxquant.quantize(self.model, batches, recipe, progress=False)
+
+    def _export_program(self, path: Path) -> None:
+        standard = fxquant.to_qdq(self._quantize("executorch"))
+        torch.export.save(torch.export.export(standard, (self.test,)), path)
 
     def _export_quantized(self, target: str, path: Path) -> None:
         try:

@@ -42,8 +42,10 @@ YOLO_BODY = "yolov8n_body"
 """No network of torchvision: `benchmarks.networks.yolo_body`."""
 CIFAR = "resnet20"
 """For images of 32²: `benchmarks.networks.cifar_resnet`."""
+LINEAR_LAYERS = "linear_layers"
+"""Three linear layers with ReLUs between them, of images of 32²."""
 CALIBRATION_IMAGES = 32
-_SIZES = {"inception_v3": 299, CIFAR: 32}
+_SIZES = {"inception_v3": 299, CIFAR: 32, LINEAR_LAYERS: 32}
 _SUFFIXES = (".safetensors", ".pth")
 _COARSE = 8  # how many pixels of an image make one of the noise that it is interpolated from
 
@@ -63,7 +65,7 @@ class Network:
     @property
     def kind(self) -> Kind | None:
         """Return what it does; None: it is a body without a head."""
-        if self.name == CIFAR:
+        if self.name in (CIFAR, LINEAR_LAYERS):
             return "classifier"
         return None if self.name == YOLO_BODY else kind_of(self.name)
 
@@ -108,6 +110,9 @@ def build(wanted: Network) -> nn.Module:
         torch.manual_seed(0)
         trained = wanted.weights and cifar10.load_model(wanted.weights)
         return trained or randomize(CifarResNet(20)).eval()
+    if wanted.name == LINEAR_LAYERS:
+        torch.manual_seed(0)
+        return linear_layers(3 * wanted.size**2).eval()
     if wanted.weights is not None:
         model = load_model(wanted.name, wanted.weights)
     else:
@@ -122,6 +127,14 @@ def build(wanted: Network) -> nn.Module:
     transform: Any = model.transform
     transform.min_size, transform.max_size = (wanted.size,), wanted.size
     return Detector(model)
+
+
+def linear_layers(inputs: int) -> nn.Module:
+    """Return a network of (N, …), flattened to `inputs` values, to 10 classes."""
+    return nn.Sequential(
+        *(nn.Flatten(), nn.Linear(inputs, 256), nn.ReLU()),
+        *(nn.Linear(256, 64), nn.ReLU(), nn.Linear(64, 10)),
+    )
 
 
 def _detect_something(detector: nn.Module) -> None:

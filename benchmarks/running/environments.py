@@ -29,6 +29,7 @@ TORCHAO = Environment("torchao", ("torchao==0.18.0",))
 ONNXRUNTIME = Environment(
     "onnxruntime", ("onnxruntime==1.32.0", "onnx==1.23.2", "onnxscript==0.7.2", "sympy>=1.13")
 )
+EXECUTORCH = Environment("executorch", ("executorch==1.5.1",))
 OPENVINO = Environment("openvino", ("openvino==2026.4.1", "nncf==3.4.0", "onnx==1.23.2"))
 
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import fx, nn
 
+from fxquant.capture.naming import find_regions
 from fxquant.errors import LoweringError
+from fxquant.graph.chains import Chain
+from fxquant.graph.operations import relu_bounds
 from fxquant.modules.own import own_modules
 from fxquant.modules.quantized_layer import QuantizedLayer
 from fxquant.recipe.target import TARGETS, Target, Way
+
+_QUANTIZE, _DEQUANTIZE = "quantized_decomposed.quantize", "quantized_decomposed.dequantize"
 
 
 def require_integers(model: nn.Module, caller: str) -> None:
@@ -39,6 +44,42 @@ def require_target(target: Target, way: Way, asked: Target | str | None = None) 
         f"{way}: the model was quantized for target {target.name!r}, and {wanted}: quantize it "
         f"again, with Recipe(target={str(asked or others[0])!r})"
     )
+
+
+def require_quantized_results(standard: nn.Module) -> None:
+    """Raise if a layer on integers gives a tensor that is not quantized at once, for all readers.
+
+    XNNPACK's partitioner does not take such a layer, but marks what it reads as taken, and its
+    results are wrong by hundreds of steps without a word (ExecuTorch 1.5).
+
+    Args:
+        standard: in PyTorch's standard operators.
+    """
+    names = [
+        layer.name
+        for gm in find_regions(standard).values()
+        for layer in gm.graph.nodes
+        if _works_on_integers(layer) and not _is_quantized_at_once(gm, layer)
+    ]
+    if names:
+        raise LoweringError(
+            f"to_qdq: the results of {_some(names)} are not quantized, and would be wrong in "
+            "XNNPACK: leave these layers in float, with Recipe(skip=[…])"
+        )
+
+
+def _works_on_integers(layer: fx.Node) -> bool:
+    """Say whether it is a function of a dequantized input and a dequantized parameter."""
+    if layer.op != "call_function" or len(layer.all_input_nodes) < 2:
+        return False
+    x, weight = layer.all_input_nodes[:2]
+    is_parameter = weight.op == "call_function" and weight.all_input_nodes[0].op == "get_attr"
+    return is_parameter and all(_DEQUANTIZE in str(each.target) for each in (x, weight))
+
+
+def _is_quantized_at_once(gm: fx.GraphModule, layer: fx.Node) -> bool:
+    chain = Chain.behind(gm, layer).take(relu_bounds)
+    return chain.next is not None and _QUANTIZE in str(chain.next.target)
 
 
 def _obstacles(model: nn.Module) -> Iterator[str]:

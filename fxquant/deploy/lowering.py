@@ -9,16 +9,22 @@ from torch import nn
 
 from fxquant.calibration.examples import example_arguments
 from fxquant.capture.naming import find_regions
-from fxquant.deploy.integer_form import require_integers, require_target
+from fxquant.deploy.integer_form import (
+    require_integers,
+    require_quantized_results,
+    require_target,
+)
 from fxquant.errors import LoweringError
 from fxquant.graph.journal import write_journals
 from fxquant.graph.records import record
 from fxquant.graph.states import require_converted
 from fxquant.int8.modules import Int8Layer
 from fxquant.int8.onednn import why_unavailable
+from fxquant.passes.lower.fit_xnnpack import FitXnnpack
 from fxquant.passes.lower.lower_additions import LowerAdditions
 from fxquant.passes.lower.lower_averages import LowerAverages
 from fxquant.passes.lower.lower_layers import LowerLayers
+from fxquant.passes.lower.repeat_quantizers import RepeatQuantizers
 from fxquant.passes.lower.requantize_integers import RequantizeIntegers
 from fxquant.passes.lower.reuse_operands import ReuseOperands
 from fxquant.passes.lower.sink_dequantize import SinkDequantize
@@ -85,19 +91,34 @@ def to_qdq(quantized: nn.Module) -> nn.Module:
     """Return `quantized` in PyTorch's standard quantize and dequantize operators.
 
     That is what `torch.export` hands to inductor, ExecuTorch and ONNX. The values are the same, and
-    so is the size: weights are int8 tensors, which the graph turns into floating point.
+    so is the size: weights are int8 tensors, which the graph turns into floating point. Quantized
+    for the target "executorch", a model goes into a .pte file whose layers XNNPACK runs in
+    integers (ExecuTorch 1.5):
+
+        import executorch.kernels.quantized
+        from executorch.exir import to_edge_transform_and_lower
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+
+        program = torch.export.export(fxquant.to_qdq(quantized), (example,))
+        lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+        lowered.to_executorch().save("model.pte")
 
     Args:
         quantized: what `convert` returned; left as it is.
 
     Raises:
-        LoweringError: the model has no integer form.
+        LoweringError: the model has no integer form, or a layer's result is not quantized where the
+            target's runtime would compute it wrongly.
         PassError: `quantized` did not come from `convert`.
     """
     recipe = require_converted(quantized, "to_qdq")
     require_target(recipe.target, "to_qdq")
     require_integers(quantized, "to_qdq")
-    exposed = Pipeline(ToQdq()).on_copy_of(quantized)
+    if recipe.target.quantized_results:
+        exposed = Pipeline(RepeatQuantizers(), ToQdq(), FitXnnpack()).on_copy_of(quantized)
+        require_quantized_results(exposed)
+    else:
+        exposed = Pipeline(ToQdq()).on_copy_of(quantized)
     write_journals(exposed, recipe)
     return exposed
 

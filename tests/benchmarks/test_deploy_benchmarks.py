@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.deploy import duel
+from benchmarks.deploy import duel, executorch, openvino
 from benchmarks.deploy.onnxruntime import DUEL
 from benchmarks.int8.int8_speed import Cell
 from benchmarks.networks import int8_networks
@@ -60,6 +60,25 @@ def test_a_race_that_falls_short_ends_with_its_networks_names(
         "2×224²",
         *["20.0", "10.0", "2.00", "43.0", "35.0"],
     ]
+
+
+def test_a_duel_has_networks_and_columns_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measure = [cell(10.0, 43.0, "3 of 3, 1"), cell(10.0, 35.0, "3 of 3, 1")]
+    monkeypatch.setattr(duel, "measure", lambda *_: measure)
+    duel.run(executorch.DUEL, [])
+    printed = capsys.readouterr().out
+    assert [line.split()[0] for line in printed.splitlines()[3:]] == list(executorch.DUEL.networks)
+    assert printed.count("integer layers, most steps") == 2
+    assert openvino.DUEL.networks == DUEL.networks
+
+
+def test_linear_layers_take_small_images() -> None:
+    wanted = network(int8_networks.LINEAR_LAYERS, 2)
+    assert wanted.kind == "classifier"
+    with torch.no_grad():
+        assert int8_networks.build(wanted)(images(wanted, 2, seed=1)).shape == (2, 10)
 
 
 def test_weights_and_images_of_a_folder_are_taken(tmp_path: Path) -> None:

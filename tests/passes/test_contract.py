@@ -72,6 +72,9 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
         lambda m, x: m.last(torch.cat([y := m.conv(x), y * 50], 1)) + m.last(y.repeat(1, 2, 1, 1)),
         conv=nn.Conv2d(3, 4, 3), last=nn.Conv2d(8, 2, 1),
     ),
+    "a ReLU behind a max-pool": lambda: nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(4, 2, 1)
+    ),
     "two norms behind one layer": lambda: Net(
         lambda m, x: m.bn2(m.conv(m.bn1(m.conv(x)))),
         conv=nn.Conv2d(3, 3, 1), bn1=nn.BatchNorm2d(3), bn2=nn.BatchNorm2d(3),
@@ -161,6 +164,7 @@ def passes_in_order(gm: fx.GraphModule) -> Iterator[tuple[Pass, fx.GraphModule]]
         passes.DropIdentities(), passes.FoldConstants(), passes.LiftProducts(),
         passes.LiftFunctionals(), passes.FoldBatchNorm(), passes.AbsorbBatchNorm(),
         passes.EqualizeLayers(), passes.AbsorbBiases(), passes.ExpandSilu(),
+        passes.ClampBeforePool(),
         passes.MarkFusedRelu(), passes.InsertObservers(recipe),
     ):  # fmt: skip
         yield each, gm
@@ -181,6 +185,7 @@ def passes_in_order(gm: fx.GraphModule) -> Iterator[tuple[Pass, fx.GraphModule]]
     for each in (passes.RepeatQuantizers(), passes.ToQdq()):
         yield each, standard
     yield passes.ClampFloats(), sibling(standard)
+    yield passes.FitXnnpack(), sibling(standard)
     yield passes.ClampIntegers(), standard
     if why_unavailable() is None:
         for each in (
