@@ -104,15 +104,17 @@ def _part(gm: fx.GraphModule, observers: _Observers) -> None:
     seen, floats = _observers_of_values(gm, observers), _Floats(gm, observers)
     for node, observer in list(observers.items()):
         part = source_of(node)
-        is_part = operation_of(gm, part).selects and bool(seen.get(part))
-        if not is_part or not _is_fixed(observer):
+        if not operation_of(gm, part).selects:
             continue
-        own, shared = quantizer_of(observer), quantizer_of(*seen[part])
-        if sharing_cost(own, shared, [observer]) <= PARTED_COSTS:
-            take_out(node)
-            del observers[node]
-        else:
-            node.replace_input_with(part, floats.of(part))
+        if seen.get(part) and _is_fixed(observer):
+            own, shared = quantizer_of(observer), quantizer_of(*seen[part])
+            if sharing_cost(own, shared, [observer]) <= PARTED_COSTS:
+                take_out(node)
+                del observers[node]
+                continue
+        in_float = floats.of(part)
+        if in_float is not part:
+            node.replace_input_with(part, in_float)
             _erase_unused(part, observers)
 
 

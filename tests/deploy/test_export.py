@@ -483,7 +483,7 @@ MODELS = [
     ("mobilenet_v2", {"QLinearConv": 42, "FusedConv": 10, "QGemm": 1}),
     ("squeezenet1_1", {"QLinearConv": 25, "FusedConv": 1, "QLinearConcat": 8}),
     ("shufflenet_v2_x0_5", {"QLinearConv": 56, "QLinearConcat": 16, "QGemm": 1}),
-    ("mobilenet_v3_small", {"QLinearConv": 19, "FusedConv": 15, "Conv": 18, "QGemm": 2}),
+    ("mobilenet_v3_small", {"QLinearConv": 18, "FusedConv": 16, "Conv": 18, "QGemm": 2}),
     ("deeplabv3_resnet50", {"QLinearConv": 43, "FusedConv": 17, "Conv": 1, "QLinearConcat": 1}),
 ]
 

@@ -41,7 +41,7 @@ NETS: dict[str, tuple[Net, dict[str, bool]]] = {
     ),
     "a slice of the channels": (
         Net(lambda m, x: m.c(m.a(x).relu()[:, :2]), a=conv(), c=conv(2)),
-        {"x": True, "relu": False},
+        {"x": True, "getitem": True},
     ),
     "one position a channel": (
         Net(
