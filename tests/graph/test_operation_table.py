@@ -50,6 +50,7 @@ RELU6 = Operation("relu", bounds=(0.0, 6.0))
 
 CALLS: dict[Any, tuple[tuple[Any, ...], Operation]] = {
     operator.add: (("y",), Operation("add")),
+    operator.mul: (("y",), Operation("mul")),
     nn.Hardtanh: ((0.0, 6.0), RELU6),
     F.hardtanh_: ((0.0, 6.0), RELU6),
     torch.clamp: ((0, 6), RELU6),
