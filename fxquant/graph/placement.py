@@ -158,7 +158,7 @@ class Placement:
         known = record(node)
         layer = data_input(node) if known.fused_into else node
         call = None if layer is None or known.relu else self._calls.get(layer)
-        if layer is None or call is None or call.weights is None or not is_layer(self._gm, layer):
+        if layer is None or call is None or not is_layer(self._gm, layer):
             return None
         needed = target_name(self._gm, layer) in self._target.quantized_results
         return call.activations if needed else None

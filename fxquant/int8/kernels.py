@@ -121,7 +121,7 @@ def requantize(
 ) -> Tensor:
     """Return the integers, by other parameters, of what uint8 integers stand for.
 
-    By arithmetic: looking 256 results up, or oneDNN's concatenation of one, takes as long.
+    By the arithmetic of the two steps that it takes the place of.
     """
     y = dequantize(x, x_scale, x_zero_point).mul_(1 / scale)
     return _rounded(y, zero_point, 0, y_max)

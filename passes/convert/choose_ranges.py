@@ -135,19 +135,22 @@ class _Floats:
     def __init__(self, gm: fx.GraphModule, observers: _Observers) -> None:
         self._gm = gm
         self._observers = observers
-        self._copies: dict[fx.Node, fx.Node] = {}
+        self._known: dict[fx.Node, fx.Node] = {}
 
     def of(self, node: fx.Node) -> fx.Node:
         """Return the node that computes the float value of `node`."""
+        if node not in self._known:
+            self._known[node] = self._float_of(node)
+        return self._known[node]
+
+    def _float_of(self, node: fx.Node) -> fx.Node:
         if node in self._observers:
             return source_of(node)
-        sources = sources_of_values(self._gm, node)
-        floats = {each: self.of(each) for each in sources}
-        if node not in self._copies and any(each is not x for each, x in floats.items()):
-            with node.graph.inserting_before(node):
-                copied = node.graph.node_copy(node, lambda each: floats.get(each, each))
-            self._copies[node] = copied
-        return self._copies.get(node, node)
+        floats = {each: self.of(each) for each in sources_of_values(self._gm, node)}
+        if all(each is in_float for each, in_float in floats.items()):
+            return node
+        with node.graph.inserting_before(node):
+            return node.graph.node_copy(node, lambda each: floats.get(each, each))
 
 
 def _observers_of_values(
@@ -200,7 +203,7 @@ class _Sharing:
 
     def _choose(self, node: fx.Node) -> None:
         """Choose for a tensor, or for a concatenation as a whole."""
-        seen, ends = self._seen.get(node), list(self._ends(node, node))
+        seen, ends = self._seen.get(node), list(self._ends(node))
         if not seen:  # of each channel, or of each batch
             return self._settle(node, quantizer_of(self._observers[node]))
         joined = {end: self._chosen[end] for end, _ in ends if end is not None}
@@ -220,13 +223,13 @@ class _Sharing:
         name = str(node.target).rpartition(".")[2] if is_observed else node.name
         self._labels.setdefault(chosen, name)
 
-    def _ends(self, node: fx.Node, via: fx.Node) -> Iterator[tuple[fx.Node | None, fx.Node]]:
+    def _ends(self, node: fx.Node) -> Iterator[tuple[fx.Node | None, fx.Node]]:
         """Yield where the values of `node` arrive, None for all but concatenations; and by what."""
         for user in readers(self._gm, node):
             if self._joins(user):
                 yield user, node
             elif self._seen.get(user) and user not in self._observers:
-                yield from self._ends(user, node)
+                yield from self._ends(user)
             else:
                 yield None, node
 

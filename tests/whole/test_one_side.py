@@ -48,6 +48,12 @@ def test_noise_of_both_sides_is_that_of_one_and_of_the_other() -> None:
     assert noise["both"] == pytest.approx(noise["weights"] + noise["activations"], rel=0.3)
 
 
+@pytest.mark.parametrize("target", fxquant.TARGETS)
+def test_activations_alone_are_rounded_where_they_are_beside_weights(target: str) -> None:
+    both, alone = (quantized(Recipe.minmax(weight_bits=bits, target=target)) for bits in (8, None))
+    assert [kinds(model)[1] for model in (both, alone)] == [kinds(both)[1]] * 2
+
+
 @pytest.mark.parametrize("recipe", [Recipe.aciq(weight_bits=None), Recipe(weights=None)])
 def test_any_recipe_may_leave_the_weights_in_float(recipe: Recipe) -> None:
     model = quantized(recipe)
