@@ -41,7 +41,8 @@ def run(duel: Duel, arguments: Sequence[str] | None = None) -> None:
     rows, behind = [], []
     for name in options.networks or duel.networks:
         wanted = subject(name, options.batch, options.data)
-        ours, theirs = measure(wanted, [duel.ours, duel.theirs], options)
+        races = [measure(wanted, [duel.ours, duel.theirs], options) for _ in range(options.races)]
+        ours, theirs = (fastest(each) for each in zip(*races, strict=True))
         rows.append([f"{name} {wanted.batch}×{wanted.size}²", *row(ours, theirs)])
         if is_behind(ours, theirs, duel.most):
             behind.append(name)
@@ -51,6 +52,14 @@ def run(duel: Duel, arguments: Sequence[str] | None = None) -> None:
     print(tabulate(rows, ["network", *headers], disable_numparse=True))
     if behind:
         raise SystemExit(f"slower or further from float than asked: {', '.join(behind)}")
+
+
+def fastest(cells: Sequence[Cell]) -> Cell:
+    """Return the cell with the fewest milliseconds; one without any, if there are no others.
+
+    A process keeps the luck of its memory's layout: up to 8 % of ResNet-50's time.
+    """
+    return min(cells, key=lambda cell: cell.milliseconds or math.inf)
 
 
 def row(ours: Cell, theirs: Cell) -> list[str]:
@@ -103,6 +112,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=31)
+    parser.add_argument("--races", type=int, default=3, help="with new processes; the best counts")
     parser.add_argument("--data", type=Path, help="a folder of weights and images")
     parser.add_argument("--peers", type=Path, default=CACHE / "peers", help="their environments")
     parser.add_argument("--max-seconds", type=float, default=1800.0, help="to get ready in")

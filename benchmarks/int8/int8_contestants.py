@@ -171,7 +171,12 @@ class Files:
 
     def _export_quantized(self, target: str, path: Path) -> None:
         try:
-            fxquant.export_onnx(self._quantize(target), path, self.test[: self.network.batch])
+            fxquant.export_onnx(
+                self._quantize(target),
+                path,
+                self.test[: self.network.batch],
+                dynamic_batch=False,  # as in the float file that the runtimes' quantizers take
+            )
         except fxquant.LoweringError as error:
             raise Dropped(f"cannot export: {brief(error)}") from error
 

@@ -112,7 +112,7 @@ class FirstCalls(nn.Module):
         if now == self.places:
             return reference
         dtypes = [dtype for _, dtype in now]
-        moved = copy.deepcopy(reference).to(device_of(model))
+        moved = copy.deepcopy(reference).eval().to(device_of(model))
         return moved.to(dtypes[0]) if len(dtypes) == 1 else moved
 
     def renew(self, copied: nn.Module) -> None:

@@ -144,7 +144,8 @@ def _try(run: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _copy_to_run(model: nn.Module) -> nn.Module:
-    return copy.deepcopy(model, {id(each): each for each in model.parameters()})
+    copied = copy.deepcopy(model, {id(each): each for each in model.parameters()})
+    return copied.eval()  # copies of torchvision's feature extractors train
 
 
 def _run(model: nn.Module, calls: Sequence[Call], seed: int | None) -> list[Any]:
@@ -238,7 +239,7 @@ def _differing(
     examples = {} if example is None else _calls_of(reference, paths, example, with_hooks)
     differing = {}
     for path in paths:
-        module = copy.deepcopy(reference.get_submodule(path))
+        module = copy.deepcopy(reference.get_submodule(path)).eval()
         prefix = f"{path}." if path else ""
         inside = (name.removeprefix(prefix) for name in captured.leaves if name.startswith(prefix))
         leaves = {module.get_submodule(name) for name in inside if name}

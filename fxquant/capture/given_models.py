@@ -61,6 +61,15 @@ def require_module(model: Any) -> None:
             )
 
 
+def is_traced(model: nn.Module) -> bool:
+    """Say whether a model is a graph already, with leaves of the caller's choice.
+
+    One of another class is not: torchvision's feature extractors have a graph for each mode, and
+    put it in again when the mode is set.
+    """
+    return isinstance(model, fx.GraphModule) and type(model).__mro__[1] is fx.GraphModule
+
+
 def why_opaque(module: nn.Module) -> str | None:
     """Return why nothing can be traced inside of a module, and what to do; None: it can be."""
     if isinstance(module, torch.jit.ScriptModule):

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 from fxquant.capture.attributes import use_free_names
 from fxquant.capture.example import call_of
-from fxquant.capture.given_models import copy_without_wrappers, require_module
+from fxquant.capture.given_models import copy_without_wrappers, is_traced, require_module
 from fxquant.capture.tracer import trace_graph
 from fxquant.errors import CaptureError
 from fxquant.modules.overrides import has_global_hooks
@@ -48,7 +48,7 @@ def trace(
     ['input_1', '_0', '_1', 'output']
     """
     copied = copy_model(model)
-    if isinstance(copied, fx.GraphModule):  # traced already, with leaves of the caller's choice
+    if is_traced(copied):
         return copied
     leaves = {module for module in copied.modules() if isinstance(module, leaf_modules)}
     call = None if example_inputs is None else call_of(example_inputs)

@@ -151,8 +151,9 @@ def _in_standard_operators(quantized: nn.Module, target: Target) -> nn.Module:
     exposed = copy.deepcopy(quantized).eval()
     _use_one_type(exposed)
     for gm in find_regions(exposed).values():
+        again = [RepeatQuantizers()] if target.quantizes_again else []
         # onnxruntime takes scales of each channel for one scale, and then refuses the model.
-        Pipeline(RepeatQuantizers(), ToQdq(per_channel=False), clamp)(gm)
+        Pipeline(*again, ToQdq(per_channel=False), clamp)(gm)
     return exposed
 
 

@@ -10,7 +10,11 @@
     an average, if all others that read either do      integers
     a call that keeps values, or a concatenation,      integers: what it reads is rounded in the
       if all that read its result do                   place of its result
-    an output of the model                             what the others read
+    an output of the model                             what the others read of a sum, an average,
+                                                       a concatenation, a call that keeps values;
+                                                       and of a layer and its activation, unless
+                                                       the target has `float_outputs`; of all else
+                                                       the float value
     any reader of what is changed in place             what the others read
     anything else                                      the float value
 
@@ -57,7 +61,7 @@ from fxquant.recipe.target import TARGETS, Target, layer_name
 JOINED_COSTS = 1.0
 PARTED_COSTS = 6.0
 _NAMES = {"identity": "move", "split": "select", "max_pool2d": "max_pool", "swish": "silu"}
-_LEADS_ON = ("add", "relu", "average", "concat")
+_LEADS_ON = ("add", "average", "concat")
 
 
 def target_name(gm: fx.GraphModule, node: fx.Node) -> str:
@@ -171,17 +175,28 @@ class Placement:
         served = {*known, *self._averages.get(node, ()), self._relus.get(node)}
         is_demanded = bool(known or self._averages.get(node) or node in self._relus)
         others = [each for each in readers(self._gm, node) if each not in served]
-        return [each for each in others if not (is_demanded and each in self._neutral)]
+        if not is_demanded or self._returns_floats(node):
+            return others
+        return [each for each in others if each not in self._neutral]
 
     def _leads_on(self, node: fx.Node) -> bool:
-        operation = operation_of(self._gm, node)
+        operation, source = operation_of(self._gm, node), data_input(node)
+        if operation.kind == "relu" and source is not None:
+            return self._leads_on(source)
         return operation.keeps_values or operation.kind in _LEADS_ON
+
+    def _returns_floats(self, node: fx.Node) -> bool:
+        operation = operation_of(self._gm, node)
+        may_end_a_kernel = operation.kind in ("layer", "relu") or operation.activation is not None
+        has_floats = self._target.float_outputs or not may_end_a_kernel
+        return has_floats and not self._leads_on(node)
 
     def _settle(self, node: fx.Node, *, is_whole: bool) -> None:
         """Quantize the demanded result of `node` here, or hand the demand to its inputs."""
         demand, source = self._demands[node], data_input(node)
         operation, name = operation_of(self._gm, node), target_name(self._gm, node)
-        if name in self._target.quantized_results and name != "add":
+        is_float = self._returns_floats(node) and not self._neutral.isdisjoint(node.users)
+        if name in self._target.quantized_results and name != "add" and not is_float:
             is_whole, demand.readers = True, readers(self._gm, node)
         if not is_whole:
             parts = demand.readers if operation.kind == "split" else [node]

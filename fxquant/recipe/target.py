@@ -58,8 +58,14 @@ class Target:
     """Calls that keep values and hand on the parameters of what they read: "move" (reshape,
     transpose, pad), "select" (slice, split), "max_pool", and "concat", whose operands then share
     one set. Of others the result is quantized."""
+    quantizes_again: bool = True
+    """Whether files quantize the results of calls that keep values once more, on the same grid: a
+    runtime that looks for integers only between two neighbours finds them there."""
     adds_into_layers: bool = False
     """Whether a layer adds the other operand to its own result, which is then not quantized."""
+    float_outputs: bool = False
+    """Whether the model returns the float value of a layer, or of the activation behind one, that
+    others read as integers; else it returns what they read."""
     end_bits: int | None = None
     """At least so many bits for the first layer and the last, unless a rule names them."""
     ways: tuple[Way, ...] = _WAYS
@@ -147,7 +153,14 @@ TARGETS = {
     each.name: each
     for each in (
         _X86,
-        replace(_X86, name="openvino", ways=("export_onnx", "to_qdq")),
+        replace(
+            _X86,
+            name="openvino",
+            quantizes_again=False,
+            adds_into_layers=False,
+            float_outputs=True,
+            ways=("export_onnx", "to_qdq"),
+        ),
         Target(
             name="onnxruntime",
             integer_operations=(
@@ -159,6 +172,7 @@ TARGETS = {
                 *("average_pool", "global_average"),
             ),
             hands_on=_MOVES,
+            float_outputs=True,
             ways=("export_onnx",),
         ),
         Target(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from inspect import cleandoc
 from typing import Any
 
@@ -243,8 +244,14 @@ IN_FLOAT: dict[str, tuple[Function, dict[str, set[str]]]] = {
         lambda m, x: F.layer_norm((y := m.a(x) + x) + m.b(y), (6,)),
         {"x": {"add"}, "add": {"add_1"}},
     ),
-    "an output reads what the others do": (lambda m, x: (m.a(x), x), {"x": set()}),
-    "what leads to an output alone": (lambda m, x: (m.a(x), x.flatten(1) + x), {"x": set()}),
+    "a sum that is an output": (lambda m, x: (m.a(y := m.b(x) + m.a(x)), y), {"add": set()}),
+    "an input that is an output": (lambda m, x: (m.a(x), x), {"x": {"output"}}),
+    "a product that is an output": (lambda m, x: (m.a(y := x * 2), y), {"mul": {"output"}}),
+    "a layer that is an output": (lambda m, x: (m.a(y := m.b(x)), y), {"b": set()}),
+    "what leads to an output alone": (
+        lambda m, x: (m.a(y := m.b(x)), y.flatten(1) + y),
+        {"b": set()},
+    ),
 }  # fmt: skip
 
 
@@ -252,6 +259,15 @@ IN_FLOAT: dict[str, tuple[Function, dict[str, set[str]]]] = {
 def test_what_is_read_in_float(function: Function, readers: dict[str, set[str]]) -> None:
     gm = observed(convs(function, e=nn.Conv2d(2, 4, 1)))
     assert {name: read_by(gm, name) for name in readers} == readers
+
+
+def test_a_target_may_return_what_layers_compute_in_float() -> None:
+    gm = observed(
+        convs(lambda m, x: (m.a(y := m.b(x)), m.a(z := y + x), z, y)),
+        replace(MINMAX, target="openvino"),
+    )
+    assert read_by(gm, "b") == {"output"}
+    assert read_by(gm, "add") == set()
 
 
 def test_an_observer_before_a_relu_says_whom_it_serves() -> None:
