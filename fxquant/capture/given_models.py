@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Iterator
 from types import FunctionType, MethodType
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, fx, nn
@@ -61,7 +61,7 @@ def require_module(model: Any) -> None:
             )
 
 
-def is_traced(model: nn.Module) -> bool:
+def is_traced(model: nn.Module) -> TypeGuard[fx.GraphModule]:
     """Say whether a model is a graph already, with leaves of the caller's choice.
 
     One of another class is not: torchvision's feature extractors have a graph for each mode, and

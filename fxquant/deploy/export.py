@@ -59,12 +59,12 @@ def export_onnx(
 ) -> None:
     """Write `quantized` as an ONNX file with QuantizeLinear and DequantizeLinear nodes.
 
-    The file computes what `quantized` does. OpenVINO runs nearly all of it in int8; onnxruntime,
-    from 1.23 on, linear layers, and convolutions whose result is quantized, behind a ReLU or not.
-    In float stay convolutions that feed an addition, SiLU or Hardswish, transposed convolutions,
-    and what reads a scale for each channel. onnxruntime rounds biases to int32, which moves a
-    result by one step now and then, and wants 1.28 for asymmetric weights per channel. What was
-    quantized for TensorRT keeps to its rules (`fxquant.deploy.tensorrt_rules`), or is refused.
+    The file computes what `quantized` does. A runtime runs in int8 what the recipe's target says of
+    it. Of what was quantized for "x86" OpenVINO runs nearly all; onnxruntime leaves in float the
+    convolutions that feed an addition, SiLU or Hardswish, transposed ones, and what reads a scale
+    for each channel. onnxruntime rounds biases to int32, which moves a result by one step now and
+    then, and wants 1.28 for asymmetric weights per channel. What was quantized for TensorRT keeps
+    to its rules (`fxquant.deploy.tensorrt_rules`), or is refused.
 
     Inputs are named as the model's arguments are; outputs "output", "output_0", …, or by their keys
     in a dict: of a detector "images_0", …, and "output_0_boxes", ….

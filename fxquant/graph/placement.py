@@ -15,7 +15,8 @@
                                                        and of a layer and its activation, unless
                                                        the target has `float_outputs`; of all else
                                                        the float value
-    any reader of what is changed in place             what the others read
+    any reader of what is changed in place between     what the others read
+      two that read integers
     anything else                                      the float value
 
 So a residual stream that a layer norm reads stays in float, whatever else reads it, and so does all
@@ -127,6 +128,17 @@ class Placement:
         """Return those that read the integers."""
         return [each for each in place.users if each in self._demands[place].readers]
 
+    def is_late(self, place: fx.Node) -> bool:
+        """Say whether the tensor is changed in place before any of those reads it."""
+        change, behind = self._change(place), self._demands[place].readers
+        position = self._position
+        return change is not None and all(position[each] > position[change] for each in behind)
+
+    def end(self, place: fx.Node) -> fx.Node:
+        """Return the call behind which the values are what is read as integers."""
+        change = self._change(place)
+        return change if change is not None and self.is_late(place) else place
+
     def axis(self, place: fx.Node) -> int | None:
         """Return the channels' axis, from the end, if each of them can have its own range."""
         demand = self._demands[place]
@@ -169,7 +181,7 @@ class Placement:
 
     def _others(self, node: fx.Node) -> list[fx.Node]:
         """Return those that want to see the float value of `node`."""
-        if node in self._changed and node in self._demands:
+        if self._change(node) is not None and node in self._demands and not self.is_late(node):
             return []
         known = self._demands[node].readers if node in self._demands else []
         served = {*known, *self._averages.get(node, ()), self._relus.get(node)}
@@ -191,17 +203,24 @@ class Placement:
         has_floats = self._target.float_outputs or not may_end_a_kernel
         return has_floats and not self._leads_on(node)
 
+    def _change(self, node: fx.Node) -> fx.Node | None:
+        """Return the last call that changes the result of `node` in place while it is read."""
+        change = self._changed.get(node)
+        is_before = change is not None and self._position[node] < self._position[change]
+        return change if is_before else None  # a view that was taken later is as it stays
+
     def _settle(self, node: fx.Node, *, is_whole: bool) -> None:
         """Quantize the demanded result of `node` here, or hand the demand to its inputs."""
         demand, source = self._demands[node], data_input(node)
         operation, name = operation_of(self._gm, node), target_name(self._gm, node)
         is_float = self._returns_floats(node) and not self._neutral.isdisjoint(node.users)
-        if name in self._target.quantized_results and name != "add" and not is_float:
+        is_forced = name in self._target.quantized_results and name != "add" and not is_float
+        if is_forced and not self.is_late(node):
             is_whole, demand.readers = True, readers(self._gm, node)
-        if not is_whole:
+        if not is_whole or self.is_late(node):
             parts = demand.readers if operation.kind == "split" else [node]
             return self._places.update(parts)
-        is_changed = node in self._changed
+        is_changed = self._change(node) is not None
         demand.readers += [each for each in node.users if each in self._neutral or is_changed]
         if name not in self._target.hands_on:
             self._places.add(node)

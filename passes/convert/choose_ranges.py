@@ -29,6 +29,7 @@ from torch import fx
 from fxquant.calibration.observed import check_calibrated, find_observers
 from fxquant.calibration.quantizer_choice import Quantizer, noise_of, quantizer_of, sharing_cost
 from fxquant.graph.chains import insert_after, take_out
+from fxquant.graph.mutations import changed_while_read
 from fxquant.graph.operations import module_of, operation_of, readers, source_of, sources_of_values
 from fxquant.graph.placement import JOINED_COSTS, PARTED_COSTS
 from fxquant.graph.records import record, refuse
@@ -102,9 +103,10 @@ def _has_range(gm: fx.GraphModule, node: fx.Node, observer: Observer) -> bool:
 def _part(gm: fx.GraphModule, observers: _Observers) -> None:
     """Let each part of a split or slice share with the whole, or read the float value of it."""
     seen, floats = _observers_of_values(gm, observers), _Floats(gm, observers)
+    changed = changed_while_read(gm)
     for node, observer in list(observers.items()):
         part = source_of(node)
-        if not operation_of(gm, part).selects:
+        if not operation_of(gm, part).selects or part in changed:
             continue
         if seen.get(part) and _is_fixed(observer):
             own, shared = quantizer_of(observer), quantizer_of(*seen[part])
@@ -158,12 +160,15 @@ def _observers_of_values(
 ) -> dict[fx.Node, list[Observer]]:
     """Return, of each result that is made of the values of observed tensors alone, the observers.
 
-    None, where a range is chosen for each channel or each batch.
+    None, where a range is chosen for each channel or each batch, or a tensor is changed in place.
     """
     seen: dict[fx.Node, list[Observer]] = {}
+    changed = changed_while_read(gm)
     for node in gm.graph.nodes:
         sources = sources_of_values(gm, node)
-        if node in observers:
+        if node in changed:
+            seen[node] = []
+        elif node in observers:
             seen[node] = [observers[node]] if _is_fixed(observers[node]) else []
         elif sources and all(seen.get(each) for each in sources):
             together = [each for source in sources for each in seen[source]]

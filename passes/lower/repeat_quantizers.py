@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from fxquant.graph.mutations import changed_while_read
 from fxquant.graph.operations import (
     data_input,
     module_of,
@@ -36,8 +37,10 @@ class RepeatQuantizers(Pass):
     def run(self, gm: fx.GraphModule) -> bool:
         """Insert calls of the `FakeQuantize`s that are there."""
         grids: dict[fx.Node, str] = {}  # whose values are on the grid of which quantizer
-        modified = False
+        modified, changed = False, changed_while_read(gm)
         for node in list(gm.graph.nodes):
+            if node in changed:
+                continue
             quantizer = module_of(gm, node)
             if isinstance(quantizer, FakeQuantize) and quantizer.axis is None:
                 grids[node] = str(node.target)

@@ -75,14 +75,15 @@ def _insert(gm: fx.GraphModule, placement: Placement, submodules: Submodules) ->
     container = free_name(gm, "observers")
     moments = channel_moments_of(gm)
     for node in placement.places:
-        clamp, served = _fused_bounds(node), placement.readers(node)
+        end, served = placement.end(node), placement.readers(node)
+        clamp = _fused_bounds(node) if end is node else None
         watched = source_of(node) if clamp else node
         name = free_name(gm, f"{container}.{node.name}")
         observer = _observer(
             placement.spec(node), clamp, placement.axis(node), moments.get(watched)
         )
         submodules.put(name, observer)
-        with insert_after(watched):
+        with insert_after(watched if end is node else end):
             call = gm.graph.call_module(name, (watched,))
         for user in [node] if clamp else served:
             user.replace_input_with(watched, call)

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, fx, nn
 from torch.ao.nn.quantized import FloatFunctional
 from torch.optim.swa_utils import AveragedModel
+from torchvision.models.feature_extraction import create_feature_extractor
 
 import fxquant
 from fxquant import CaptureError
@@ -150,6 +151,17 @@ class Quantizable(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         return self.add.add(self.fc(x), x)
+
+
+def test_a_feature_extractor_stays_quantized_when_its_mode_is_set() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    extractor = create_feature_extractor(model.eval(), {"2": "relu", "3": "last"})
+    batch = torch.randn(4, 3, 8, 8)
+    quantized = fxquant.quantize(extractor, [batch], progress=False)
+    expected = quantized(batch)
+    assert 20 < sqnr(extractor(batch)["last"], expected["last"]) < 60
+    for again in (quantized.train().eval(), copy.deepcopy(quantized).eval()):
+        torch.testing.assert_close(again(batch), expected, rtol=0, atol=0)
 
 
 def test_float_models_made_for_torch_ao_are_no_quantized_ones() -> None:

@@ -293,8 +293,9 @@ def test_what_has_no_kernel_stays_and_is_named() -> None:
 def test_values_changed_in_place_are_seen() -> None:
     def function(m: Any, x: Any) -> Any:
         y = m.a(x)
+        z = m.b(y)
         F.relu_(y)  # the result is dropped: `y` is read as it is then
-        return m.b(y) + m.c(y)
+        return z + m.c(y)
 
     model = Net(function, a=conv(3), b=conv(), c=conv())
     quantized = quantize(model)

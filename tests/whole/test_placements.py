@@ -18,7 +18,9 @@ from torch.nn import functional as F
 import fxquant
 from fxquant import TARGETS, Recipe
 from fxquant.int8.onednn import why_unavailable
+from fxquant.modules.quantized_layer import QuantizedLayer
 from fxquant.numerics.decibels import sqnr
+from fxquant.passes import Pipeline, RepeatQuantizers
 from tests.helpers import Net
 
 
@@ -146,7 +148,7 @@ class Attended(nn.Module):
 EDGES = {"x", "adaptive_avg_pool2d", "mul"}
 QUANTIZED = {
     "x86": {*EDGES, "relu"},
-    "openvino": {*EDGES, "relu"},
+    "openvino": {*EDGES, "relu", "mix"},
     "onnxruntime": {
         *("x", "conv", "sigmoid_1", "silu", "adaptive_avg_pool2d", "gate", "sigmoid", "mul", "mix"),
         *("relu", "cat", "last"),
@@ -173,6 +175,53 @@ def test_each_target_has_a_placement_of_its_own(target: str) -> None:
     }
     assert {name for name in rounded if not name.startswith("quantizers_")} == QUANTIZED[target]
     assert sqnr(model(IMAGES), quantized(IMAGES)) > 30
+
+
+def added_to_a_slice(m: Any, x: Any) -> Any:
+    y = m.conv(x)
+    y[:, 1:].add_(x[:, :1] * 9)
+    return m.last(y.transpose(2, 3)) + y.exp()
+
+
+def written_into(m: Any, x: Any) -> Any:
+    y = m.conv(x)
+    y[:, 0] = 3.0
+    return m.last(y)
+
+
+def a_part_changed(m: Any, x: Any) -> Any:
+    y = m.conv(x)
+    a, b = y[:, :4], y[:, 4:]
+    a.add_(5)
+    return m.g(b) + m.other(a) + m.g(y[:, 2:6])
+
+
+def changed_by_a_relu(m: Any, x: Any) -> Any:
+    y = m.conv(x).relu()
+    y.sub_(0.5)
+    return m.last(y)
+
+
+IN_PLACE = (added_to_a_slice, written_into, a_part_changed, changed_by_a_relu)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("function", IN_PLACE, ids=lambda function: str(function.__name__))
+def test_what_is_changed_in_place_is_rounded_behind_the_change(
+    function: Callable[[Any, Any], Any], target: str
+) -> None:
+    torch.manual_seed(0)
+    parts = {"conv": conv(3, 8), "last": conv(8, 8), "g": conv(4, 8), "other": conv(4, 8)}
+    model = Net(function, **parts).eval()
+    quantized: Any = fxquant.quantize(model, [IMAGES], Recipe.minmax(target=target), progress=False)
+    expected = quantized(IMAGES)
+    assert sqnr(model(IMAGES), expected) > 30
+    repeated = Pipeline(RepeatQuantizers()).on_copy_of(quantized)
+    torch.testing.assert_close(repeated(IMAGES), expected, rtol=0, atol=0)
+    if target == "x86" and why_unavailable() is None:
+        lowered = fxquant.lower(quantized)
+        assert not any(isinstance(each, QuantizedLayer) for each in lowered.modules())
+        assert sqnr(expected, lowered(IMAGES)) > 60
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -118,3 +118,16 @@ def test_leaves_scales_of_each_channel() -> None:
     recipe = Recipe(activations=TensorSpec(per_channel=True))
     gm = quantized(lambda m, x: m.c1(F.max_pool2d(m.c0(x), 2)), recipe, **convs(4, 4, 2))
     assert not apply(RepeatQuantizers(), gm)
+
+
+def test_leaves_alone_what_is_changed_in_place() -> None:
+    def function(m: Any, x: Any) -> Any:
+        y = m.a(x)
+        z = m.b(y)
+        y.mul_(7)
+        return m.b(y.transpose(2, 3)) + z
+
+    gm = quantized(function, a=nn.Conv2d(4, 4, 1), b=nn.Conv2d(4, 2, 1))
+    expected = outputs(gm, X)
+    assert not apply(RepeatQuantizers(), gm)
+    torch.testing.assert_close(outputs(gm, X), expected, rtol=0, atol=0)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from inspect import cleandoc
 from typing import Any
 
@@ -264,7 +263,7 @@ def test_what_is_read_in_float(function: Function, readers: dict[str, set[str]])
 def test_a_target_may_return_what_layers_compute_in_float() -> None:
     gm = observed(
         convs(lambda m, x: (m.a(y := m.b(x)), m.a(z := y + x), z, y)),
-        replace(MINMAX, target="openvino"),
+        Recipe.minmax(target="openvino"),
     )
     assert read_by(gm, "b") == {"output"}
     assert read_by(gm, "add") == set()
