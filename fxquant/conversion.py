@@ -23,6 +23,7 @@ from fxquant.passes.convert.choose_ranges import ChooseRanges
 from fxquant.passes.convert.correct_bias import CorrectBias
 from fxquant.passes.convert.correct_weights import CorrectWeights
 from fxquant.passes.convert.drop_observers import DropObservers
+from fxquant.passes.convert.keep_floats import KeepFloats
 from fxquant.passes.convert.quantize_weights import QuantizeWeights
 from fxquant.passes.convert.reconstruct_blocks import ReconstructBlocks
 from fxquant.passes.convert.reconstruct_rounding import ReconstructRounding
@@ -48,7 +49,7 @@ def steps(recipe: Recipe) -> list[Step]:
     ...     print(step)
     FoldBatchNorm → AbsorbBatchNorm
     a float copy
-    ChooseRanges → MarkFusedRelu → QuantizeWeights
+    KeepFloats → ChooseRanges → MarkFusedRelu → QuantizeWeights
     ReconstructRounding on calls of both
     TuneBatchNorm on calls of both
     """
@@ -58,7 +59,12 @@ def steps(recipe: Recipe) -> list[Step]:
         # Calibration told the ranks that were unknown before.
         (True, OnEachGraph(Pipeline(FoldBatchNorm(), AbsorbBatchNorm()))),
         (recipe.needs_data or recipe.bias_correction, CopyFloat()),
-        (True, OnEachGraph(Pipeline(ChooseRanges(), MarkFusedRelu(), QuantizeWeights(recipe)))),
+        (
+            True,
+            OnEachGraph(
+                Pipeline(KeepFloats(), ChooseRanges(), MarkFusedRelu(), QuantizeWeights(recipe))
+            ),
+        ),
         (recipe.reconstruction, OnCalls(learn, recipe.data)),
         (recipe.bias_correction, AgainstFloat(correct)),
         (recipe.batchnorm_tuning, OnCalls(TuneBatchNorm, recipe.data)),

@@ -27,6 +27,7 @@ After calibration: `fxquant.passes.convert`
 
 | pass | what it does |
 |---|---|
+| `KeepFloats` | lets additions and parts of splits read float values where that is better |
 | `ChooseRanges` | turns each observer into a fake-quantizer |
 | `DropObservers` | removes what calibration put into the graph |
 | `QuantizeWeights` | turns each layer's weight into integers |
@@ -62,6 +63,7 @@ from fxquant.passes.convert.choose_ranges import ChooseRanges
 from fxquant.passes.convert.correct_bias import CorrectBias
 from fxquant.passes.convert.correct_weights import CorrectWeights
 from fxquant.passes.convert.drop_observers import DropObservers
+from fxquant.passes.convert.keep_floats import KeepFloats
 from fxquant.passes.convert.quantize_weights import QuantizeWeights
 from fxquant.passes.convert.reconstruct_blocks import ReconstructBlocks
 from fxquant.passes.convert.reconstruct_rounding import ReconstructRounding
@@ -109,6 +111,7 @@ __all__ = [
     "FoldBatchNorm",
     "FoldConstants",
     "InsertObservers",
+    "KeepFloats",
     "LiftFunctionals",
     "LiftProducts",
     "LowerAdditions",

@@ -34,6 +34,8 @@ class Residual(nn.Module):
         self.fc = nn.Linear(8, 5)
         self.register_buffer("offset", torch.arange(5.0), persistent=False)
         self.fc.bias.requires_grad_(False)
+        with torch.no_grad():  # as large as what it is added to: else that is added in float
+            next(self.body.parameters()).mul_(4)
 
     def forward(self, x: Tensor, flip: bool = False) -> Tensor:
         y = torch.relu(self.norm(self.conv(x)))

@@ -12,7 +12,7 @@ from fxquant import Recipe
 from fxquant.conversion import steps
 
 FIRST = ["FoldBatchNorm → AbsorbBatchNorm"]
-QUANTIZE = ["ChooseRanges → MarkFusedRelu → QuantizeWeights"]
+QUANTIZE = ["KeepFloats → ChooseRanges → MarkFusedRelu → QuantizeWeights"]
 FLOAT = ["a float copy"]
 RECIPES: dict[str, tuple[Recipe, list[str]]] = {
     "minmax": (Recipe.minmax(), [*FIRST, *QUANTIZE]),

@@ -23,10 +23,7 @@ from benchmarks.capture import torchvision_detection
 
 _CLASSES = 10
 _VOCABULARY = 128
-_FIXED_TO_224 = (
-    "beit", "coatnet", "deit", "efficientformer", "levit", "maxvit", "mixer", "swin_", "vit_",
-)  # fmt: skip
-_SIZES = {"swinv2": 256, "eva02": 224}
+_SIDE = 128  # pixels, of what takes images of any size
 
 NAMES = (
     *[
@@ -148,9 +145,9 @@ def _images(model: nn.Module, side: int, channels: int = 3) -> Subject:
 
 
 def _timm(name: str) -> Subject:
-    sizes = {start: 224 for start in _FIXED_TO_224} | _SIZES
-    side = next((size for start, size in sizes.items() if name.startswith(start)), 128)
-    return _images(import_module("timm").create_model(name, num_classes=_CLASSES), side)
+    model = import_module("timm").create_model(name, num_classes=_CLASSES)
+    known = model.pretrained_cfg
+    return _images(model, known["input_size"][-1] if known.get("fixed_input_size") else _SIDE)
 
 
 def _yolo(name: str) -> Subject:

@@ -33,9 +33,14 @@ from fxquant.calibration.input_keeper import (
 )
 from fxquant.calibration.nonfinite import require_finite
 from fxquant.calibration.observed import (
+    FloatValues,
     check_calibrated,
     combine_observers,
+    erase_unread,
     find_observers,
+    has_one_range,
+    observers_of_values,
+    place_observers,
     was_called,
 )
 from fxquant.calibration.proof import prove, reference_of
@@ -47,6 +52,7 @@ __all__ = [
     "Batches",
     "Example",
     "FirstCalls",
+    "FloatValues",
     "InputKeeper",
     "Quantizer",
     "are_aligned",
@@ -59,14 +65,18 @@ __all__ = [
     "compare_first_calls",
     "count_first_call",
     "counted_first_call",
+    "erase_unread",
     "example_arguments",
     "example_call",
     "find_keeper",
     "find_observers",
+    "has_one_range",
     "is_compared",
     "is_counted",
     "keep_inputs",
     "noise_of",
+    "observers_of_values",
+    "place_observers",
     "prove",
     "quantizer_of",
     "record_calls",

@@ -36,7 +36,7 @@ from fxquant.graph.operations import (
     sources_of_values,
 )
 from fxquant.graph.pairs import Pair, find_pairs
-from fxquant.graph.placement import JOINED_COSTS, PARTED_COSTS, Placement
+from fxquant.graph.placement import ADDED_COSTS, JOINED_COSTS, PARTED_COSTS, Placement
 from fxquant.graph.printing import text
 from fxquant.graph.records import Record, annotate, record, refuse, value_of
 from fxquant.graph.selection import (
@@ -57,6 +57,7 @@ from fxquant.graph.submodules import (
 )
 
 __all__ = [
+    "ADDED_COSTS",
     "JOINED_COSTS",
     "PARTED_COSTS",
     "Call",

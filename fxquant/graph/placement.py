@@ -25,7 +25,8 @@ a target works on integers only if a result is quantized (`Target.quantized_resu
 that result read integers.
 
 Tensors meet in concatenations, which want one set of parameters, and part in splits and slices.
-Whether they share one is decided when their values are known (`fxquant.passes.ChooseRanges`):
+Whether they share one is decided when their values are known (`fxquant.passes.KeepFloats`,
+`ChooseRanges`):
 
     what shares                                         if it costs it no more than …
     -------------------------------------------------   -----------------------------------------
@@ -33,6 +34,9 @@ Whether they share one is decided when their values are known (`fxquant.passes.C
                                                         operand is rounded once more
     a split's or slice's result, what it is taken from  `PARTED_COSTS`, else it is taken of the
                                                         float value and rounded by itself
+    an addition's operand, the steps of the sum         `ADDED_COSTS`, else the addition works in
+                                                        float, and so do those that feed it; so does
+                                                        one whose operands only it has in integers
 
 A cost is by how many dB the noise of rounding grows over that of a tensor's own parameters.
 """
@@ -61,6 +65,7 @@ from fxquant.recipe.target import TARGETS, Target, layer_name
 
 JOINED_COSTS = 1.0
 PARTED_COSTS = 6.0
+ADDED_COSTS = 12.0
 _NAMES = {"identity": "move", "split": "select", "max_pool2d": "max_pool", "swish": "silu"}
 _LEADS_ON = ("add", "average", "concat")
 
@@ -112,6 +117,7 @@ class Placement:
         self._relus: dict[fx.Node, fx.Node] = {}  # behind the addition …, with integers as result
         self._neutral: set[fx.Node] = set()  # lead to nothing but outputs
         self._places: set[fx.Node] = set()
+        self._for_all: set[fx.Node] = set()  # a float reader would cost an integer kernel
         for node in reversed(gm.graph.nodes):  # a demand travels from a call to its inputs
             self._visit(node)
 
@@ -127,6 +133,10 @@ class Placement:
     def readers(self, place: fx.Node) -> list[fx.Node]:
         """Return those that read the integers."""
         return [each for each in place.users if each in self._demands[place].readers]
+
+    def is_for_all(self, place: fx.Node) -> bool:
+        """Say whether the target wants no reader of the float value beside."""
+        return place in self._for_all
 
     def is_late(self, place: fx.Node) -> bool:
         """Say whether the tensor is changed in place before any of those reads it."""
@@ -161,6 +171,7 @@ class Placement:
             demand = self._demands.setdefault(node, _Demand(result, {None}))
             demand.readers = readers(gm, node)
             self._places.add(node)
+            self._for_all.add(node)
         elif node in self._demands:
             self._settle(node, is_whole=not others)
         elif node in self._relus:
@@ -217,6 +228,7 @@ class Placement:
         is_forced = name in self._target.quantized_results and name != "add" and not is_float
         if is_forced and not self.is_late(node):
             is_whole, demand.readers = True, readers(self._gm, node)
+            self._for_all.add(node)
         if not is_whole or self.is_late(node):
             parts = demand.readers if operation.kind == "split" else [node]
             return self._places.update(parts)

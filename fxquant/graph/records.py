@@ -55,6 +55,8 @@ class Record:
     serves: tuple[str, ...] | None = None
     """On an observer before a fused ReLU: the readers of the ReLU's result that its quantizer is
     for; None: all."""
+    for_all: bool = False
+    """On an observer: the target wants no reader of the float value beside its quantizer."""
     skipped: bool = False
     """The recipe leaves the call in float."""
     refused: tuple[Refusal, ...] = ()

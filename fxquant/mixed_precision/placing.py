@@ -21,6 +21,7 @@ from fxquant.modules.own import as_own
 from fxquant.modules.quantized_layer import QuantizedLayer, quantize_layer
 from fxquant.passes.convert.choose_ranges import ChooseRanges
 from fxquant.passes.convert.drop_observers import DropObservers
+from fxquant.passes.convert.keep_floats import KeepFloats
 from fxquant.passes.pipeline import Pipeline
 from fxquant.passes.prepare.absorb_batchnorm import AbsorbBatchNorm
 from fxquant.passes.prepare.fold_batchnorm import FoldBatchNorm
@@ -90,7 +91,7 @@ def _put_taps(gm: fx.GraphModule) -> None:
     observers = {
         str(node.target).rpartition(".")[2]: observer for node, _, observer in find_observers(gm)
     }
-    ChooseRanges()(gm)
+    Pipeline(KeepFloats(), ChooseRanges())(gm)
     for name, module in list(gm.named_modules()):
         if as_own(module).rounds:
             gm.add_submodule(name, Tap(observers[name.rpartition(".")[2]]))

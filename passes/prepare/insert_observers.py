@@ -85,6 +85,7 @@ def _insert(gm: fx.GraphModule, placement: Placement, submodules: Submodules) ->
         submodules.put(name, observer)
         with insert_after(watched if end is node else end):
             call = gm.graph.call_module(name, (watched,))
+        annotate(call, for_all=placement.is_for_all(node))
         for user in [node] if clamp else served:
             user.replace_input_with(watched, call)
         if clamp and len(served) < len(readers(gm, node)):

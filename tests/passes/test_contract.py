@@ -59,7 +59,9 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2),
     ),
     "residual": lambda: Net(
-        lambda m, x: m.last(F.relu6(torch.relu(x) + m.bn2(m.conv2(torch.relu(m.bn1(m.conv1(x))))))),
+        lambda m, x: m.last(
+            F.relu6((y := torch.relu(x)) + m.bn2(m.conv2(torch.relu(m.bn1(m.conv1(y))))))
+        ),
         conv1=nn.Conv2d(3, 3, 3, padding=1), bn1=nn.BatchNorm2d(3),
         conv2=nn.Conv2d(3, 3, 3, padding=1), bn2=nn.BatchNorm2d(3), last=nn.Conv2d(3, 2, 1),
     ),
@@ -174,7 +176,7 @@ def passes_in_order(gm: fx.GraphModule) -> Iterator[tuple[Pass, fx.GraphModule]]
     options = Reconstruction(steps=5, samples=8)
     batches = [(IMAGES,)]
     for each in (
-        passes.ChooseRanges(), passes.QuantizeWeights(recipe),
+        passes.KeepFloats(), passes.ChooseRanges(), passes.QuantizeWeights(recipe),
         passes.ReconstructRounding(reference, batches, options), passes.CorrectBias(reference),
         passes.ReconstructBlocks(reference, batches, options),
         passes.TuneBatchNorm(reference, batches),

@@ -12,7 +12,6 @@ from fxquant import CalibrationError, Recipe, TensorSpec
 from fxquant.modules.fake_quantize import FakeQuantize
 from fxquant.modules.observers import Observer
 from fxquant.numerics.affine import Grid
-from fxquant.numerics.decibels import sqnr
 from fxquant.passes import ChooseRanges, InsertObservers, MarkFusedRelu
 from tests.helpers import Net, apply, graph_text, outputs, refusals, relative_error
 
@@ -197,55 +196,6 @@ def test_operands_of_nested_concatenations_share_the_outer_ones() -> None:
     gm = calibrated(model, torch.rand(64, 2))
     apply(ChooseRanges(), gm)
     assert set(quantizers(gm)) == {"cat_1"}
-
-
-def uneven(factor: float) -> nn.Linear:
-    """Return a layer whose last two outputs are larger than the first two."""
-    layer = identity(4)
-    layer.weight.data[2:] *= factor
-    return layer
-
-
-@pytest.mark.parametrize(("factor", "names"), [(1.5, {"a"}), (50, {"getitem", "a"})])
-def test_a_part_shares_with_the_whole_what_costs_it_no_more_than_a_bit(
-    factor: float, names: set[str]
-) -> None:
-    def forward(m: Any, x: Any) -> Any:
-        small, large = (y := m.a(x))[:, :2], y[:, 2:]
-        return m.b(small) * m.c(large)
-
-    model = Net(forward, a=uneven(factor), b=identity(2), c=identity(2))
-    x = torch.rand(64, 4)
-    gm = calibrated(model, x)
-    apply(ChooseRanges(), gm)
-    assert set(quantizers(gm)) == {"x", *names}
-    assert sqnr(outputs(model, x), outputs(gm, x)) > 40
-
-
-def test_parts_of_one_split_may_do_either() -> None:
-    def forward(m: Any, x: Any) -> Any:
-        small, large = m.a(x).chunk(2, 1)
-        return m.b(small) * m.c(large)
-
-    model = Net(forward, a=uneven(50), b=identity(2), c=identity(2))
-    gm = calibrated(model, torch.ones(1, 4))
-    apply(ChooseRanges(), gm)
-    text = short_text(gm).replace("# FakeQuantize ", "# ")
-    assert text == cleandoc("""
-        x = input()
-        quantizers_x = self.quantizers.x(x) # scale=0.003922 zero_point=0
-        a = self.a(quantizers_x) # Linear
-        quantizers_a = self.quantizers.a(a) # scale=0.1961 zero_point=0
-        chunk_1 = a.chunk(2, 1)
-        chunk = quantizers_a.chunk(2, 1)
-        getitem_2 = operator.getitem(chunk_1, 0)
-        quantizers_getitem = self.quantizers.getitem(getitem_2) # scale=0.003922 zero_point=0
-        getitem_1 = operator.getitem(chunk, 1)
-        b = self.b(quantizers_getitem) # Linear
-        c = self.c(getitem_1) # Linear
-        mul = operator.mul(b, c)
-        return mul
-    """)
 
 
 def test_what_is_behind_a_relu_is_rounded_for_those_alone_that_read_integers() -> None:
