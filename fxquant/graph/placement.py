@@ -65,7 +65,7 @@ from fxquant.recipe.target import TARGETS, Target, layer_name
 
 JOINED_COSTS = 1.0
 PARTED_COSTS = 6.0
-ADDED_COSTS = 12.0
+ADDED_COSTS = 18.0
 _NAMES = {"identity": "move", "split": "select", "max_pool2d": "max_pool", "swish": "silu"}
 _LEADS_ON = ("add", "average", "concat")
 
