@@ -5,6 +5,7 @@ The values stay the same. `onnx` is an optional dependency, and so it is importe
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
 from fxquant.deploy.onnx_links import Links, is_a
@@ -76,6 +77,21 @@ def replace_nodes(model: ModelProto, nodes: list[NodeProto]) -> None:
     model.graph.node.extend(nodes)
 
 
+def replace_initializers(
+    model: ModelProto, dropped: Collection[str], new: Iterable[TensorProto]
+) -> None:
+    """Take out the initializers of these names, and put new ones in.
+
+    One by one: protobuf copies several through a message, which ends at 2 GiB.
+    """
+    initializers = model.graph.initializer
+    for index in reversed(range(len(initializers))):
+        if initializers[index].name in dropped:
+            del initializers[index]
+    for tensor in new:
+        initializers.append(tensor)
+
+
 def is_dequantized(links: Links, name: str) -> bool:
     """Say whether `DequantizeLinear` computes the value."""
     return is_a(links.producer(name), "DequantizeLinear")
@@ -111,9 +127,7 @@ def pack_weights(model: ModelProto) -> None:
         make_node("Cast", [tensor.name], [name], f"{name}_cast", to=TensorProto.INT8)
         for name, tensor in packed.items()
     ]
-    kept = [tensor for tensor in graph.initializer if tensor.name not in packed]
-    del graph.initializer[:]
-    graph.initializer.extend([*kept, *packed.values()])
+    replace_initializers(model, packed.keys(), packed.values())
     replace_nodes(model, [*casts, *graph.node])
 
 

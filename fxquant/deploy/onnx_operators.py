@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fxquant.deploy.onnx_graph import is_dequantized, is_quantized, replace_nodes
+from fxquant.deploy.onnx_graph import (
+    is_dequantized,
+    is_quantized,
+    replace_initializers,
+    replace_nodes,
+)
 from fxquant.deploy.onnx_links import Links, attribute, input_of, is_a
 
 if TYPE_CHECKING:
@@ -75,9 +80,7 @@ def widen_biases(model: ModelProto) -> None:
             rows[bias] = _row(biases[bias])
             node.input[:] = [product, rows[bias].name]
     read = {name for node in model.graph.node for name in node.input}
-    kept = [each for each in model.graph.initializer if each.name not in rows or each.name in read]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend([*kept, *rows.values()])
+    replace_initializers(model, rows.keys() - read, rows.values())
 
 
 def _is_long_product(links: Links, shapes: Shapes, name: str) -> bool:

@@ -1,5 +1,6 @@
 """A model is written with its tensors or beside them, whole or not at all."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,17 @@ def test_tensors_of_a_large_model_lie_in_a_file_of_their_own(
         assert 2 * 64 * 64 <= (tmp_path / "large.onnx.data").stat().st_size < 1.1 * 2 * 64 * 64
     assert large.stat().st_size < small.stat().st_size - 2 * 64 * 64 + 1000
     assert np.array_equal(run(small), run(large))
+
+
+@pytest.mark.slow
+def test_more_than_two_gigabytes(tmp_path: Path) -> None:
+    if os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < 20e9:
+        pytest.skip("takes 14 GB of memory")
+    rows = torch.randint(0, 540_000, (4, 8))
+    model = nn.Sequential(nn.Embedding(540_000, 1000), nn.Linear(1000, 4))
+    quantized = fxquant.quantize(model, [rows], progress=False)
+    fxquant.export_onnx(quantized, tmp_path / "m.onnx", rows)  # runs it beside the model
+    assert (tmp_path / "m.onnx.data").stat().st_size > 2**31
 
 
 def test_both_files_are_replaced_or_neither(
