@@ -34,6 +34,7 @@ from fxquant.calibration.input_keeper import (
 from fxquant.calibration.nonfinite import require_finite
 from fxquant.calibration.observed import (
     FloatValues,
+    Observers,
     check_calibrated,
     combine_observers,
     erase_unread,
@@ -54,6 +55,7 @@ __all__ = [
     "FirstCalls",
     "FloatValues",
     "InputKeeper",
+    "Observers",
     "Quantizer",
     "are_aligned",
     "arguments_of",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TypeAlias
 
 import torch
 from torch import fx, nn
@@ -24,6 +25,9 @@ from fxquant.modules.observers import Observer
 from fxquant.modules.own import own_modules
 from fxquant.streaming.distributed import gather_objects, num_ranks
 
+Observers: TypeAlias = dict[fx.Node, Observer]
+"""Observers by their calls."""
+
 
 def find_observers(gm: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node, Observer]]:
     """Yield each observer call with the tensor it watches and the module, in execution order."""
@@ -34,9 +38,7 @@ def find_observers(gm: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node, Obser
             yield node, watched, module
 
 
-def observers_of_values(
-    gm: fx.GraphModule, observers: dict[fx.Node, Observer]
-) -> dict[fx.Node, list[Observer]]:
+def observers_of_values(gm: fx.GraphModule, observers: Observers) -> dict[fx.Node, list[Observer]]:
     """Return, of each result that is made of the values of observed tensors alone, the observers.
 
     None, where a range is chosen for each channel or each batch, or a tensor is changed in place.
@@ -69,9 +71,7 @@ class FloatValues:
         past_all: past those of tensors, too, of which a runtime wants no float reader.
     """
 
-    def __init__(
-        self, gm: fx.GraphModule, observers: dict[fx.Node, Observer], *, past_all: bool = True
-    ) -> None:
+    def __init__(self, gm: fx.GraphModule, observers: Observers, *, past_all: bool = True) -> None:
         self._gm = gm
         self._observers = observers
         self._past_all = past_all
@@ -98,7 +98,7 @@ class FloatValues:
             return node.graph.node_copy(node, lambda each: floats.get(each, each))
 
 
-def erase_unread(node: fx.Node, observers: dict[fx.Node, Observer]) -> None:
+def erase_unread(node: fx.Node, observers: Observers) -> None:
     """Erase a call of observed values, and those before it, if nobody reads it any more."""
     sources = [] if node in observers else node.all_input_nodes
     if node.users or node.op not in ("call_module", "call_function", "call_method"):
@@ -109,7 +109,7 @@ def erase_unread(node: fx.Node, observers: dict[fx.Node, Observer]) -> None:
         erase_unread(each, observers)
 
 
-def place_observers(gm: fx.GraphModule) -> dict[fx.Node, Observer]:
+def place_observers(gm: fx.GraphModule) -> Observers:
     """Move each observer to where its quantizer is to stand, and return them by their calls.
 
     One that saw nothing is taken out, with the reason recorded.

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from fxquant.calibration.observed import (
+    Observers,
     check_calibrated,
     find_observers,
     observers_of_values,
@@ -36,11 +37,8 @@ from fxquant.graph.chains import insert_after
 from fxquant.graph.operations import operation_of, readers, source_of
 from fxquant.graph.placement import JOINED_COSTS
 from fxquant.graph.submodules import Submodules, free_name
-from fxquant.modules.observers import Observer
 from fxquant.passes.pipeline import Pass
 from fxquant.passes.starting_points import OBSERVED
-
-_Observers = dict[fx.Node, Observer]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +70,7 @@ class _Sharing:
         observers: by their calls.
     """
 
-    def __init__(self, gm: fx.GraphModule, observers: _Observers) -> None:
+    def __init__(self, gm: fx.GraphModule, observers: Observers) -> None:
         self._gm = gm
         self._observers = observers
         self._seen = observers_of_values(gm, observers)

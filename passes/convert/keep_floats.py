@@ -21,6 +21,7 @@ from torch import fx
 
 from fxquant.calibration.observed import (
     FloatValues,
+    Observers,
     check_calibrated,
     erase_unread,
     find_observers,
@@ -49,8 +50,6 @@ from fxquant.numerics.decibels import decibels
 from fxquant.passes.pipeline import Pass
 from fxquant.passes.starting_points import OBSERVED
 
-_Observers = dict[fx.Node, Observer]
-
 
 @dataclass(frozen=True, eq=False)
 class KeepFloats(Pass):
@@ -73,7 +72,7 @@ class KeepFloats(Pass):
         return is_placed or has_parts or bool(additions.in_float)
 
 
-def _part(gm: fx.GraphModule, observers: _Observers) -> bool:
+def _part(gm: fx.GraphModule, observers: Observers) -> bool:
     """Let each part of a split or slice share with the whole, or read the float value of it.
 
     Say whether there was any.
@@ -108,7 +107,7 @@ class _Additions:
         observers: by their calls.
     """
 
-    def __init__(self, gm: fx.GraphModule, observers: _Observers) -> None:
+    def __init__(self, gm: fx.GraphModule, observers: Observers) -> None:
         self._gm = gm
         self._observers = observers
         self._seen = observers_of_values(gm, observers)

@@ -140,18 +140,18 @@ def test_a_result_that_the_runtime_wants_quantized_stays_so() -> None:
     assert operands(gm) == {"observers_small", "observers_a"}
 
 
-def test_layer_scales_near_zero_cost_no_more_than_with_hooks() -> None:
+def test_a_stream_that_grows_by_little_at_each_block_is_not_rounded_at_each() -> None:
     class Block(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.mix, self.out = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
-            self.gamma = nn.Parameter(torch.full((8, 1, 1), 1e-6))
+            self.gamma = nn.Parameter(torch.full((8, 1, 1), 0.03))
 
         def forward(self, x: Any) -> Any:
             return x + self.out(self.mix(x).relu()) * self.gamma
 
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 8, 1), *(Block() for _ in range(9)), nn.Conv2d(8, 4, 1))
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), *(Block() for _ in range(24)), nn.Conv2d(8, 4, 1))
     x = torch.randn(4, 3, 8, 8)
     quantized = whole(fxquant.quantize(model, [x], Recipe.minmax(), progress=False))
-    assert sqnr(outputs(model, x), outputs(quantized, x)) > 36  # 29 where the stream is rounded
+    assert sqnr(outputs(model, x), outputs(quantized, x)) > 36  # 26.5 where sums are rounded
