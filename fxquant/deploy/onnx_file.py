@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fxquant.streaming.whole_files import flush
+from fxquant.streaming.whole_files import flush, temporary_folder
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -28,8 +27,8 @@ def staged(path: Path) -> Iterator[Path]:
     Raises:
         OSError: it cannot be written.
     """
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        written = Path(folder) / path.name
+    with temporary_folder(path.parent) as folder:
+        written = folder / path.name
         yield written
         tensors = _tensors_of(written)
         for file in (tensors, written):

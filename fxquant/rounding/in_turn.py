@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, TypeVar, cast
 
 import torch
@@ -66,11 +67,9 @@ def learn_in_turn(
         learn: called with a unit and its number; writes what it learned into the unit.
         run: where finished units are kept, and whether a bar is shown.
     """
-    checkpoint = None
-    if run.checkpoint is not None:
-        checkpoint = Checkpoint(run.checkpoint, sides.identity(), writes=rank() == 0)
     changed = False
-    with bar_of_costs(sum(unit.cost for unit in units), run.progress) as bar:
+    total = sum(unit.cost for unit in units)
+    with _opened(run, sides) as checkpoint, bar_of_costs(total, run.progress) as bar:
         for number, unit in enumerate(units):
             name = target_name(sides.gm, unit.name)
             bar.set_description(name)
@@ -88,6 +87,12 @@ def learn_in_turn(
             _logger.info("%s: %s", name, unit.rounding)
             changed |= _differ(before, unit.values())
     return changed
+
+
+def _opened(run: Run, sides: SideBySide[_Unit]) -> AbstractContextManager[Checkpoint | None]:
+    if run.checkpoint is None:
+        return nullcontext()
+    return Checkpoint(run.checkpoint, sides.identity(), writes=rank() == 0)
 
 
 def _load(checkpoint: Checkpoint | None, number: int, name: str) -> dict[str, Any] | None:

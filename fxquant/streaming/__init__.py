@@ -21,7 +21,7 @@ from fxquant.streaming.running import (
 )
 from fxquant.streaming.stream import Stream
 from fxquant.streaming.value_store import ValueStore
-from fxquant.streaming.whole_files import flush, write_whole
+from fxquant.streaming.whole_files import flush, temporary_folder, write_whole
 
 __all__ = [
     "Arguments",
@@ -44,5 +44,6 @@ __all__ = [
     "rank",
     "run",
     "sum_over_ranks",
+    "temporary_folder",
     "write_whole",
 ]

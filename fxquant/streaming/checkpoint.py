@@ -1,7 +1,8 @@
 """Finished layers of a long run in a folder, so that the run can be killed and go on.
 
-A folder belongs to one model, recipe and data set: `identity.json` holds a digest of each. A
-layer's file appears whole or not at all (`fxquant.streaming.whole_files`).
+A folder belongs to one model, recipe and data set: `identity.json` holds a digest of each. One
+process at a time works in it (`fxquant.streaming.held_folder`). A layer's file appears whole or not
+at all (`fxquant.streaming.whole_files`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from fxquant.errors import StorageError
+from fxquant.streaming.held_folder import HeldFolder
 from fxquant.streaming.identity import digest
 from fxquant.streaming.whole_files import write_whole
 
@@ -28,7 +30,7 @@ _REMEDIES = {
 
 
 class Checkpoint:
-    """A folder of finished layers.
+    """A folder of finished layers, as a context: behind it other processes may use the folder.
 
     Args:
         directory: made if it is not there.
@@ -36,7 +38,8 @@ class Checkpoint:
         writes: whether this process writes; the others only read.
 
     Raises:
-        StorageError: the folder belongs to something else, or cannot be used.
+        StorageError: the folder belongs to something else, another process works in it, or it
+            cannot be used.
     """
 
     def __init__(
@@ -45,18 +48,41 @@ class Checkpoint:
         self.directory = Path(directory)
         self._writes = writes
         identity = {"version": str(_VERSION), **identity}
-        path = self.directory / "identity.json"
+        self._held: HeldFolder | None = None
         try:
             if writes:
                 self.directory.mkdir(parents=True, exist_ok=True)
+                self._held = HeldFolder(self.directory)
                 for unfinished in self.directory.glob("*.tmp"):  # of a process that was killed
                     unfinished.unlink()
-            found = json.loads(path.read_text()) if path.exists() else None
+            self._check(identity)
         except (OSError, ValueError) as error:
-            raise StorageError(f"checkpoint {self.directory}: cannot be used: {error}") from error
+            self.close()
+            if isinstance(error, StorageError):
+                raise
+            raise StorageError(
+                f"checkpoint {self.directory}: cannot be used: {error}: name another folder"
+            ) from error
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let other processes use the folder."""
+        if self._held is not None:
+            self._held.release()
+            self._held = None
+
+    def _check(self, identity: dict[str, str]) -> None:
+        """Refuse a folder of something else; mark a new one."""
+        path = self.directory / "identity.json"
+        found = json.loads(path.read_text()) if path.exists() else None
         if found is None:
-            if writes:
-                _write_text(path, json.dumps(identity, indent=1))
+            if self._writes:
+                write_whole(path, lambda file: file.write(json.dumps(identity, indent=1).encode()))
             return
         for part, known in identity.items():
             if not isinstance(found, dict) or found.get(part) != known:
@@ -99,10 +125,3 @@ class Checkpoint:
 
     def _path(self, number: int, name: str) -> Path:
         return self.directory / f"{number:04d}_{name[:100].replace('/', '_')}.pt"
-
-
-def _write_text(path: Path, content: str) -> None:
-    try:
-        write_whole(path, lambda file: file.write(content.encode()))
-    except OSError as error:
-        raise StorageError(f"checkpoint {path}: cannot be written: {error}") from error

@@ -111,7 +111,7 @@ class ValueStore:
             file.flush()
         except OSError as error:
             raise StorageError(
-                f"{tempfile.gettempdir()}: cannot write {value.numel() * value.element_size():,} "
+                f"{_temporary_folder()}: cannot write {value.numel() * value.element_size():,} "
                 f"bytes beyond the {self.max_bytes:,} of max_bytes: {error.strerror or error}. Free"
                 " some space, set TMPDIR to another folder, or raise Reconstruction.max_bytes"
             ) from error
@@ -122,6 +122,13 @@ class ValueStore:
         if isinstance(value, Tensor):
             self.bytes_in_memory -= value.numel() * value.element_size()
         return value
+
+
+def _temporary_folder() -> str:
+    try:
+        return tempfile.gettempdir()
+    except FileNotFoundError:  # none can be written to
+        return "temporary files"
 
 
 def _is_dense(value: Tensor) -> bool:

@@ -1,11 +1,24 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all; and what killed processes left of them, swept.
+
+What is not finished has a name of its own, `.fxquant-….tmp`, in the folder of what it will become,
+and is locked by the process that writes it. The lock ends with the process, however that ends: what
+nobody holds is deleted by the next that writes into the folder. Where a file system has no locks,
+nothing is.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+from fxquant.streaming.processes import open_locked
+
+_PREFIX, _SUFFIX = ".fxquant-", ".tmp"
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -17,16 +30,69 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
+    with _temporary(path.parent, lambda unused: unused.touch(exist_ok=False)) as unfinished:
+        with unfinished.open("wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        unfinished.replace(path)
         flush(path.parent)
+
+
+def temporary_folder(parent: Path) -> contextlib.AbstractContextManager[Path]:
+    """Give a folder in `parent`, for files that are to be renamed into it; then it is gone.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    return _temporary(parent, Path.mkdir)
+
+
+@contextlib.contextmanager
+def _temporary(parent: Path, make: Callable[[Path], object]) -> Iterator[Path]:
+    """Give the path of what `make` makes there, locked; then it is gone."""
+    sweep(parent)
+    path, descriptor = _made(parent, make)
+    try:
+        yield path
     finally:
-        temporary.unlink(missing_ok=True)
+        _remove(path)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _made(parent: Path, make: Callable[[Path], object]) -> tuple[Path, int | None]:
+    """Return a new path and the descriptor of its lock, None where there are no locks."""
+    while True:
+        path = parent / f"{_PREFIX}{secrets.token_hex(8)}{_SUFFIX}"
+        make(path)
+        try:
+            descriptor = open_locked(path)
+        except (BlockingIOError, FileNotFoundError):
+            continue  # another sweeps: it came between
+        except OSError:
+            return path, None
+        if path.exists():
+            return path, descriptor
+        os.close(descriptor)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what processes that were killed have left in `folder`, as far as that can be done."""
+    for path in folder.glob(f"{_PREFIX}*{_SUFFIX}"):
+        with contextlib.suppress(OSError):  # another process holds it, or has swept it
+            descriptor = open_locked(path)
+            try:
+                _remove(path)
+            finally:
+                os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def flush(path: Path) -> None:

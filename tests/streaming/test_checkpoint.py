@@ -1,5 +1,6 @@
 """A folder of finished layers: whole or not at all, and of one run only."""
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -33,18 +34,23 @@ def names(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
+def assert_layers(checkpoint: Checkpoint) -> None:
+    assert_state(checkpoint.load(0, "conv1"))
+    assert checkpoint.load(1, "blocks/0") == {"sqnr": 1.0}
+    assert checkpoint.load(1, "conv1") is None
+    assert checkpoint.load(2, "conv1") is None
+
+
 def test_a_saved_layer_is_loaded_by_the_next_process(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "folder"
-    checkpoint = Checkpoint(folder, IDENTITY)
-    assert checkpoint.load(0, "conv1") is None
-    checkpoint.save(0, "conv1", STATE)
-    checkpoint.save(1, "blocks/0", {"sqnr": 1.0})
-    for again in (checkpoint, Checkpoint(str(folder), IDENTITY)):
-        assert_state(again.load(0, "conv1"))
-        assert again.load(1, "blocks/0") == {"sqnr": 1.0}
-        assert again.load(1, "conv1") is None
-        assert again.load(2, "conv1") is None
-    assert names(folder) == ["0000_conv1.pt", "0001_blocks_0.pt", "identity.json"]
+    with Checkpoint(folder, IDENTITY) as checkpoint:
+        assert checkpoint.load(0, "conv1") is None
+        checkpoint.save(0, "conv1", STATE)
+        checkpoint.save(1, "blocks/0", {"sqnr": 1.0})
+        assert_layers(checkpoint)
+    with Checkpoint(str(folder), IDENTITY) as again:
+        assert_layers(again)
+    assert names(folder) == ["0000_conv1.pt", "0001_blocks_0.pt", "holder.json", "identity.json"]
 
 
 def test_a_layer_may_be_saved_again(tmp_path: Path) -> None:
@@ -74,7 +80,8 @@ def test_a_long_name_makes_a_file(tmp_path: Path) -> None:
 def test_refuses_a_folder_of_something_else(
     tmp_path: Path, part: str, message: str, writes: bool
 ) -> None:
-    Checkpoint(tmp_path, IDENTITY).save(0, "fc", STATE)
+    with Checkpoint(tmp_path, IDENTITY) as checkpoint:
+        checkpoint.save(0, "fc", STATE)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(StorageError) as caught:
         Checkpoint(tmp_path, IDENTITY | {part: "x"}, writes=writes)
@@ -86,7 +93,7 @@ def test_refuses_a_folder_of_something_else(
 
 
 def test_refuses_a_folder_of_another_version(tmp_path: Path) -> None:
-    Checkpoint(tmp_path, IDENTITY)
+    Checkpoint(tmp_path, IDENTITY).close()
     path = tmp_path / "identity.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"version": "0"}))
     with pytest.raises(StorageError, match="it was written by another version of fxquant"):
@@ -142,7 +149,7 @@ def test_half_written_files_are_ignored_and_replaced(tmp_path: Path) -> None:
     assert checkpoint.load(0, "fc") is None
     checkpoint.save(0, "fc", STATE)
     assert_state(checkpoint.load(0, "fc"))
-    assert names(tmp_path) == ["0000_fc.pt", "identity.json"]
+    assert names(tmp_path) == ["0000_fc.pt", "holder.json", "identity.json"]
 
 
 def test_a_process_that_does_not_write_reads_only(tmp_path: Path) -> None:
@@ -176,10 +183,28 @@ def test_a_full_disk_keeps_the_finished_layers_and_says_so(
         f"checkpoint {tmp_path / '0001_fc.pt'}: cannot be written: {error}. The layers before it "
         "are kept: free some space and start again with the same folder"
     )
-    assert names(tmp_path) == ["0000_conv.pt", "identity.json"]
+    assert names(tmp_path) == ["0000_conv.pt", "holder.json", "identity.json"]
     assert_state(checkpoint.load(0, "conv"))
     checkpoint.save(1, "fc", STATE)  # there is room again
     assert_state(checkpoint.load(1, "fc"))
+
+
+def test_two_processes_are_not_in_one_folder(tmp_path: Path) -> None:
+    with Checkpoint(tmp_path, IDENTITY) as checkpoint:
+        with pytest.raises(StorageError, match=f"process {os.getpid()} .* works in it: wait"):
+            Checkpoint(tmp_path, IDENTITY)
+        Checkpoint(tmp_path, IDENTITY, writes=False)  # another rank of the same run
+        checkpoint.save(0, "fc", STATE)
+    with Checkpoint(tmp_path, IDENTITY) as other:
+        assert_state(other.load(0, "fc"))
+
+
+def test_a_refused_folder_is_free_for_others(tmp_path: Path) -> None:
+    for identity in (IDENTITY, IDENTITY | {"model": "x"}, IDENTITY):
+        with contextlib.suppress(StorageError):
+            Checkpoint(tmp_path, identity).close()
+    with pytest.raises(StorageError, match="the model is another"):
+        Checkpoint(tmp_path, IDENTITY | {"model": "x"})
 
 
 def test_a_folder_that_takes_no_identity_is_an_error(
@@ -189,7 +214,7 @@ def test_a_folder_that_takes_no_identity_is_an_error(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StorageError, match=r"cannot be written: .*No space left on device"):
+    with pytest.raises(StorageError, match=r"cannot be used: .*No space left on device"):
         Checkpoint(tmp_path, IDENTITY)
 
 

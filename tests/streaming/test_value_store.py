@@ -217,3 +217,17 @@ def test_leaving_the_store_of_a_full_disk_keeps_the_error(
     monkeypatch.setattr(tempfile, "TemporaryFile", full)
     with pytest.raises(StorageError), ValueStore(max_bytes=0) as store:
         store.put("key", 0, torch.ones(size))
+
+
+def test_no_folder_for_temporary_files_at_all_is_the_same_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
+    with pytest.raises(StorageError) as caught, ValueStore(max_bytes=0) as store:
+        store.put("key", 0, torch.ones(10))
+    assert str(caught.value) == (
+        "temporary files: cannot write 40 bytes beyond the 0 of max_bytes: No usable temporary "
+        "directory found in ['/nowhere']. Free some space, set TMPDIR to another folder, or raise "
+        "Reconstruction.max_bytes"
+    )

@@ -23,7 +23,7 @@ from fxquant.deploy.quiet import quiet_exporter
 from fxquant.deploy.tracing.decisions import PythonDecisions
 from fxquant.deploy.tracing.graph import fix_lengths
 from fxquant.deploy.tracing.symbolics import quantization_known
-from fxquant.errors import LoweringError
+from fxquant.errors import LoweringError, StorageError
 from fxquant.modules.quantized_layer import QuantizedLayer
 from fxquant.numerics.containers import map_leaves
 
@@ -49,6 +49,7 @@ def translate_call(
     Raises:
         LoweringError: it cannot be traced, an operator has no counterpart in ONNX, or Python
             decides on what depends on values of the inputs.
+        StorageError: there is no folder for temporary files.
     """
     opset = opset or _FIRST_OPSET
     if opset > _LAST_OPSET:
@@ -62,6 +63,8 @@ def translate_call(
     call = _Call(model, of_two(model, arguments, axes))
     try:
         traced = _trace(call, axes, opset)
+    except StorageError:
+        raise
     except Exception as error:  # the model's own code, which may raise anything
         raise LoweringError(
             f"tracing a call fails: {first_line_of(error)}; {_advice(model)}"
@@ -121,7 +124,7 @@ class _Call(nn.Module):
 def _trace(call: _Call, axes: FreeAxes, opset: int) -> ModelProto:
     import onnx
 
-    with tempfile.TemporaryDirectory() as folder:
+    with _temporary_folder() as folder:
         path = Path(folder) / "model.onnx"
         with quiet_exporter(keep_warnings=False), quantization_known(_FIRST_OPSET):
             torch.onnx.export(
@@ -140,6 +143,16 @@ def _trace(call: _Call, axes: FreeAxes, opset: int) -> ModelProto:
     least = onnx.helper.find_min_ir_version_for(traced.opset_import)
     traced.ir_version = max(traced.ir_version, least)
     return traced
+
+
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory()
+    except OSError as error:
+        raise StorageError(
+            f"export_onnx: no temporary folder can be made: {error}: free some space, or set TMPDIR"
+            " to a folder that can be written to"
+        ) from error
 
 
 def _keep_plain_tensors(model: nn.Module) -> None:

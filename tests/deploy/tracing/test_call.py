@@ -10,7 +10,7 @@ import torchvision
 from torch import Tensor, nn
 
 import fxquant
-from fxquant import LoweringError, Recipe
+from fxquant import LoweringError, Recipe, StorageError
 from fxquant.deploy import onnx_file
 from fxquant.numerics.decibels import sqnr
 from tests.helpers import Net
@@ -218,3 +218,16 @@ def test_a_detector_of_torchvision_is_one_file(tmp_path: Path) -> None:
         "output_0_boxes": 300, "output_0_labels": 300, "output_0_scores": 300
     }  # fmt: skip
     assert path.stat().st_size < 6e6
+
+
+def test_no_folder_for_temporary_files_is_an_error_that_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = images((21, 21))
+    model = quantized(Detector(), batch, **REGIONS)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(
+        StorageError, match=r"nowhere.*: free some space, or set TMPDIR to a folder"
+    ):
+        fxquant.export_onnx(model, tmp_path / "model.onnx", batch)
+    assert list(tmp_path.iterdir()) == []
