@@ -4,13 +4,17 @@ Kernels scale and add in float32. So a result is the nearest integer to the exac
 even, or next to it where that value lies within 1e-4 of the middle between the two.
 """
 
+import copy
 import functools
 import gc
+import io
 import math
+import pickle
 import platform
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, fx
@@ -480,34 +484,83 @@ def test_widen_and_narrow_are_inverse() -> None:
 def test_a_weight_is_packed_once_for_each_geometry() -> None:
     x, weight, geometry = conv_arguments()
     conv(x, weight, geometry, "none", IN_FLOAT)
-    (first,) = [packed for _, packed, _ in prepacking._PACKED[weight.integers].values()]
+    (first,) = prepacking._PACKED[weight.integers].forms.values()
     conv(x._replace(values=x.values[:1]), weight, geometry, "none", IN_FLOAT)
-    (again,) = [packed for _, packed, _ in prepacking._PACKED[weight.integers].values()]
+    (again,) = prepacking._PACKED[weight.integers].forms.values()
     assert again is first
     assert_conv((x, weight, geometry._replace(padding=(1, 1))))
-    assert len(prepacking._PACKED[weight.integers]) == 2
+    assert len(prepacking._PACKED[weight.integers].forms) == 2
+
+
+def write_in_inference_mode(integers: Tensor, values: Tensor) -> None:
+    with torch.inference_mode():
+        integers.copy_(values)
+
+
+WRITERS: dict[str, Callable[[Tensor, Tensor], object]] = {
+    "copy_": lambda integers, values: integers.copy_(values),
+    "data": lambda integers, values: integers.data.copy_(values),
+    "a view of it": lambda integers, values: integers.view(-1)[:1].copy_(values.view(-1)[:1]),
+    "inference mode": write_in_inference_mode,
+    "a state dict": lambda integers, values: integers.detach().copy_(values),
+    "NumPy": lambda integers, values: np.copyto(integers.numpy(), values.numpy()),
+}
+
+
+def in_own_memory(integers: Tensor) -> Tensor:
+    return integers
+
+
+def made_in_inference_mode(integers: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return integers.clone()
+
+
+def loaded_from_a_file(integers: Tensor) -> Tensor:
+    file = io.BytesIO()
+    torch.save(integers, file)
+    file.seek(0)
+    loaded: Tensor = torch.load(file)
+    return loaded
+
+
+PLACES = [in_own_memory, made_in_inference_mode, loaded_from_a_file, Tensor.share_memory_]
 
 
 @needs_int8
-@pytest.mark.parametrize("inference", [False, True])
-def test_a_weight_that_is_changed_in_place_is_packed_anew(inference: bool) -> None:
-    convolution, product = conv_arguments(), linear_arguments(9, 32)
-    for weight, kernel, exactly in (
-        (
-            convolution[1],
-            functools.partial(conv, *convolution, "none"),
-            functools.partial(conv_exactly, *convolution),
-        ),
-        (
-            product[1],
-            functools.partial(linear, *product, "none"),
-            functools.partial(linear_exactly, *product),
-        ),
-    ):
-        kernel(IN_FLOAT)
-        with torch.inference_mode(inference):
-            weight.integers.copy_(weight.integers.flip(0))
-        assert relative_error(kernel(IN_FLOAT), exactly().float()) < 1e-6
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("placed", PLACES, ids=lambda place: place.__name__)
+def test_a_weight_that_is_changed_is_packed_anew(
+    writer: str, placed: Callable[[Tensor], Tensor]
+) -> None:
+    if placed is made_in_inference_mode and writer in ("copy_", "a view of it", "a state dict"):
+        pytest.skip("PyTorch refuses to write")
+    x, weight, geometry = conv_arguments()
+    x_2, weight_2 = linear_arguments(9, 32)
+    weight, weight_2 = (
+        each._replace(integers=placed(each.integers)) for each in (weight, weight_2)
+    )
+    for _ in range(2):
+        y, y_2 = (
+            conv(x, weight, geometry, "none", IN_FLOAT),
+            linear(x_2, weight_2, "none", IN_FLOAT),
+        )
+        assert relative_error(y, conv_exactly(x, weight, geometry).float()) < 1e-6
+        assert relative_error(y_2, linear_exactly(x_2, weight_2).float()) < 1e-6
+        for integers in (weight.integers, weight_2.integers):
+            WRITERS[writer](integers, ~integers)
+
+
+@needs_int8
+@pytest.mark.parametrize("reader", [pickle.dumps, Tensor.numpy, Tensor.data_ptr, copy.deepcopy])
+def test_a_weight_that_is_only_read_is_not_packed_anew(reader: Callable[[Tensor], Any]) -> None:
+    x, weight = linear_arguments(9, 32)
+    linear(x, weight, "none", IN_FLOAT)
+    (first,) = prepacking._PACKED[weight.integers].forms.values()
+    reader(weight.integers)
+    linear(x, weight, "none", IN_FLOAT)
+    (again,) = prepacking._PACKED[weight.integers].forms.values()
+    assert again is first
 
 
 @needs_int8

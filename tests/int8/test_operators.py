@@ -209,7 +209,7 @@ def test_an_exported_graph_packs_each_weight_once() -> None:
         exported = torch.export.export(model, (x,), strict=False).module()
     outputs(exported, x)
     names = [name for name, _ in exported.named_buffers() if name.endswith("weight_integers")]
-    packed = [prepacking._PACKED[exported.get_buffer(name)] for name in names]
+    packed = [prepacking._PACKED[exported.get_buffer(name)].forms for name in names]
     assert len(packed) == 3
     before = [dict(each) for each in packed]
     outputs(exported, x)
