@@ -13,6 +13,7 @@ from torch import fx, nn
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from fxquant.capture.naming import find_regions
+from fxquant.capture.recording.sources import forget_sources
 from fxquant.errors import PassError
 from fxquant.graph.printing import text
 from fxquant.passes.starting_points import StartingPoint
@@ -65,6 +66,7 @@ class Pass(PassBase):
         if modified:
             graph_module.graph.lint()
             graph_module.recompile()
+            forget_sources()
         elif start is not None and not start.is_in(graph_module):
             _logger.warning("%s: the graph has no %s: %s", name, start.what, start.remedy)
         _logger.info("%s: %s", name, "changed" if modified else "unchanged")

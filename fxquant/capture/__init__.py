@@ -12,6 +12,7 @@ from fxquant.capture.naming import Untraced, find_regions, node_name, path_of, t
 from fxquant.capture.partition import Captured, capture
 from fxquant.capture.recording.objects import filled
 from fxquant.capture.recording.requirements import require, requirements
+from fxquant.capture.recording.sources import forget_sources
 from fxquant.capture.recording.state import left_as_it_is
 from fxquant.capture.region import Region, build_region, reserve_hook_numbers
 from fxquant.capture.tracer import trace_graph
@@ -29,6 +30,7 @@ __all__ = [
     "copy_without_wrappers",
     "filled",
     "find_regions",
+    "forget_sources",
     "left_as_it_is",
     "node_name",
     "path_of",

@@ -167,6 +167,10 @@ def compiled_functions_as_written() -> Iterator[None]:
     config: Any = sys.modules.get("torch._dynamo.config")
     if config is None:
         yield
-    else:
-        with config.patch(error_on_nested_fx_trace=False):
-            yield
+        return
+    before = config.error_on_nested_fx_trace
+    config.error_on_nested_fx_trace = False  # `config.patch` would leave a ContextVar, each time
+    try:
+        yield
+    finally:
+        config.error_on_nested_fx_trace = before

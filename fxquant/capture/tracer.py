@@ -20,6 +20,7 @@ from fxquant.capture.attention.decomposition import decomposed_root
 from fxquant.capture.example import Call
 from fxquant.capture.given_models import compiled_functions_as_written
 from fxquant.capture.recording.recorder import Recorder
+from fxquant.capture.recording.sources import forget_sources
 from fxquant.capture.recording.state import State, changes_on
 from fxquant.errors import CaptureError
 
@@ -71,6 +72,7 @@ def trace_graph(
     Raises:
         CaptureError: names the submodule and the line that cannot be traced.
     """
+    forget_sources()
     fixed = fixed_arguments(model) if concrete_args is None and call is None else concrete_args
     try:
         return _trace(model, partial(Recorder, leaves, fixed, call, not is_region), is_region)
