@@ -99,6 +99,8 @@ def _write(model: nn.Module, counter: MultiplyAddCounter, num_samples: int) -> N
         for node in gm.graph.nodes:
             if node in counter.nodes:
                 annotate(node, multiply_adds=counter.nodes[node] / num_samples)
+            if node in counter.inputs:
+                annotate(node, input_shape=counter.inputs[node])
     names = {module: name for name, module in model.named_modules()}
     outside = {names[module]: number / num_samples for module, number in counter.modules.items()}
     recipe = read_recipe(model)

@@ -12,6 +12,7 @@ from collections import Counter
 from types import FrameType
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
@@ -37,6 +38,8 @@ class MultiplyAddCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.nodes: Counter[fx.Node] = Counter()
         self.modules: Counter[nn.Module] = Counter()
         """What ran outside of graphs."""
+        self.inputs: dict[fx.Node, tuple[int, ...]] = {}
+        """The shapes of what convolutions read."""
         self._model = model
         self._known = set(model.modules())
         graphs = list(find_regions(model).values())
@@ -85,14 +88,17 @@ class MultiplyAddCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._opaque.add(func)
         result = func(*args, **kwargs)
         if formula is not None:
-            self._add(formula(args, result))
+            is_convolution = func is torch.ops.aten.convolution.default
+            self._add(formula(args, result), tuple(args[0].shape) if is_convolution else None)
         return result
 
-    def _add(self, number: int) -> None:
+    def _add(self, number: int, input_shape: tuple[int, ...] | None) -> None:
         frame = inspect.currentframe()
         node = self._find_node(frame)
         if node is not None:
             self.nodes[node] += number
+            if input_shape is not None:
+                self.inputs[node] = input_shape
         else:
             self.modules[self._find_module(frame)] += number
 

@@ -35,7 +35,13 @@ from fxquant.passes.pipeline import Pipeline
 _BACKENDS = ("x86",)
 
 
-def lower(quantized: nn.Module, example_inputs: Any = None, *, backend: str = "x86") -> nn.Module:
+def lower(
+    quantized: nn.Module,
+    example_inputs: Any = None,
+    *,
+    backend: str = "x86",
+    verify: bool = True,
+) -> nn.Module:
     """Return `quantized` on int8 kernels: the same values, integers from layer to layer.
 
     What has no integer form stays in float between `dequantize` and `quantize`; `report` lists each
@@ -46,6 +52,10 @@ def lower(quantized: nn.Module, example_inputs: Any = None, *, backend: str = "x
         example_inputs: optional: one batch, as `fxquant.prepare` takes it, to run once, which packs
             the weights for the kernels.
         backend: "x86": oneDNN's kernels, for processors with VNNI.
+        verify: check each kernel once on this machine, at the sizes that calibration met and at
+            each new one: two calls of random integers must agree with each other and with float32.
+            A layer whose kernel is wrong stays in the simulation, at a new size it is computed in
+            float32; a warning says so. It takes a few milliseconds a layer.
 
     Raises:
         LoweringError: the model has no integer form, or this machine no kernels for it.
@@ -71,7 +81,7 @@ def lower(quantized: nn.Module, example_inputs: Any = None, *, backend: str = "x
     lowered = Pipeline(
         SplitQuantizers(),
         SinkDequantize(),
-        LowerLayers(),
+        LowerLayers(verify=verify),
         LowerAdditions(),
         LowerAverages(),
         RequantizeIntegers(),

@@ -67,6 +67,8 @@ class Record:
     the one of its own name; "": none, its result is in other units."""
     multiply_adds: float | None = None
     """Of its products, a sample; None: it has none, or they were not counted."""
+    input_shape: tuple[int, ...] | None = None
+    """Of a convolution, what it read in the call whose multiply-adds were counted."""
     moments: tuple[Tensor, Tensor] | None = field(default=None, compare=False, repr=False)
     """Mean and standard deviation of each output channel, as its batch norm has them."""
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxquant.int8 import kernels, onednn, operators
+from fxquant.int8 import checked, kernels, operators
 from fxquant.int8.operands import Clamp, Geometry, Result, Uint8, Weight
 from fxquant.modules.figures import Figures
 from fxquant.modules.layers import is_transposed
@@ -96,6 +96,8 @@ class Int8Layer(PackedWeights, Int8Module):
     bias: Tensor | None
     weight_spec: TensorSpec
     weight_sqnr: float
+    verify: bool = True
+    """Whether the kernel is checked at the first call of a size."""
 
     def __init__(
         self,
@@ -132,6 +134,15 @@ class Int8Layer(PackedWeights, Int8Module):
         buffers: Any = self._buffers  # not as attributes, each of which takes PyTorch 0.6 µs
         return Weight(buffers["weight_integers"], buffers["weight_scale"], buffers["bias"])
 
+    def why_in_float(self, shape: tuple[int, ...] | None) -> str | None:
+        """Return why an input of that shape is computed in float32; None if not, or not known."""
+        if shape is None:
+            return None
+        args = (shape, self.input.zero_point, self._weight(), getattr(self, "geometry", None))
+        adds = self.other is not None
+        call = checked.call_of(*args, self.activation, self.result, adds, self.verify)
+        return checked.why_in_float(call)
+
     def extra_repr(self) -> str:
         """Return what is computed."""
         parts = [str(self.weight_spec), *([self.activation] if self.activation != "none" else [])]
@@ -157,7 +168,9 @@ class Int8Linear(Int8Layer):
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's result, uint8 or float32."""
         integers = Uint8.of(x, self.input)
-        return operators.call(onednn.linear, integers, self._weight(), self.activation, self.result)
+        return operators.call(
+            checked.linear, integers, self._weight(), self.activation, self.result, self.verify
+        )
 
 
 @stored_as("Int8Conv")
@@ -200,16 +213,16 @@ class Int8Conv(Int8Layer):
             return self.forward(x[None], None if other is None else other[None])[0]
         product = (Uint8.of(x, self.input), self._weight(), self.geometry)
         if other is None:
-            return operators.call(onednn.conv, *product, self.activation, self.result)
+            return operators.call(checked.conv, *product, self.activation, self.result, self.verify)
         assert self.other is not None
         assert self.output is not None
         if other.shape != self._shape(x):
-            y = operators.call(onednn.conv, *product, "none", _IN_FLOAT)
+            y = operators.call(checked.conv, *product, "none", _IN_FLOAT, self.verify)
             y = y + kernels.dequantize(other, self.other.scale, self.other.zero_point)
             return kernels.narrow(y, 1 / self.output.scale, *self.result[1:])
         accumulator = other.clone() if self.keep_other else other
         operand = Uint8.of(accumulator, self.other)
-        return operators.call(onednn.conv_add, *product, operand, self.result)
+        return operators.call(checked.conv_add, *product, operand, self.result, self.verify)
 
     def _shape(self, x: Tensor) -> tuple[int, ...]:
         """Return the shape of the result."""

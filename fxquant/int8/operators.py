@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fxquant.int8 import kernels, onednn
+from fxquant.int8 import checked, kernels
 from fxquant.int8.operands import Geometry, Result, Uint8, Weight
 
 
@@ -31,31 +31,40 @@ def _flat(arguments: Iterable[Any]) -> list[Any]:
     return [part for each in arguments for part in (each if isinstance(each, tuple) else [each])]
 
 
+_OTHERS = ("return", "verify")  # of type hints: no records, and no names
+
+
 def _of_flat(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Return `function` for the fields of its records, one behind the other."""
-    kinds = [kind for name, kind in get_type_hints(function).items() if name != "return"]
+    kinds = [kind for name, kind in get_type_hints(function).items() if name not in _OTHERS]
 
     def call(*flat: Any) -> Tensor:
         # Lists become tuples: a `Geometry` is the key of a packed weight.
         left = iter(tuple(each) if isinstance(each, list) else each for each in flat)
-        return function(*(
+        records = [
             next(left) if kind is str else kind(*itertools.islice(left, len(kind._fields)))
             for kind in kinds
-        ))  # fmt: skip
+        ]
+        return function(*records, *left)  # PyTorch leaves a `verify` out that is true
 
     return call
 
 
 def _conv_add_anew(
-    x: Uint8, weight: Weight, geometry: Geometry, other: Uint8, result: Result
+    x: Uint8, weight: Weight, geometry: Geometry, other: Uint8, result: Result, verify: bool = True
 ) -> Tensor:
-    """Return what `onednn.conv_add` returns; an operator must not overwrite its operand."""
+    """Return what `checked.conv_add` returns; an operator must not overwrite its operand."""
     operand = other._replace(values=other.values.clone())
-    return onednn.conv_add(x, weight, geometry, operand, result)
+    return checked.conv_add(x, weight, geometry, operand, result, verify)
 
 
 def _like_conv(
-    x: Uint8, weight: Weight, geometry: Geometry, activation: str, result: Result
+    x: Uint8,
+    weight: Weight,
+    geometry: Geometry,
+    activation: str,
+    result: Result,
+    verify: bool = True,
 ) -> Tensor:
     """Return a tensor of the type and shape of a convolution's result."""
     convolve: Any = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[len(geometry.stride)]
@@ -64,7 +73,7 @@ def _like_conv(
 
 
 def _like_conv_add(
-    x: Uint8, weight: Weight, geometry: Geometry, other: Uint8, result: Result
+    x: Uint8, weight: Weight, geometry: Geometry, other: Uint8, result: Result, verify: bool = True
 ) -> Tensor:
     return _channels_last(other.values)
 
@@ -74,7 +83,9 @@ def _channels_last(y: Tensor) -> Tensor:
     return y.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
-def _like_linear(x: Uint8, weight: Weight, activation: str, result: Result) -> Tensor:
+def _like_linear(
+    x: Uint8, weight: Weight, activation: str, result: Result, verify: bool = True
+) -> Tensor:
     shape = (*x.values.shape[:-1], weight.integers.shape[0])
     return x.values.new_empty(shape, dtype=result.dtype)
 
@@ -107,13 +118,19 @@ _X, _OTHER, _A, _B = (_UINT8.format(name) for name in ("x", "other", "a", "b"))
 _LINEAR = f"{_X}, Tensor weight, Tensor weight_scale, Tensor? bias"
 _CONV = f"{_LINEAR}, int[] stride, int[] padding, int[] dilation, int groups"
 _Y = "y_scale, int y_zero_point, float y_min, float y_max"
+_VERIFY = "bool verify=True"
 _OPERATORS: dict[Callable[..., Tensor], Callable[..., Tensor]] = {
-    onednn.conv: _operator(onednn.conv, f"{_CONV}, str activation, float? {_Y}", _like_conv),
-    onednn.conv_add: _operator(
-        onednn.conv_add, f"{_CONV}, {_OTHER}, float {_Y}", _like_conv_add, _conv_add_anew
+    checked.conv: _operator(
+        checked.conv, f"{_CONV}, str activation, float? {_Y}, {_VERIFY}", _like_conv
     ),
-    onednn.linear: _operator(
-        onednn.linear, f"{_LINEAR}, str activation, float? {_Y}", _like_linear
+    checked.conv_add: _operator(
+        checked.conv_add,
+        f"{_CONV}, {_OTHER}, float {_Y}, {_VERIFY}",
+        _like_conv_add,
+        _conv_add_anew,
+    ),
+    checked.linear: _operator(
+        checked.linear, f"{_LINEAR}, str activation, float? {_Y}, {_VERIFY}", _like_linear
     ),
     kernels.add: _operator(kernels.add, f"{_A}, {_B}, float {_Y}", _like_add),
 }

@@ -30,7 +30,7 @@ from fxquant.graph.operations import (
     operation_of,
     relu_bounds,
 )
-from fxquant.graph.records import refuse
+from fxquant.graph.records import record, refuse
 from fxquant.graph.submodules import Submodules, free_name
 from fxquant.int8.integers import (
     affine_of,
@@ -40,7 +40,7 @@ from fxquant.int8.integers import (
     replace_chain,
 )
 from fxquant.int8.kernel_arguments import kernel_activation
-from fxquant.int8.modules import Int8Conv, Int8Linear, why_not_int8
+from fxquant.int8.modules import Int8Conv, Int8Layer, Int8Linear, why_not_int8
 from fxquant.int8.operands import Clamp
 from fxquant.modules.quantized_layer import QuantizedLayer
 from fxquant.numerics.affine import AffineNumbers
@@ -53,6 +53,9 @@ class LowerLayers(Pass):
     """Let layers work on integers, with what is behind them."""
 
     starts_from = CONVERTED
+
+    verify: bool = True
+    """Check the kernels, now for what is known of the layers' inputs, and at each new size."""
 
     def run(self, gm: fx.GraphModule) -> bool:
         """Replace each `QuantizedLayer` whose input is integers."""
@@ -74,10 +77,18 @@ class LowerLayers(Pass):
             for user in list(node.users):
                 if operation_of(gm, user).kind == "rank":  # a layer keeps it
                     user.replace_input_with(node, x)
+                    modified = True
+            fusion = _fusion(gm, node, layer)
+            module = _module_of(layer, x, fusion, self.verify)
+            reason = module.why_in_float(record(node).input_shape)
+            if reason is not None:
+                refuse(node, "not lowered", reason)
+                continue
             is_shared = len(users[layer]) > 1
             users[layer].remove(node)
             target = free_name(gm, str(node.target)) if is_shared else str(node.target)
-            _lower(gm, submodules, target, layer, x, _fusion(gm, node, layer))
+            submodules.put(target, module)
+            _replace(gm, target, x, fusion)
             modified = True
         if modified:
             _keep_views(gm)
@@ -128,19 +139,18 @@ def _with_activation(chain: Chain, layer: nn.Module, other: fx.Node | None = Non
     )
 
 
-def _lower(
-    gm: fx.GraphModule,
-    submodules: Submodules,
-    target: str,
-    layer: QuantizedLayer,
-    x: fx.Node,
-    fusion: _Fusion,
-) -> None:
-    """Put one call of an `Int8Conv` or `Int8Linear`, named `target`, in the place of the chain."""
+def _module_of(layer: QuantizedLayer, x: fx.Node, fusion: _Fusion, verify: bool) -> Int8Layer:
+    """Return the `Int8Conv` or `Int8Linear` that computes the chain of integers `x`."""
     kind = Int8Linear if isinstance(layer, nn.Linear) else Int8Conv
     other = None if fusion.other is None else affine_of(fusion.other)
     module = kind(layer, affine_of(x), fusion.output, fusion.activation, fusion.clamp, other)
-    submodules.put(target, module)
+    if not verify:
+        module.verify = False
+    return module
+
+
+def _replace(gm: fx.GraphModule, target: str, x: fx.Node, fusion: _Fusion) -> None:
+    """Put one call of the module `target` in the place of the chain."""
     chain, operands = fusion.chain, (x,) if fusion.other is None else (x, fusion.other)
     with gm.graph.inserting_before(chain.nodes[len(operands) - 1]):  # the layer, or the addition
         lowered = gm.graph.call_module(target, operands)

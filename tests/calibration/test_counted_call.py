@@ -56,6 +56,15 @@ def test_a_loop_counts_a_sample_once(samples: int) -> None:
     assert modes() == []
 
 
+def test_a_convolution_keeps_the_shape_of_what_it_read() -> None:
+    prepared = fxquant.prepare(net())
+    for size in (3, 5):
+        prepared(batch(size))
+    (gm,) = find_regions(prepared).values()
+    shapes = {node.name: record(node).input_shape for node in gm.graph.nodes}
+    assert {name: shape for name, shape in shapes.items() if shape} == {"conv": (3, 1, 6, 6)}
+
+
 def test_an_input_without_a_batch_axis_is_one_sample() -> None:
     prepared = fxquant.prepare(nn.Sequential(nn.Conv2d(1, 4, 3)))
     prepared(torch.randn(1, 6, 6))

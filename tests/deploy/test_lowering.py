@@ -23,7 +23,7 @@ from fxquant import LoweringError, PassError, Recipe, Rule, TensorSpec
 from fxquant.capture.naming import find_regions
 from fxquant.capture.region import Region
 from fxquant.graph.operations import data_input
-from fxquant.int8 import prepacking
+from fxquant.int8 import checked, prepacking
 from fxquant.int8.integers import integers_behind, is_quantize
 from fxquant.int8.modules import Int8Conv, Int8Layer, Int8Module
 from fxquant.modules.fake_quantize import FakeQuantize
@@ -288,6 +288,61 @@ def test_what_has_no_kernel_stays_and_is_named() -> None:
         "_4": ("not lowered: there is no int8 kernel for padding_mode='reflect'",),
     }
     assert_same(outputs(lowered, images()), outputs(quantized, images()))
+
+
+WRONG_IN_ONEDNN: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "EEGNet": (
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 8, (1, 32), padding=(0, 16)),
+            nn.Conv2d(8, 16, (12, 1), groups=8), nn.ELU(),
+            nn.Conv2d(16, 16, (1, 16), padding=(0, 8), groups=16), nn.Conv2d(16, 16, 1), nn.ELU(),
+        ),
+        (2, 1, 12, 64),
+    ),
+    "spectrogram": (
+        lambda: nn.Sequential(nn.Conv2d(1, 16, (3, 80), (1, 2)), nn.ReLU(), nn.Conv2d(16, 4, 1)),
+        (2, 1, 8, 80),
+    ),
+    "padding beyond the kernel": (
+        lambda: nn.Sequential(conv(3, 8), nn.Conv2d(8, 24, 3, padding=3, groups=8), conv(24)),
+        (2, 3, 8, 8),
+    ),
+    "3-D on one plane": (
+        lambda: nn.Sequential(
+            nn.Conv3d(2, 4, 3, padding=1), nn.Conv3d(4, 8, 3, padding=1, groups=4)
+        ),
+        (2, 2, 1, 6, 6),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG_IN_ONEDNN)
+def test_layers_that_onednn_computes_wrongly_are_right(name: str) -> None:
+    make_model, shape = WRONG_IN_ONEDNN[name]
+    model, x = make_model(), torch.randn(shape)
+    quantized = quantize(model, x=x)
+    for verify in (True, False):
+        lowered = whole(fxquant.lower(quantized, verify=verify))
+        assert modules_of(lowered, QuantizedLayer) == []
+        assert refusals(lowered) == {}
+        # Integers half-way between two may go either way.
+        assert sqnr(outputs(quantized, x), outputs(lowered, x)) > 40
+
+
+def test_without_verification_no_kernel_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def check(*_: Any) -> str | None:
+        raise AssertionError("nothing is to be checked")
+
+    quantized, x = quantize(), images()
+    expected = outputs(fxquant.lower(quantized), x)
+    checked._ARRANGEMENTS.clear()
+    checked._chosen.cache_clear()
+    monkeypatch.setattr(checked, "_why_wrong", check)
+    lowered = fxquant.lower(quantized, verify=False)
+    for duplicate in (lowered, copy.deepcopy(lowered), pickle.loads(pickle.dumps(lowered))):
+        assert torch.equal(outputs(duplicate, x), expected)
+    with pytest.raises(AssertionError, match="nothing is to be checked"):
+        fxquant.lower(quantized)
 
 
 def test_values_changed_in_place_are_seen() -> None:

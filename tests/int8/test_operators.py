@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import fxquant
 from fxquant import Recipe
-from fxquant.int8 import kernels, onednn, operators, prepacking
+from fxquant.int8 import checked, kernels, operators, prepacking
 from fxquant.int8.operands import Geometry, Result, Uint8, Weight
 from tests.helpers import Net, needs_int8, outputs
 
@@ -71,24 +71,25 @@ def as_records(name: str, arguments: Sequence[Any]) -> tuple[Any, list[Any]]:
         return kernels.add, [Uint8(*a), Uint8(*b), Result(*result)]
     layer: list[Any] = [Uint8(*arguments[:3]), Weight(*arguments[3:6])]
     if name == "linear":
-        return onednn.linear, [*layer, arguments[6], Result(*arguments[7:])]
+        return checked.linear, [*layer, arguments[6], Result(*arguments[7:])]
     stride, padding, dilation = map(tuple, arguments[6:9])
     layer.append(Geometry(stride, padding, dilation, arguments[9]))
     if name == "conv":
-        return onednn.conv, [*layer, arguments[10], Result(*arguments[11:])]
-    return onednn.conv_add, [*layer, Uint8(*arguments[10:13]), Result(*arguments[13:])]
+        return checked.conv, [*layer, arguments[10], Result(*arguments[11:])]
+    return checked.conv_add, [*layer, Uint8(*arguments[10:13]), Result(*arguments[13:])]
 
 
 SCHEMAS = {
     "conv": "Tensor x, float x_scale, int x_zero_point, Tensor weight, Tensor weight_scale, "
     "Tensor? bias, int[] stride, int[] padding, int[] dilation, int groups, str activation, "
-    "float? y_scale, int y_zero_point, float y_min, float y_max",
+    "float? y_scale, int y_zero_point, float y_min, float y_max, bool verify=True",
     "conv_add": "Tensor x, float x_scale, int x_zero_point, Tensor weight, Tensor weight_scale, "
     "Tensor? bias, int[] stride, int[] padding, int[] dilation, int groups, Tensor other, "
     "float other_scale, int other_zero_point, float y_scale, int y_zero_point, float y_min, "
-    "float y_max",
+    "float y_max, bool verify=True",
     "linear": "Tensor x, float x_scale, int x_zero_point, Tensor weight, Tensor weight_scale, "
-    "Tensor? bias, str activation, float? y_scale, int y_zero_point, float y_min, float y_max",
+    "Tensor? bias, str activation, float? y_scale, int y_zero_point, float y_min, float y_max, "
+    "bool verify=True",
     "add": "Tensor a, float a_scale, int a_zero_point, Tensor b, float b_scale, int b_zero_point, "
     "float y_scale, int y_zero_point, float y_min, float y_max",
 }
@@ -175,6 +176,14 @@ MODELS: dict[str, tuple[Any, Any]] = {
         lambda: nn.Sequential(nn.Conv3d(4, 4, 3), nn.ReLU(), nn.Conv3d(4, 3, 2)),
         lambda: torch.randn(3, 4, 6, 6, 6),
     ),
+    "kernels that would be wrong": (
+        lambda: nn.Sequential(
+            nn.Conv2d(4, 16, (1, 8), (1, 3), groups=4), nn.ReLU(),
+            nn.Conv2d(16, 16, (1, 15), padding=(0, 7), groups=16), nn.ReLU6(),
+            nn.Conv2d(16, 32, 3, padding=3, groups=16),
+        ),
+        images,
+    ),
 }  # fmt: skip
 
 
@@ -219,7 +228,7 @@ def test_an_exported_graph_packs_each_weight_once() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["pools and averages", "additions"])
+@pytest.mark.parametrize("name", ["pools and averages", "additions", "kernels that would be wrong"])
 def test_compiles_as_one_graph_for_any_batch(name: str) -> None:
     model, x = lowered(name)
     compiled = torch.compile(model, fullgraph=True)

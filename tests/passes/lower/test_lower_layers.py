@@ -13,6 +13,7 @@ from torch.nn import functional as F
 import fxquant
 from fxquant import Recipe, Rule, TensorSpec
 from fxquant.graph.records import value_of
+from fxquant.int8 import checked
 from fxquant.int8.integers import affine_of
 from fxquant.int8.modules import Int8Conv, Int8Layer, Int8Linear
 from fxquant.modules.quantized_layer import QuantizedLayer
@@ -248,6 +249,31 @@ def test_refuses_what_there_is_no_kernel_for(kind: str) -> None:
     assert refusals(gm) == {"b": (f"not lowered: {reason}",)}
     assert list(layers(gm)) == ["a", "c"]
     assert names(gm) == ["quantize", "a", "dequantize_1", "b", "relu_1", "quantize_2", "c"]
+
+
+def test_refuses_a_layer_whose_kernel_is_wrong_on_this_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("direct", "plain"):
+        kernel = getattr(checked, name)
+
+        def faulty(*arguments: Any, kernel: Any = kernel) -> Tensor:
+            y: Tensor = kernel(*arguments)
+            is_wrong = arguments[1].integers.shape == (5, 4, 2, 2)
+            return y.clamp(max=246) + 9 if is_wrong else y
+
+        monkeypatch.setattr(checked, name, faulty)
+    parts: dict[str, Any] = {"a": conv(), "b": conv(outputs=5, width=2), "c": conv(5)}
+    gm = lowered(lambda m, x: m.c(m.b(m.a(x).relu()).relu()), **parts)
+    reason = "oneDNN's kernel is wrong by 9 steps of 255"
+    assert refusals(gm) == {"b": (f"not lowered: {reason}",)}
+    assert list(layers(gm)) == ["a", "c"]
+    assert all(layer.verify for layer in layers(gm).values())
+    quantized = simulated(Net(lambda m, x: m.c(m.b(m.a(x))), **parts), images())
+    trusting = on_integers(quantized)
+    assert apply(LowerLayers(verify=False), trusting)
+    assert refusals(trusting) == {}
+    assert not any(layer.verify for layer in layers(trusting).values())
 
 
 def test_refuses_weights_with_zero_points() -> None:

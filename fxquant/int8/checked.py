@@ -1,0 +1,284 @@
+"""oneDNN's kernels, checked against float32 before their results are used.
+
+The first call of a size finds the arrangement that is right here: oneDNN's kernel as it is, written
+plainly, or float32. The check computes a layer of that size, of integers drawn at random, twice
+with the kernel, which must agree, and some rows of it in float32: a few milliseconds. What it
+found is kept for the process; another processor or another oneDNN finds its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fxquant.int8.arrangements import Arrangement, Shapes, direct, in_float, plain, why_not_direct
+from fxquant.int8.operands import Geometry, Result, Uint8, Weight
+
+_logger = logging.getLogger("fxquant")
+_MOST_CALLS = 4096  # whose arrangements are kept
+_EDGE = 3  # rows at either end and in the middle that are compared; of one axis 9
+
+
+class Call(NamedTuple):
+    """What decides how oneDNN computes a layer."""
+
+    x: tuple[int, ...]
+    """(N, in, *positions); of a linear layer (rows, in)."""
+    weight: tuple[int, ...]
+    """(out, in/groups, *kernel), of a linear layer (out, in)."""
+    geometry: Geometry | None
+    """None for a linear layer."""
+    has_zero_point: bool
+    num_scales: int
+    has_bias: bool
+    activation: str
+    adds: bool
+    gives_integers: bool
+    num_threads: int
+    verify: bool
+    """Whether to check what no rule says of the kernel."""
+
+    def __str__(self) -> str:
+        """Return the sizes in words."""
+        if self.geometry is None:
+            return f"a linear layer {tuple(self.weight)} of {self.x[0]} rows"
+        parts = zip(Geometry._fields, self.geometry, strict=True)
+        geometry = ", ".join(f"{name} {value}" for name, value in parts)
+        return f"a convolution of {tuple(self.x)} by {tuple(self.weight)}, {geometry}"
+
+
+_ARRANGEMENTS: dict[Call, Arrangement] = {}
+"""Of the calls that were made."""
+
+
+def conv(
+    x: Uint8,
+    weight: Weight,
+    geometry: Geometry,
+    activation: str,
+    result: Result,
+    verify: bool = True,
+) -> Tensor:
+    """Return a convolution over 1 to 3 dimensions, an activation function behind it.
+
+    Args:
+        x: (N, in, *positions).
+        weight: (out, in/groups, *kernel).
+        geometry: of the kernel.
+        activation: "none"; over two dimensions also "swish" or "hardswish".
+        result: what to return.
+        verify: check the kernel at the first call of a size.
+    """
+    return _compute(x, weight, geometry, activation, result, None, verify)
+
+
+def conv_add(
+    x: Uint8, weight: Weight, geometry: Geometry, other: Uint8, result: Result, verify: bool = True
+) -> Tensor:
+    """Return a convolution over two dimensions plus `other`, which is of the result's shape.
+
+    `other` may be overwritten. The rest is as for `conv`.
+    """
+    return _compute(x, weight, geometry, "none", result, other, verify)
+
+
+def linear(
+    x: Uint8, weight: Weight, activation: str, result: Result, verify: bool = True
+) -> Tensor:
+    """Return x · weightᵀ + bias, an activation function behind it.
+
+    Args:
+        x: (…, in).
+        weight: (out, in).
+        activation: "none", "swish", "hardswish", "tanh", "gelu" or "gelu_tanh".
+        result: what to return.
+        verify: as for `conv`; above 16 rows once for each power of two.
+    """
+    return _compute(x, weight, None, activation, result, None, verify)
+
+
+def _compute(
+    x: Uint8,
+    weight: Weight,
+    geometry: Geometry | None,
+    activation: str,
+    result: Result,
+    other: Uint8 | None,
+    verify: bool,
+) -> Tensor:
+    call = call_of(
+        x.values.shape,
+        x.zero_point,
+        weight,
+        geometry,
+        activation,
+        result,
+        other is not None,
+        verify,
+    )
+    arrangement = _ARRANGEMENTS.get(call) or _arrange(call)
+    return arrangement(x, weight, geometry, activation, result, other)
+
+
+def call_of(
+    shape: tuple[int, ...],
+    zero_point: int,
+    weight: Weight,
+    geometry: Geometry | None,
+    activation: str,
+    result: Result,
+    adds: bool,
+    verify: bool,
+) -> Call:
+    """Return what decides how a layer on an input of so many values is computed."""
+    if geometry is None:
+        rows = math.prod(shape[:-1])
+        shape = (rows if rows <= 16 else 1 << (rows - 1).bit_length(), shape[-1])
+    return Call(
+        shape,
+        weight.integers.shape,
+        geometry,
+        zero_point != 0,
+        weight.scale.numel(),
+        weight.bias is not None,
+        activation,
+        adds,
+        result.scale is not None,
+        torch.get_num_threads(),
+        verify,
+    )
+
+
+def why_in_float(call: Call) -> str | None:
+    """Return why a call is computed in float32, or None if oneDNN computes it."""
+    return _chosen(call)[1]
+
+
+def _arrange(call: Call) -> Arrangement:
+    """Return the arrangement for a call that is made for the first time."""
+    arrangement, reason = _chosen(call)
+    if reason is not None:
+        _logger.warning("%s: computed in float32: %s", call, reason)
+    if len(_ARRANGEMENTS) >= _MOST_CALLS:
+        _ARRANGEMENTS.clear()
+    _ARRANGEMENTS[call] = arrangement
+    return arrangement
+
+
+@functools.lru_cache(_MOST_CALLS)
+def _chosen(call: Call) -> tuple[Arrangement, str | None]:
+    """Return the first arrangement that is right; with a reason where it is not oneDNN's."""
+    candidates = [direct]
+    if call.geometry is not None:
+        shapes = Shapes(call.x, call.weight, call.geometry, call.has_zero_point)
+        candidates = [plain] if why_not_direct(shapes) else [direct, plain]
+    reason = None
+    # In a thread of its own: no mode of the caller's is on there, as autocast or tracing.
+    with ThreadPoolExecutor(1) as thread:
+        for arrangement in candidates:
+            wrong = call.verify and thread.submit(_why_wrong, arrangement, call).result()
+            if not wrong:
+                return arrangement, None
+            reason = reason or wrong
+    return in_float, reason
+
+
+@torch.no_grad()
+def _why_wrong(arrangement: Arrangement, call: Call) -> str | None:
+    """Return how a layer of random integers differs from float32, or None if it does not."""
+    if 0 in call.x:  # of what is empty nothing can be wrong
+        return None
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.rand(call.num_scales, generator=generator, dtype=torch.float32) + 0.5
+    step = math.sqrt(math.prod(call.weight[1:])) * 74 * 78 / 30  # results spread over ±90
+    bias = torch.randn(call.weight[0], generator=generator, dtype=torch.float32) * 30 * step
+    integers = _integers(call.weight, generator).view(torch.int8)
+    weight = Weight(integers, scale, bias if call.has_bias else None)
+    result = Result(step, 128, 0, 255) if call.gives_integers else Result.of(None)
+    other = Uint8(_integers(_result_shape(call), generator), step, 100) if call.adds else None
+    x = Uint8(_integers(call.x, generator), 1.0, 101 if call.has_zero_point else 0)
+
+    part, geometry, rows = _some_rows(x, call)
+    channels = _some_channels(call)
+    weights = Weight(
+        integers[channels],
+        scale if call.num_scales == 1 else scale[channels],
+        bias[channels] if call.has_bias else None,
+    )
+
+    def picked(y: Tensor) -> Tensor:
+        return rows(y)[:, channels]
+
+    others = None if other is None else other._replace(values=picked(other.values))
+    expected = in_float(part, weights, geometry, call.activation, result, others)
+    first, second = (
+        arrangement(x, weight, call.geometry, call.activation, result, each)
+        for each in (other and other._replace(values=other.values.clone()), other)
+    )
+    if not torch.equal(first, second):
+        return "two calls of oneDNN's kernel differ"
+    error = (picked(first).double() - expected.double()).abs().max().item()
+    if error > (1 if call.gives_integers else step / 10):
+        unit = 1 if call.gives_integers else step
+        return f"oneDNN's kernel is wrong by {error / unit:.0f} steps of 255"
+    return None
+
+
+def _some_channels(call: Call) -> Tensor:
+    """Return the outputs that are compared: of those in groups, whose products are few, all."""
+    is_grouped = call.geometry is not None and call.geometry.groups > 1
+    return _some_of(call.weight[0], call.weight[0] if is_grouped else 3 * _EDGE)
+
+
+def _integers(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Return a uint8 tensor of random integers, eight at a time: drawn singly they take longer."""
+    count = math.prod(shape)
+    words = torch.empty(count // 8 + 1, dtype=torch.int64).random_(generator=generator)
+    return words.view(torch.uint8)[:count].reshape(tuple(shape))
+
+
+def _some_rows(x: Uint8, call: Call) -> tuple[Uint8, Geometry | None, Callable[[Tensor], Tensor]]:
+    """Return what some rows of the result are computed of, by which geometry, and what picks them.
+
+    Of a convolution those at both ends of the first axis and in its middle, of the first and the
+    last image.
+    """
+    if call.geometry is None:
+        rows = _some_of(call.x[0], 3 * _EDGE)
+        return x._replace(values=x.values[rows]), None, lambda y: y[rows]
+    shapes = Shapes(call.x, call.weight, call.geometry, call.has_zero_point)
+    stride, padding, window = (
+        each[0] for each in (call.geometry.stride, call.geometry.padding, shapes.windows())
+    )
+    outputs = shapes.outputs()
+    rows = _some_of(outputs[0], _EDGE if len(outputs) > 1 else 3 * _EDGE)
+    images = torch.tensor([0, call.x[0] - 1][: call.x[0]])
+    sides = [0, 0] * (len(outputs) - 1) + [padding, padding]
+    padded = F.pad(x.values[images], sides, value=x.zero_point)
+    read = rows[:, None] * stride + torch.arange(window)
+    part = x._replace(values=padded.index_select(2, read.flatten()))
+    geometry = call.geometry._replace(
+        stride=(window, *call.geometry.stride[1:]), padding=(0, *call.geometry.padding[1:])
+    )
+    return part, geometry, lambda y: y[images].index_select(2, rows)
+
+
+def _some_of(count: int, edge: int) -> Tensor:
+    """Return the first numbers below `count`, some of the middle and the last ones."""
+    middle = count // 2
+    wanted = {*range(edge), *range(middle, middle + edge), *range(count - edge, count)}
+    return torch.tensor(sorted(wanted & set(range(count))))
+
+
+def _result_shape(call: Call) -> tuple[int, ...]:
+    assert call.geometry is not None
+    shapes = Shapes(call.x, call.weight, call.geometry, call.has_zero_point)
+    return (call.x[0], call.weight[0], *shapes.outputs())
