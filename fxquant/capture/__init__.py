@@ -8,6 +8,7 @@ from fxquant.capture.given_models import (
     unwrapped,
     why_opaque,
 )
+from fxquant.capture.graph_state import StatefulGraph, holds_numbers, with_state
 from fxquant.capture.naming import Untraced, find_regions, node_name, path_of, target_name
 from fxquant.capture.partition import Captured, capture
 from fxquant.capture.recording.objects import filled
@@ -23,6 +24,7 @@ __all__ = [
     "Call",
     "Captured",
     "Region",
+    "StatefulGraph",
     "Untraced",
     "build_region",
     "call_of",
@@ -31,6 +33,7 @@ __all__ = [
     "filled",
     "find_regions",
     "forget_sources",
+    "holds_numbers",
     "left_as_it_is",
     "node_name",
     "path_of",
@@ -43,4 +46,5 @@ __all__ = [
     "trace_graph",
     "unwrapped",
     "why_opaque",
+    "with_state",
 ]

@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fxquant.capture.attributes import GRAPH_MODULES_OWN, MODULES_OWN, use_free_names
 from fxquant.capture.call_notes import CallNotes, NotePart
+from fxquant.capture.graph_state import GraphState
 from fxquant.errors import CaptureError
 from fxquant.modules.layers import layer_type
 
@@ -42,7 +43,7 @@ class _PlainInit(nn.Module):
         nn.Module.__init__(self)
 
 
-class Region(fx.GraphModule, _PlainInit):
+class Region(GraphState, fx.GraphModule, _PlainInit):
     """The traced graph of a submodule. Made by `make_region`.
 
     `path` is the submodule's name in the whole model.

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fxquant.calibration.examples import example_arguments
+from fxquant.capture.graph_state import with_state
 from fxquant.capture.naming import find_regions
 from fxquant.deploy.integer_form import (
     require_integers,
@@ -90,6 +91,7 @@ def lower(
     if not any(isinstance(module, Int8Layer) for module in lowered.modules()):
         why = _refusals(lowered) or "all weights are in float"
         raise LoweringError(f"lower: no layer can work on integers: {why}")
+    with_state(lowered)
     write_journals(lowered, recipe)
     if example_inputs is not None:
         with torch.no_grad():
@@ -129,6 +131,7 @@ def to_qdq(quantized: nn.Module) -> nn.Module:
         require_quantized_results(exposed)
     else:
         exposed = Pipeline(ToQdq()).on_copy_of(quantized)
+    with_state(exposed)
     write_journals(exposed, recipe)
     return exposed
 

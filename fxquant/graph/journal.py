@@ -40,6 +40,24 @@ class Journal(nn.Module):
         self.untraced = untraced
         self.multiply_adds = dict(multiply_adds or {})
 
+    def write(self, gm: fx.GraphModule) -> None:
+        """Keep the names of the nodes of `gm`, and what is known of them."""
+        self.lines = [(_identity(node), node.name, record(node)) for node in gm.graph.nodes]
+
+    def put_back(self, gm: fx.GraphModule) -> None:
+        """Give the nodes of `gm` their names, and what was known of them, if pickling took it."""
+        nodes = list(gm.graph.nodes)
+        if [_identity(node) for node in nodes] != [identity for identity, _, _ in self.lines]:
+            return  # other passes have changed the graph since
+        for node, (_, _, known) in zip(nodes, self.lines, strict=True):
+            node.meta.setdefault(KEY, known)
+        names = [name for _, name, _ in self.lines]
+        if [node.name for node in nodes] != names:
+            for node, name in zip(nodes, names, strict=True):
+                node.name = name
+                gm.graph._graph_namespace.create_name(name, None)  # no new node gets it
+            gm.recompile()
+
     def forward(self, x: Any) -> Any:
         """Return `x`: a `Sequential` that stays in Python calls all that is in it."""
         return x
@@ -59,8 +77,9 @@ def write_journals(
     known = read_untraced(model) if untraced is None else untraced
     graphs = find_regions(model).values()
     for gm in graphs:
-        lines = [(_identity(node), node.name, record(node)) for node in gm.graph.nodes]
-        gm.add_submodule(KEY, Journal(recipe, lines, known if gm is model else ()))
+        journal = Journal(recipe, [], known if gm is model else ())
+        journal.write(gm)
+        gm.add_submodule(KEY, journal)
     if model not in graphs:
         if not isinstance(getattr(model, KEY, None), (Journal, NoneType)):
             raise CaptureError(f"{type(model).__name__} has an attribute {KEY!r}: rename it")
@@ -71,7 +90,9 @@ def write_journals(
 def read_recipe(model: nn.Module) -> Recipe | None:
     """Put back what pickling dropped, in all graphs; return the recipe, None without a journal."""
     for gm in find_regions(model).values():
-        _put_back(gm)
+        of_graph = getattr(gm, KEY, None)
+        if isinstance(of_graph, Journal):
+            of_graph.put_back(gm)
     journal = getattr(model, KEY, None)
     return journal.recipe if isinstance(journal, Journal) else None
 
@@ -86,23 +107,6 @@ def read_python_multiply_adds(model: nn.Module) -> dict[str, float]:
     """Return the multiply-adds, a sample, that run outside of graphs, by name of the module."""
     journal = getattr(model, KEY, None)
     return getattr(journal, "multiply_adds", {})  # journals of older files have none
-
-
-def _put_back(graph_module: fx.GraphModule) -> None:
-    journal = getattr(graph_module, KEY, None)
-    if not isinstance(journal, Journal):
-        return
-    nodes = list(graph_module.graph.nodes)
-    if [_identity(node) for node in nodes] != [identity for identity, _, _ in journal.lines]:
-        return  # other passes have changed the graph since
-    for node, (_, _, known) in zip(nodes, journal.lines, strict=True):
-        node.meta.setdefault(KEY, known)
-    names = [name for _, name, _ in journal.lines]
-    if [node.name for node in nodes] != names:
-        for node, name in zip(nodes, names, strict=True):
-            node.name = name
-            graph_module.graph._graph_namespace.create_name(name, None)  # no new node gets it
-        graph_module.recompile()
 
 
 def _identity(node: fx.Node) -> str:

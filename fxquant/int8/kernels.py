@@ -21,8 +21,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function
 
+from fxquant.capture.graph_state import holds_numbers
 from fxquant.int8.operands import Result, Uint8
 from fxquant.stored_names import stored_as
 
@@ -71,7 +73,16 @@ def max_pool2d(
     return y
 
 
+@stored_as("kernels.pad")
+@holds_numbers("zero_point")
+@_leaf
+def pad(x: Tensor, padding: Sequence[int], zero_point: int) -> Tensor:
+    """Return a uint8 tensor with real zeros on its sides, as `F.pad` takes their number."""
+    return F.pad(x, list(padding), value=zero_point)
+
+
 @stored_as("kernels.average")
+@holds_numbers("x_zero_point", "ratio", "y_zero_point")
 @_leaf
 def average(
     x: Tensor,
@@ -89,6 +100,7 @@ def average(
 
 
 @stored_as("kernels.widen")
+@holds_numbers("zero_point")
 @_leaf
 def widen(x: Tensor, zero_point: int) -> Tensor:
     """Return x - zero_point, of a uint8 tensor, in float32."""
@@ -96,6 +108,7 @@ def widen(x: Tensor, zero_point: int) -> Tensor:
 
 
 @stored_as("kernels.narrow")
+@holds_numbers("factor", "zero_point")
 @_leaf
 def narrow(x: Tensor, factor: float, zero_point: int, y_min: float, y_max: float) -> Tensor:
     """Return clamp(round(x · factor) + zero_point, y_min, y_max) as uint8."""
@@ -108,6 +121,7 @@ def _rounded(y: Tensor, zero_point: int, y_min: float, y_max: float) -> Tensor:
 
 
 @stored_as("kernels.quantize")
+@holds_numbers("scale", "zero_point")
 @_leaf
 def quantize(x: Tensor, scale: float, zero_point: int, y_max: int) -> Tensor:
     """Return the integers of Eq. (1) as uint8."""
@@ -115,6 +129,7 @@ def quantize(x: Tensor, scale: float, zero_point: int, y_max: int) -> Tensor:
 
 
 @stored_as("kernels.requantize")
+@holds_numbers("x_scale", "x_zero_point", "scale", "zero_point")
 @_leaf
 def requantize(
     x: Tensor, x_scale: float, x_zero_point: int, scale: float, zero_point: int, y_max: int
@@ -128,6 +143,7 @@ def requantize(
 
 
 @stored_as("kernels.dequantize")
+@holds_numbers("scale", "zero_point")
 @_leaf
 def dequantize(x: Tensor, scale: float, zero_point: int) -> Tensor:
     """Return the real values of Eq. (4) in float32."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from fxquant.modules.layers import is_transposed
 from fxquant.modules.own import OwnModule
 from fxquant.modules.packed_weights import PackedWeights
 from fxquant.modules.quantized_layer import QuantizedLayer
-from fxquant.numerics.affine import AffineNumbers, Grid
+from fxquant.numerics.affine import AffineNumbers
 from fxquant.recipe.spec import TensorSpec
 from fxquant.stored_names import stored_as
 
@@ -27,7 +28,7 @@ _IN_FLOAT = Result.of(None)
 
 
 class Int8Module(OwnModule):
-    """A module with fixed quantization parameters, which its state dict holds too."""
+    """A module with fixed quantization parameters, which its graph has in its state."""
 
     stage = "lowered"
 
@@ -54,22 +55,35 @@ class Int8Module(OwnModule):
         maps = [each for each in (self.input, self.other) if each is not None]
         return [Figures(f"0 to {each.grid.quant_max}", each.scale) for each in maps]
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """Return the parameters in plain numbers."""
-        maps = {name: getattr(self, name) for name in ("input", "other", "output")}
-        numbers = {
-            name: None if map is None else (map.scale, map.zero_point, map.grid.steps)
-            for name, map in maps.items()
+    def numbers(self) -> dict[str, float | int]:
+        """Return scales and zero-points: `input_scale` and so on, of the result `scale`."""
+        return {
+            f"{start}{name}": getattr(integers, name)
+            for start, integers in (
+                ("input_", self.input),
+                ("other_", self.other),
+                ("", self.output),
+            )
+            for name in ("scale", "zero_point")
+            if integers is not None
         }
-        return {**numbers, "clamp": self.clamp}
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take the parameters from a state dict."""
-        for name in ("input", "other", "output"):
-            known = state[name]
-            setattr(self, name, known and AffineNumbers(known[0], known[1], Grid(0, known[2])))
-        self.clamp = state["clamp"]
+    def take_numbers(self, numbers: dict[str, Any]) -> None:
+        """Compute with these from now on."""
+
+        def taken(integers: AffineNumbers, start: str) -> AffineNumbers:
+            new = {name: numbers[start + name] for name in ("scale", "zero_point")}
+            return replace(integers, **new)
+
+        self.input = taken(self.input, "input_")
+        self.other = self.other and taken(self.other, "other_")
+        self.output = self.output and taken(self.output, "")
         self.result = Result.of(self.output, self.clamp)
+
+    def form(self) -> str:
+        """Return which results are integers, of which bits, and the ReLU behind."""
+        grids = [each and each.grid for each in (self.input, self.other, self.output)]
+        return f"{super().form()} {grids} {self.clamp}"
 
     def extra_repr(self) -> str:
         """Return what the result's integers stand for."""
@@ -128,6 +142,10 @@ class Int8Layer(PackedWeights, Int8Module):
         """Return what a report shows of the weight."""
         scale = self.weight_scale.mean().item()
         return Figures(str(self.weight_spec), scale, self.weight_sqnr)
+
+    def form(self) -> str:
+        """Return the weight's bits and the activation function as well."""
+        return f"{super().form()} {self.weight_spec.bits} {self.activation} {self.keep_other}"
 
     def _weight(self) -> Weight:
         """Return what the kernels take for the weight: its tensors may have been replaced."""
@@ -206,6 +224,10 @@ class Int8Conv(Int8Layer):
     def output_padding(self) -> tuple[int, ...]:
         """Nothing: it is no transposed convolution."""
         return (0,) * len(self.stride)
+
+    def form(self) -> str:
+        """Return the geometry as well."""
+        return f"{super().form()} {tuple(self.geometry)}"
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """Return the convolution, plus `other`; uint8 or float32."""

@@ -62,6 +62,17 @@ class OwnModule(nn.Module):
         """Return why no integers compute what it simulates, and what to choose; None: they can."""
         return None
 
+    def numbers(self) -> dict[str, float | int]:
+        """Return what of its parameters is no tensor: of the state of the graph that calls it."""
+        return {}
+
+    def take_numbers(self, numbers: dict[str, Any]) -> None:
+        """Compute with these `numbers()` from now on."""
+
+    def form(self) -> str:
+        """Return what a state must be of that fits the module, besides its tensors' shapes."""
+        return type(self).__name__
+
     def state(self) -> dict[str, Any]:
         """Return what calibration left in the module on this rank, on the CPU, to be pickled."""
         return {name: buffer.to("cpu", copy=True) for name, buffer in self.named_buffers()}

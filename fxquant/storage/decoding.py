@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from fxquant.capture.graph_state import with_state
 from fxquant.capture.region import build_region, reserve_hook_numbers
 from fxquant.errors import StorageError
 from fxquant.storage.allowed import Allowed
@@ -131,7 +132,8 @@ class Decoder:
         return self._fill(made, state)
 
     def _graph(self, name: str, state: dict[str, Json], nodes: Json) -> fx.GraphModule:
-        return self._fill_graph(fx.GraphModule(nn.Module(), fx.Graph(), name), state, nodes)
+        made: Any = with_state(fx.GraphModule(nn.Module(), fx.Graph(), name))
+        return self._fill_graph(made, state, nodes)
 
     def _region(self, name: str, state: dict[str, Json], nodes: Json) -> fx.GraphModule:
         kind = self._allowed.type_named(name)

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 
+from fxquant.capture.graph_state import StatefulGraph
 from fxquant.capture.region import Region
 from fxquant.errors import StorageError
 from fxquant.graph.journal import Journal
@@ -145,7 +146,7 @@ class Encoder:
             state.pop(name, None)
         if isinstance(module, Region):
             head = ["region", self.name(state.pop("original_type"), path)]
-        elif type(module).__mro__[1] is fx.GraphModule:
+        elif type(module).__mro__[1] in (fx.GraphModule, StatefulGraph):
             head = ["graph", type(module).__name__]
         else:
             raise _unstorable(module, path)

@@ -20,7 +20,7 @@ from fxquant.passes.starting_points import CONVERTED
 
 _NEW_TENSOR = (
     kernels.quantize, kernels.requantize, kernels.dequantize, kernels.narrow, kernels.widen,
-    kernels.average, kernels.max_pool2d,
+    kernels.average, kernels.max_pool2d, kernels.pad,
 )  # fmt: skip
 
 

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import fx
-from torch.nn import functional as F
 
 from fxquant.graph.chains import Chain, insert_after
 from fxquant.graph.mutations import changed_while_read
@@ -118,8 +117,8 @@ def _select_integers(
         if pool is not None:
             result = gm.graph.call_function(kernels.max_pool2d, (x, *pool))
         elif padding is not None:
-            options: Any = {"mode": "constant", "value": affine.zero_point}  # as fx traces it
-            result = gm.graph.call_function(F.pad, (x, list(padding)), options)
+            arguments = (x, list(padding), affine.zero_point)
+            result = gm.graph.call_function(kernels.pad, arguments)
         else:
             _widen(node, integers, affine)
             return

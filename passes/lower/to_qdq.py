@@ -19,6 +19,7 @@ import torch.ao.quantization.fx._decomposed
 from torch import fx, nn
 from torch.nn import functional as F
 
+from fxquant.capture.graph_state import holds_numbers
 from fxquant.graph.chains import Chain
 from fxquant.graph.operations import data_input, module_of
 from fxquant.graph.submodules import Submodules, free_name
@@ -34,6 +35,12 @@ _CONVOLUTIONS: dict[type[nn.Module] | None, Any] = {
     nn.ConvTranspose1d: F.conv_transpose1d, nn.ConvTranspose2d: F.conv_transpose2d,
     nn.ConvTranspose3d: F.conv_transpose3d,
 }  # fmt: skip
+
+for _operator in (
+    torch.ops.quantized_decomposed.quantize_per_tensor.default,
+    torch.ops.quantized_decomposed.dequantize_per_tensor.default,
+):
+    holds_numbers("scale", "zero_point")(_operator)
 
 
 @dataclass(frozen=True, eq=False)

@@ -231,18 +231,38 @@ def test_padding_is_the_same_on_both_sides_or_none(layer: Layer, padding: Any) -
 
 
 @needs_int8
-def test_a_state_dict_holds_the_parameters_too() -> None:
-    torch.manual_seed(0)
-    one, other = (quantized(nn.Conv2d(4, 6, 3, padding=1)) for _ in range(2))
-    module = Int8Conv(one, INPUT, OUTPUT, "none", (0.0, 1.5), OTHER)
-    loaded = Int8Conv(other, OTHER, AffineNumbers(1.0, 0, Grid(0, 15)), other=INPUT)
-    loaded.load_state_dict(module.state_dict())
+def test_a_module_takes_the_numbers_of_another() -> None:
+    layer = quantized(nn.Conv2d(4, 6, 3, padding=1))
+    module = Int8Conv(layer, INPUT, OUTPUT, "none", (0.0, 1.5), OTHER)
+    taking = Int8Conv(layer, OTHER, INPUT, "none", (0.0, 1.5), OUTPUT)
+    assert module.numbers() == {
+        "input_scale": 0.02, "input_zero_point": 7, "other_scale": 0.03, "other_zero_point": 100,
+        "scale": 0.04, "zero_point": 90,
+    }  # fmt: skip
+    taking.take_numbers(module.numbers())
     x, operand = integers(2, 4, 8, 8), integers(2, 6, 8, 8)
-    assert torch.equal(loaded(x, operand), module(x, operand))
-    assert (loaded.input, loaded.other, loaded.output) == (INPUT, OTHER, OUTPUT)
-    assert loaded.clamp == (0.0, 1.5)
-    in_float = Int8Conv(other, INPUT, None)
-    assert Int8Conv(one, INPUT, OUTPUT).load_state_dict(in_float.state_dict()).missing_keys == []
+    assert torch.equal(taking(x, operand), module(x, operand))
+    assert (taking.input, taking.other, taking.output) == (INPUT, OTHER, OUTPUT)
+    assert taking.form() == module.form()
+
+
+def test_the_form_tells_what_no_numbers_change() -> None:
+    conv, linear = quantized(nn.Conv2d(4, 4, 3)), quantized(nn.Linear(4, 4))
+    wide = AffineNumbers(0.04, 9, Grid(0, 15))
+    modules = (
+        Int8Conv(conv, INPUT, OUTPUT),
+        Int8Conv(conv, INPUT, None),
+        Int8Conv(conv, INPUT, wide),
+        Int8Conv(conv, INPUT, OUTPUT, "swish"),
+        Int8Conv(conv, INPUT, OUTPUT, clamp=(0.0, 6.0)),
+        Int8Conv(conv, INPUT, OUTPUT, other=OTHER),
+        Int8Conv(conv, INPUT, OUTPUT, other=OTHER, keep_other=False),
+        Int8Conv(quantized(nn.Conv2d(4, 4, 3, padding=1)), INPUT, OUTPUT),
+        Int8Conv(quantized(nn.Conv2d(4, 4, 3), TensorSpec(bits=4, symmetric=True)), INPUT, OUTPUT),
+        Int8Linear(linear, INPUT, OUTPUT),
+        Int8Add(INPUT, OTHER, OUTPUT),
+    )
+    assert len({module.form() for module in modules}) == len(modules)
 
 
 @needs_int8

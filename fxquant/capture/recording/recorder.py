@@ -97,6 +97,7 @@ class Recorder(fx.Tracer):
             if type(self) is not Recorder:  # unpickling: each function in the code is one call
                 named = type(root).forward.__globals__.values()
                 self._autowrap_function_ids |= {id(each) for each in named if callable(each)}
+                self.proxy_buffer_attributes = True  # what is computed from buffers stays computed
         with contextlib.ExitStack() as stack:
             stack.enter_context(ONE_AT_A_TIME)
             stack.enter_context(python_of_tracing(self._values is not None))
