@@ -28,6 +28,7 @@ from fxquant.errors import (
     FxquantError,
     LoweringError,
     PassError,
+    RankError,
     RecipeError,
     StorageError,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "Pass",
     "PassError",
     "Pipeline",
+    "RankError",
     "Recipe",
     "RecipeError",
     "Reconstruction",

@@ -21,6 +21,7 @@ from fxquant.calibration.examples import (
 from fxquant.calibration.first_calls import is_compared
 from fxquant.calibration.input_keeper import collect_inputs, find_keeper
 from fxquant.calibration.nonfinite import require_finite
+from fxquant.calibration.observed import check_calibrated
 from fxquant.capture.example import Call
 from fxquant.capture.partition import capture
 from fxquant.conversion import converted
@@ -29,7 +30,15 @@ from fxquant.graph.states import require_float, require_prepared
 from fxquant.modules.own import own_modules
 from fxquant.preparation import prepare_anew, prepared_copy
 from fxquant.recipe.recipe import Recipe
+from fxquant.streaming.distributed import num_ranks, together
 from fxquant.streaming.long_runs import Run, bar
+from fxquant.streaming.rank_facts import (
+    facts_of_graphs,
+    facts_of_model,
+    facts_of_recipe,
+    require_same,
+    take_first_ranks,
+)
 
 _logger = logging.getLogger("fxquant")
 Forward = Callable[[nn.Module, Any], Any]
@@ -142,6 +151,7 @@ def convert(
 
     Under an initialized `torch.distributed` group every rank calls this on what it calibrated with
     its share of the data; statistics and gradients are summed, and all ranks get the same model.
+    First they compare what they have been given; a rank that fails ends all of them.
 
     Args:
         prepared: what `prepare` returned, calibrated; left as it is.
@@ -155,6 +165,7 @@ def convert(
     Raises:
         PassError: `prepared` did not come from `prepare`.
         CalibrationError: it has seen no batch, or a layer's data is not finite.
+        RankError: ranks differ in recipe, model or versions, or another has failed or ended.
         StorageError: the checkpoint belongs to another model, recipe or data; the disk is full.
 
     >>> prepared = prepare(nn.Sequential(nn.Linear(4, 2), nn.ReLU()))
@@ -162,9 +173,10 @@ def convert(
     >>> convert(prepared).get_submodule("0").weight_integers.dtype
     torch.int8
     """
-    recipe = require_prepared(prepared, "convert")
-    inputs = collect_inputs(prepared, recipe.data, batches) if recipe.needs_data else []
-    return converted(prepared, recipe, inputs, Run(checkpoint, progress))
+    with together("convert"):
+        recipe = require_prepared(prepared, "convert")
+        _compare_ranks("convert", recipe, prepared)
+        return _convert(prepared, batches, Run(checkpoint, progress))
 
 
 def quantize(
@@ -191,26 +203,50 @@ def quantize(
     >>> type(quantized.get_submodule("0")).__name__
     'QuantizedLinear'
     """
-    require_float(model)
-    capture_with = partial(capture, leaf_modules=leaf_modules, regions=_listed(regions))
-    prepare_with = partial(prepared_copy, model, _recipe(recipe), capture_with, verify=verify)
-    calibrate_on = partial(calibrate, forward=forward, progress=progress)
-    iterator = iter(batches)
-    first = list(itertools.islice(iterator, 1))
-    call: Call | None = None
-    if example_inputs is not None:
-        call = example_call(model, example_inputs)
-    elif first:
-        call = batch_call(model, first[0], forward)
-    prepared = prepare_with(call=call)
-    try:
-        calibrate_on(prepared, itertools.chain(first, iterator))
-    except CaptureError as error:
-        if example_inputs is not None or call is None or iterator is batches:
-            raise
-        _logger.warning("batches differ, so the first is no example for the model: %s", error)
-        prepared = calibrate_on(prepare_with(call=None), batches)
-    return convert(prepared, checkpoint=checkpoint, progress=progress)
+    with together("quantize"):
+        require_float(model)
+        recipe = _recipe(recipe)
+        _compare_ranks("quantize", recipe, model)
+        capture_with = partial(capture, leaf_modules=leaf_modules, regions=_listed(regions))
+        prepare_with = partial(prepared_copy, model, recipe, capture_with, verify=verify)
+        calibrate_on = partial(calibrate, forward=forward, progress=progress)
+        iterator = iter(batches)
+        first = list(itertools.islice(iterator, 1))
+        call: Call | None = None
+        if example_inputs is not None:
+            call = example_call(model, example_inputs)
+        elif first:
+            call = batch_call(model, first[0], forward)
+        prepared = prepare_with(call=call)
+        try:
+            calibrate_on(prepared, itertools.chain(first, iterator))
+        except CaptureError as error:
+            if example_inputs is not None or call is None or iterator is batches:
+                raise
+            _logger.warning("batches differ, so the first is no example for the model: %s", error)
+            prepared = calibrate_on(prepare_with(call=None), batches)
+        require_same("quantize, once prepared", facts_of_graphs(prepared))
+        return _convert(prepared, None, Run(checkpoint, progress))
+
+
+def _compare_ranks(name: str, recipe: Recipe, model: nn.Module) -> None:
+    """Raise `RankError` unless all ranks have the same of what the result depends on."""
+    if num_ranks() > 1:
+        from fxquant import __version__  # which is not there yet when this file is imported
+
+        versions = {"fxquant": __version__, "torch": str(torch.__version__)}
+        facts = facts_of_recipe(recipe) | facts_of_model(model) | facts_of_graphs(model)
+        require_same(name, versions | facts)
+
+
+def _convert(prepared: nn.Module, batches: Iterable[Any] | None, run: Run) -> nn.Module:
+    recipe = require_prepared(prepared, "convert")
+    if num_ranks() > 1:
+        check_calibrated(prepared)  # what each has seen by itself
+    inputs = collect_inputs(prepared, recipe.data, batches) if recipe.needs_data else []
+    model = converted(prepared, recipe, inputs, run)
+    take_first_ranks(model)
+    return model
 
 
 def _recipe(recipe: Recipe | str | None) -> Recipe:

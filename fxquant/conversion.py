@@ -34,6 +34,7 @@ from fxquant.passes.prepare.fold_batchnorm import FoldBatchNorm
 from fxquant.passes.prepare.mark_fused_relu import MarkFusedRelu
 from fxquant.recipe.recipe import Recipe
 from fxquant.recipe.reconstruction import Reconstruction
+from fxquant.streaming.distributed import gather_objects
 from fxquant.streaming.long_runs import Run
 from fxquant.streaming.running import Arguments
 from fxquant.streaming.value_store import ValueStore
@@ -190,8 +191,13 @@ class OnCalls:
         assert draft.reference is not None
         with ValueStore(self.options.max_bytes) as store:
             calls = record_calls(draft.model, gm, draft.inputs, store)
-            if len(calls) == 0:
+            if not any(gather_objects(len(calls), f"the number of calls of {path}")):
                 return
+            if len(calls) == 0:
+                raise CalibrationError(
+                    f"{path}: never called with this rank's share of the data, but on others: "
+                    "shuffle the data, or give each rank more of it"
+                )
             floats = record_calls(draft.reference, reference, draft.inputs, store)
             if not are_aligned(calls, floats):
                 floats = calls

@@ -29,6 +29,10 @@ class CalibrationError(FxquantError, RuntimeError):
     """The calibration data is missing, of the wrong type, or not finite."""
 
 
+class RankError(FxquantError, RuntimeError):
+    """Ranks of `torch.distributed` differ in what they work on, or one has failed or ended."""
+
+
 class StorageError(FxquantError, OSError):
     """A file cannot be written, or was written for something else."""
 

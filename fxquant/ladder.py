@@ -19,6 +19,7 @@ from fxquant.errors import CalibrationError, RecipeError
 from fxquant.recipe.budget import Budget
 from fxquant.recipe.recipe import Recipe
 from fxquant.reporting.agreement import Agreement
+from fxquant.streaming.distributed import gather_objects
 
 _logger = logging.getLogger("fxquant")
 _JUDGED = 4  # of so many batches one judges, where there is no `evaluate`
@@ -165,7 +166,8 @@ def search(
 
 
 def _score(evaluate: Callable[[nn.Module], float], model: nn.Module, name: str) -> float:
-    score = float(evaluate(model))
+    scores = gather_objects(float(evaluate(model)), f"the score of {name}")
+    score: float = sum(scores) / len(scores)  # of all ranks, so that they go on or end together
     if not math.isfinite(score):
         raise CalibrationError(f"search: the score of {name} is {score}: `evaluate` must be finite")
     return score

@@ -181,9 +181,10 @@ def combine_observers(model: nn.Module) -> None:
     """Give every rank of `torch.distributed` what all of them saw."""
     if num_ranks() == 1:
         return
-    for _, module in own_modules(model):
-        if module.watches:
-            module.take_in(gather_objects(module.state()))
+    watching = [module for _, module in own_modules(model) if module.watches]
+    ranks = gather_objects([module.state() for module in watching], "what was observed")
+    for module, states in zip(watching, zip(*ranks, strict=True), strict=True):
+        module.take_in(states)
 
 
 def nonfinite_tensors(model: nn.Module) -> list[str]:

@@ -42,7 +42,7 @@ class Probe:
 
     def losses(self, count: int) -> list[float]:
         """Return the sums of all ranks, divided by `count`."""
-        ranks = gather_objects(self._squares)
+        ranks = gather_objects(self._squares, f"the losses of {self.name}")
         losses = [sum(squares) / count for squares in zip(*ranks, strict=True)]
         if not all(math.isfinite(loss) for loss in losses):
             raise CalibrationError(

@@ -35,7 +35,7 @@ from fxquant.graph.states import require_prepared
 from fxquant.mixed_precision.options import Option
 from fxquant.mixed_precision.placing import place_probes
 from fxquant.recipe.budget import Budget
-from fxquant.streaming.distributed import gather_objects
+from fxquant.streaming.distributed import gather_objects, together
 from fxquant.streaming.long_runs import bar
 from fxquant.streaming.running import Arguments, copied_to, device_of
 
@@ -82,7 +82,10 @@ def measure_sensitivities(
     )
     total = len(batches) if isinstance(batches, Sized) else None
     shown = bar(calls, "measuring", progress, total=total)
-    return sensitivities_on(prepared, shown, budget, draws=draws, batch_size=batch_size, seed=seed)
+    with together("measure_sensitivities"):
+        return sensitivities_on(
+            prepared, shown, budget, draws=draws, batch_size=batch_size, seed=seed
+        )
 
 
 def sensitivities_on(

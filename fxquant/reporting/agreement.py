@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from fxquant.errors import CalibrationError
+from fxquant.streaming.distributed import gather_objects
 from fxquant.streaming.running import Arguments
 
 
@@ -31,8 +32,11 @@ class Agreement:
         self._expected = self._decisions(model)
 
     def __call__(self, model: nn.Module) -> float:
-        """Return the percentage for `model`."""
-        return (self._decisions(model) == self._expected).double().mean().item() * 100
+        """Return the percentage for `model`, of all ranks' inputs."""
+        agree = self._decisions(model) == self._expected
+        counts = gather_objects((agree.sum().item(), agree.numel()), self._where)
+        agreeing, all_of_them = map(sum, zip(*counts, strict=True))
+        return 100 * agreeing / all_of_them
 
     @torch.no_grad()
     def _decisions(self, model: nn.Module) -> Tensor:

@@ -23,7 +23,12 @@ from fxquant.rounding.gram import GramProblem, round_on_gram
 from fxquant.rounding.grouped_layer import Rounding
 from fxquant.rounding.losses import Loss, Rows, cheaper_loss, product_dtype
 from fxquant.rounding.soft_rounding import Schedule
-from fxquant.streaming.distributed import copy_from_first_rank, num_ranks, sum_over_ranks
+from fxquant.streaming.distributed import (
+    copy_from_first_rank,
+    gather_objects,
+    num_ranks,
+    sum_over_ranks,
+)
 
 _FREE_RATE = 0.1  # AdaQuant's learning rate as a share of AdaRound's, which is one of V
 _SWEEPS = 8
@@ -78,7 +83,8 @@ def _adaround(
     rounding: Rounding, rows: Rows, activation: Activation, options: Reconstruction
 ) -> Learned:
     loss = _loss(rows, activation, options)
-    integers = learn_rounding(rounding, loss, Schedule.of(options))
+    with loss.steps(options.steps):
+        integers = learn_rounding(rounding, loss, Schedule.of(options))
     return Learned.rounded(rounding, integers)
 
 
@@ -87,11 +93,14 @@ def _adaquant(
 ) -> Learned:
     loss = _loss(_with_ones(rows), activation, options)
     rate = _FREE_RATE * options.learning_rate
-    return Learned(*learn_freely(rounding, loss, options.steps, rate))
+    with loss.steps(options.steps):
+        return Learned(*learn_freely(rounding, loss, options.steps, rate))
 
 
 def _loss(rows: Rows, activation: Activation, options: Reconstruction) -> Loss:
     dtype = product_dtype(rows.inputs, rows.outputs.shape[2]) if options.bfloat16 else torch.float32
+    if len(set(gather_objects(dtype))) > 1:  # processors differ
+        dtype = torch.float32
     return cheaper_loss(rows, activation, options.rows, options.steps, dtype)
 
 

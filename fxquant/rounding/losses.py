@@ -18,6 +18,7 @@ rows, out), with `out` and `in` counted within a group, `in` over the taps of a 
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,7 +28,12 @@ import torch
 from torch import Tensor
 
 from fxquant.rounding.activations import Activation, Differentiated, Identity
-from fxquant.streaming.distributed import num_ranks, sum_over_ranks
+from fxquant.streaming.distributed import (
+    SumsOfSteps,
+    num_ranks,
+    object_from_first_rank,
+    sum_over_ranks,
+)
 
 _MIN_ROWS, _ROWS_PER_INPUT = 128, 16  # for a step: a depthwise layer has 9 inputs, 144 rows will do
 
@@ -80,6 +86,9 @@ class Loss(Protocol):
     can_replay: bool
     """Whether a GPU may record `write_gradient` and replay it: nothing leaves the GPU's kernels."""
 
+    def steps(self, number: int) -> AbstractContextManager[object]:
+        """Return the context in which `number` gradients are written."""
+
     def take_turn(self, step: int) -> None:
         """Choose what the next gradient is computed on."""
 
@@ -117,9 +126,15 @@ class SampledRows:
         self._turn = [each[:, : self._size].clone() for each in self._pool]
         self.difference = rows.inputs.new_empty(groups, outputs, inputs, dtype=dtype)
         self.gradient = torch.empty_like(self.difference)
+        self._sums = self.steps(0)
         self._product = rows.inputs.new_empty(groups, self._size, outputs, dtype=dtype)
         self._y = rows.outputs.new_empty(groups, self._size, outputs)
         self._error = torch.empty_like(self._y)
+
+    def steps(self, number: int) -> SumsOfSteps:
+        """Return the context in which `number` gradients are written: each is summed over ranks."""
+        self._sums = SumsOfSteps(self.gradient, number)
+        return self._sums
 
     def take_turn(self, step: int) -> None:
         """Choose this step's rows: as views, or copied to one place where a GPU replays steps."""
@@ -140,7 +155,7 @@ class SampledRows:
         torch.mul(self._error, self._factor, out=self._error)
         self._product.copy_(self._error)
         torch.bmm(self._product.mT, inputs, out=self.gradient)
-        sum_over_ranks(self.gradient)
+        self._sums.sum()
 
 
 class Moments:
@@ -159,6 +174,10 @@ class Moments:
         self._cross = torch.bmm(residual.mT, rows.inputs).mul_(scale)
         sum_over_ranks(self._gram)
         sum_over_ranks(self._cross)
+
+    def steps(self, number: int) -> nullcontext[None]:
+        """Return an empty context: the moments are summed over ranks, once."""
+        return nullcontext()
 
     def take_turn(self, step: int) -> None:
         """Do nothing: every step works on all rows."""
@@ -181,11 +200,14 @@ def cheaper_loss(
     steps: int,
     dtype: torch.dtype = torch.float32,
 ) -> SampledRows | Moments:
-    """Return the loss that takes fewer multiplications, the gathering of moments included."""
+    """Return the loss that takes fewer multiplications, the gathering of moments included.
+
+    That depends on the number of rows, which may differ from rank to rank: rank 0 decides.
+    """
     inputs, outputs = rows.inputs.shape[2], rows.outputs.shape[2]
     sampled = steps * 2 * min(num_rows, len(rows)) * inputs * outputs
     moments = len(rows) * inputs * (inputs + outputs) + steps * outputs * inputs * inputs
-    if isinstance(activation, Identity) and moments <= sampled:
+    if isinstance(activation, Identity) and object_from_first_rank(moments <= sampled):
         return Moments(rows)
     return SampledRows(rows, activation, num_rows, dtype)
 

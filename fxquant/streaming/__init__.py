@@ -2,15 +2,24 @@
 
 from fxquant.streaming.checkpoint import Checkpoint
 from fxquant.streaming.distributed import (
+    SumsOfSteps,
     copy_from_first_rank,
     gather_objects,
     num_ranks,
     object_from_first_rank,
     rank,
     sum_over_ranks,
+    together,
 )
 from fxquant.streaming.identity import identity_of
 from fxquant.streaming.long_runs import Run, bar, bar_of_costs
+from fxquant.streaming.rank_facts import (
+    facts_of_graphs,
+    facts_of_model,
+    facts_of_recipe,
+    require_same,
+    take_first_ranks,
+)
 from fxquant.streaming.running import (
     Arguments,
     copied_to,
@@ -28,12 +37,16 @@ __all__ = [
     "Checkpoint",
     "Run",
     "Stream",
+    "SumsOfSteps",
     "ValueStore",
     "bar",
     "bar_of_costs",
     "copied_to",
     "copy_from_first_rank",
     "device_of",
+    "facts_of_graphs",
+    "facts_of_model",
+    "facts_of_recipe",
     "flush",
     "gather_objects",
     "identity_of",
@@ -42,8 +55,11 @@ __all__ = [
     "num_ranks",
     "object_from_first_rank",
     "rank",
+    "require_same",
     "run",
     "sum_over_ranks",
+    "take_first_ranks",
     "temporary_folder",
+    "together",
     "write_whole",
 ]

@@ -1,14 +1,33 @@
-"""Sums over the ranks of `torch.distributed`, where a group is initialized; else nothing happens.
+"""Exchanges between the ranks of `torch.distributed`, where a group is initialized; else nothing.
 
-Every rank calls these functions in the same order. Nothing is started here: `torchrun` and
-`torch.distributed.init_process_group` do that.
+Every rank calls these functions in the same order, within `together`. Each begins with what every
+rank says of itself: which process it is, what it is about to exchange, and whether it has failed.
+So one that fails ends all of them, in step, and ranks that are out of step are an error, no wait.
+One that was killed is missed by the others, when their connection to it breaks, and named. Nothing
+is started here: `torchrun` and `torch.distributed.init_process_group` do that.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, distributed
+
+from fxquant.errors import RankError
+from fxquant.streaming.processes import Process
+
+_logger = logging.getLogger("fxquant")
+_is_together: ContextVar[bool] = ContextVar("_is_together", default=False)
+_processes: list[Process] = []
+"""Of all ranks, as far as they have said."""
 
 
 def num_ranks() -> int:
@@ -23,33 +42,155 @@ def rank() -> int:
     return distributed.get_rank() if num_ranks() > 1 else 0
 
 
+@contextlib.contextmanager
+def together(name: str) -> Iterator[None]:
+    """Let an error of one rank in the block be a `RankError` of all others, at their next exchange.
+
+    At the end all ranks wait for one another. What is no `Exception`, as Ctrl-C, is not told: the
+    others miss this rank when its process has ended.
+
+    Args:
+        name: of what is done, for messages.
+
+    Raises:
+        RankError: another rank has failed or ended, or does something else.
+    """
+    if num_ranks() == 1 or _is_together.get():
+        yield
+        return
+    token = _is_together.set(True)
+    try:
+        yield
+        _exchange(f"the end of {name}")
+    except RankError:
+        raise
+    except Exception as error:
+        what = f"{name}: {type(error).__name__}: {_first_line(error)}"
+        _logger.error(
+            "rank %d fails, and tells the others at their next exchange: %s", rank(), what
+        )
+        with contextlib.suppress(RankError):
+            _exchange("", failure=what)
+        raise
+    finally:
+        _is_together.reset(token)
+
+
+def gather_objects(value: Any, what: str = "objects") -> list[Any]:
+    """Return every rank's `value`, in the order of ranks."""
+    return [value] if num_ranks() == 1 else _exchange(what, value)
+
+
+def object_from_first_rank(value: Any, what: str = "an object of rank 0") -> Any:
+    """Return rank 0's `value`."""
+    return gather_objects(value if rank() == 0 else None, what)[0]
+
+
 def sum_over_ranks(tensor: Tensor) -> Tensor:
     """Add up `tensor` over the ranks, in place, and return it."""
     if num_ranks() > 1:
-        distributed.all_reduce(tensor)
+        _exchange(f"a sum of {_described(tensor)}")
+        _in_touch(partial(distributed.all_reduce, tensor))
     return tensor
 
 
 def copy_from_first_rank(tensor: Tensor) -> Tensor:
     """Put rank 0's values into `tensor` and return it."""
     if num_ranks() > 1:
-        distributed.broadcast(tensor, src=0)
+        _exchange(f"a copy of {_described(tensor)}")
+        _in_touch(partial(distributed.broadcast, tensor, src=0))
     return tensor
 
 
-def gather_objects(value: Any) -> list[Any]:
-    """Return every rank's `value`, in the order of ranks."""
-    if num_ranks() == 1:
-        return [value]
-    gathered: list[Any] = [None] * num_ranks()
-    distributed.all_gather_object(gathered, value)
-    return gathered
+class SumsOfSteps:
+    """Sums over the ranks, one a step, before which nothing is said: that would take as long again.
+
+    A context around all steps. A rank that fails in it adds zeros in the steps that are left, so
+    that the others come to their next exchange, where it tells them.
+
+    Args:
+        tensor: what is summed, in place, in each step.
+        num_steps: that will be taken.
+    """
+
+    def __init__(self, tensor: Tensor, num_steps: int) -> None:
+        self._tensor, self._left = tensor, num_steps
+
+    def __enter__(self) -> SumsOfSteps:
+        if num_ranks() > 1:
+            _exchange(f"{self._left} sums of {_described(self._tensor)}")
+        return self
+
+    def sum(self) -> None:
+        """Take the sum of a step."""
+        if num_ranks() > 1:
+            _in_touch(partial(distributed.all_reduce, self._tensor))
+            self._left -= 1
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if num_ranks() > 1 and kind is not None and _may_be_told(kind):
+            zeros = torch.zeros_like(self._tensor)
+            with contextlib.suppress(RankError):
+                for _step in range(self._left):
+                    _in_touch(partial(distributed.all_reduce, zeros))
 
 
-def object_from_first_rank(value: Any) -> Any:
-    """Return rank 0's `value`."""
-    if num_ranks() == 1:
-        return value
-    values = [value]
-    distributed.broadcast_object_list(values, src=0)
-    return values[0]
+def _may_be_told(kind: type[BaseException]) -> bool:
+    return issubclass(kind, Exception) and not issubclass(kind, RankError)
+
+
+def _exchange(what: str, value: Any = None, failure: str = "") -> list[Any]:
+    """Return every rank's `value`.
+
+    Raises:
+        RankError: another rank has failed, has ended, or exchanges something else.
+    """
+    said: list[Any] = [None] * num_ranks()
+    own = {"process": asdict(Process.this()), "what": what, "value": value, "failure": failure}
+    _in_touch(partial(distributed.all_gather_object, said, own))
+    _processes[:] = [Process(**each["process"]) for each in said]
+    failures = [
+        f"rank {number} failed: {each['failure']}"
+        for number, each in enumerate(said)
+        if each["failure"] and number != rank()
+    ]
+    if failures:
+        raise RankError("; ".join(failures))
+    if not failure and len({each["what"] for each in said}) > 1:
+        places = (f"rank {number} exchanges {each['what']}" for number, each in enumerate(said))
+        raise RankError(
+            f"the ranks are out of step: {', '.join(places)}: give all of them the same model and "
+            "recipe, and let all make the same calls in the same order"
+        )
+    return [each["value"] for each in said]
+
+
+def _in_touch(call: Callable[[], object]) -> None:
+    """Make a call of `torch.distributed`, which raises RuntimeError where a connection breaks."""
+    try:
+        call()
+    except RuntimeError as error:
+        raise RankError(_who_is_missing()) from error
+
+
+def _who_is_missing() -> str:
+    """Say which ranks have ended, as far as can be told here, and what to do."""
+    for _ in range(20):  # a process closes its connections a little before it has ended
+        ended = [number for number, each in enumerate(_processes) if each.has_ended()]
+        if ended:
+            names = (f"rank {each} ({_processes[each]})" for each in ended)
+            return f"{', '.join(names)} has ended: the others cannot go on; see what it printed"
+        time.sleep(0.1)
+    other = f"rank {1 - rank()}" if num_ranks() == 2 else "one of the other ranks"
+    return (
+        f"{other} does not answer: it has ended, or takes longer than the timeout that "
+        "init_process_group was given: see what it printed"
+    )
+
+
+def _described(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -52,18 +52,22 @@ class HeldFolder:
             return open_locked(self._path)
         except BlockingIOError as error:
             raise StorageError(
-                f"checkpoint {self._folder}: {self._holder() or 'another process'} works in it: "
-                "wait until that has ended, end it, or name another folder"
+                f"checkpoint {self._folder}: {self._holder_and_since()} works in it: wait until it "
+                "has ended, end it, or name another folder"
             ) from error
         except OSError as error:
             holder = self._holder()
             if holder is None or holder.has_ended():
                 return None
             raise StorageError(
-                f"checkpoint {self._folder}: {holder} works in it, or was killed there: this file "
-                f"system has no locks that would tell ({error.strerror}). Wait until it has ended, "
-                f"name another folder, or, if it has ended, delete {self._path}"
+                f"checkpoint {self._folder}: {self._holder_and_since()} works in it, or was killed "
+                f"there: this file system has no locks that would tell ({error.strerror}). Wait "
+                f"until it has ended, name another folder, or, if it has ended, delete {self._path}"
             ) from error
+
+    def _holder_and_since(self) -> str:
+        holder = self._holder()
+        return f"{holder}, since {holder.since}," if holder is not None else "another process"
 
     def _holder(self) -> Process | None:
         try:

@@ -56,7 +56,7 @@ class Process:
         return state in "XZ"  # it has, and waits for its parent to notice
 
     def __str__(self) -> str:
-        return f"process {self.pid} on {self.host} (since {self.since})"
+        return f"process {self.pid} on {self.host}"
 
 
 def open_locked(path: Path) -> int:

@@ -22,8 +22,8 @@ def test_a_second_one_is_told_who_holds_the_folder_and_since_when(tmp_path: Path
     with pytest.raises(StorageError) as caught:
         HeldFolder(tmp_path)
     assert str(caught.value) == (
-        f"checkpoint {tmp_path}: process {os.getpid()} on {holder.host} (since {holder.since}) "
-        "works in it: wait until that has ended, end it, or name another folder"
+        f"checkpoint {tmp_path}: process {os.getpid()} on {holder.host}, since {holder.since}, "
+        "works in it: wait until it has ended, end it, or name another folder"
     )
     held.release()
     HeldFolder(tmp_path).release()
@@ -61,9 +61,10 @@ def test_without_locks_a_dead_process_is_known_on_its_own_host_only(tmp_path: Pa
     with pytest.raises(StorageError) as caught:
         HeldFolder(tmp_path)
     assert str(caught.value) == (
-        f"checkpoint {tmp_path}: {Process(**elsewhere)} works in it, or was killed there: this "
-        f"file system has no locks that would tell ({os.strerror(errno.ENOLCK)}). Wait until it "
-        f"has ended, name another folder, or, if it has ended, delete {path}"
+        f"checkpoint {tmp_path}: process {elsewhere['pid']} on elsewhere, since "
+        f"{elsewhere['since']}, works in it, or was killed there: this file system has no locks "
+        f"that would tell ({os.strerror(errno.ENOLCK)}). Wait until it has ended, name another "
+        f"folder, or, if it has ended, delete {path}"
     )
     path.unlink()
     held = HeldFolder(tmp_path)

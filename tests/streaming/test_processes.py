@@ -15,7 +15,7 @@ def test_this_process_has_not_ended() -> None:
     this = Process.this()
     assert this.pid == os.getpid()
     assert not this.has_ended()
-    assert str(this) == f"process {this.pid} on {this.host} (since {this.since})"
+    assert str(this) == f"process {this.pid} on {this.host}"
 
 
 def test_a_process_has_ended_when_it_is_killed_and_before_its_parent_notices() -> None:

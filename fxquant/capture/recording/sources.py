@@ -31,8 +31,8 @@ def forget_sources() -> None:
 
 def _running(kind: Any) -> Iterator[str]:
     """Yield the names of the sources of graphs that are there: each has a class of its own."""
-    forward = getattr(kind, "forward", None)
-    if hasattr(forward, "__code__"):
-        yield forward.__code__.co_filename
+    code = getattr(getattr(kind, "forward", None), "__code__", None)
+    if code is not None:
+        yield code.co_filename
     for each in kind.__subclasses__():
         yield from _running(each)
