@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from fxquant.calibration.batching import Batches
 from fxquant.capture.naming import find_regions
+from fxquant.capture.recording.state import left_as_it_is
 from fxquant.modules.own import as_own
 from fxquant.streaming.running import Arguments, copied_to, device_of, interpreted
 
@@ -49,7 +50,7 @@ def _are_alike(model: nn.Module, own: Arguments, other: Arguments) -> bool:
 
 
 def _ranks(model: nn.Module, arguments: Arguments) -> set[int]:
-    with torch.no_grad(), contextlib.ExitStack() as stack:
+    with torch.no_grad(), left_as_it_is(model), contextlib.ExitStack() as stack:
         for gm in find_regions(model).values():
             stack.enter_context(interpreted(gm, _Unobserved(gm)))
         output = model.forward(*copied_to(device_of(model), arguments))

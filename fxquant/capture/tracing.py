@@ -93,6 +93,16 @@ def _compute_parametrizations(model: nn.Module) -> None:
             values = {name: getattr(module, name).detach() for name in parametrizations}
             # Not remove_parametrizations: it changes the class, which the caller's module shares.
             del module.parametrizations
+            _drop_hooks_of_parametrizations(module)
             module.__class__ = type(module).__mro__[1]
             for name, value in values.items():
                 module.register_parameter(name, nn.Parameter(value))
+
+
+def _drop_hooks_of_parametrizations(module: nn.Module) -> None:
+    """Drop what reads state dicts of older forms into parametrizations, which are gone."""
+    hooks = module._load_state_dict_pre_hooks
+    for key, hook in list(hooks.items()):
+        function = getattr(hook, "hook", hook)
+        if getattr(function, "__module__", None) == "torch.nn.utils.parametrizations":
+            del hooks[key]

@@ -16,7 +16,7 @@ from fxquant.graph.chains import Chain
 from fxquant.graph.operations import is_layer, layer_of, operation_of, relu_bounds
 from fxquant.graph.records import refuse
 from fxquant.graph.submodules import users_by_module, why_not_changeable
-from fxquant.modules.layers import num_inputs, num_outputs
+from fxquant.modules.layers import channel_axis, num_inputs, num_outputs
 
 _RELU = (0.0, float("inf"))
 
@@ -53,7 +53,10 @@ def _follow(gm: fx.GraphModule, first: fx.Node) -> tuple[Pair | None, str | None
 
     An addition, a concatenation or the output follows, or the result branches.
     """
-    chain = Chain.behind(gm, first).take_all(_lets_scales_through)
+    lies_last = channel_axis(layer_of(gm, first)) == -1
+    chain = Chain.behind(gm, first).take_all(
+        _lets_scales_of_last_axis_through if lies_last else _lets_scales_through
+    )
     after = chain.next
     if after is None:
         return None, None
@@ -66,8 +69,13 @@ def _follow(gm: fx.GraphModule, first: fx.Node) -> tuple[Pair | None, str | None
 def _lets_scales_through(gm: fx.GraphModule, node: fx.Node) -> bool:
     """Say whether the node's result has the scale of its input, channel by channel."""
     operation = operation_of(gm, node)
-    is_linear = operation.bounds == _RELU or operation.kind == "leaky_relu"
-    return is_linear or operation.keeps_channels
+    return operation.keeps_channels or _lets_scales_of_last_axis_through(gm, node)
+
+
+def _lets_scales_of_last_axis_through(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Say the same where channels lie along the last axis, as a linear layer's: pools mix them."""
+    operation = operation_of(gm, node)
+    return operation.bounds == _RELU or operation.kind in ("leaky_relu", "identity")
 
 
 def _why_not(gm: fx.GraphModule, pair: Pair, users: dict[nn.Module, list[fx.Node]]) -> str | None:
@@ -78,8 +86,10 @@ def _why_not(gm: fx.GraphModule, pair: Pair, users: dict[nn.Module, list[fx.Node
         reason = why_not_changeable(module)
         if reason is not None:
             return reason
-    outputs = num_outputs(layer_of(gm, pair.first))
-    inputs = num_inputs(layer_of(gm, pair.second))
+    first, second = layer_of(gm, pair.first), layer_of(gm, pair.second)
+    if channel_axis(first) != channel_axis(second):
+        return f"{pair.first.name} and {pair.second.name} have their channels along other axes"
+    outputs, inputs = num_outputs(first), num_inputs(second)
     if outputs != inputs:
         return f"{pair.first.name} makes {outputs} channels, {pair.second.name} takes {inputs}"
     return None

@@ -163,7 +163,7 @@ def _replace(
 
 
 def _turned(weight: Tensor) -> Tensor:
-    turned = weight.detach().t()
+    turned = weight.detach().t().contiguous()  # a file keeps no strides, which decide last bits
     if not isinstance(weight, nn.Parameter):
         return turned
     return nn.Parameter(turned, requires_grad=weight.requires_grad)

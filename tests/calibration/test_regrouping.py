@@ -50,6 +50,22 @@ def test_nothing_is_observed() -> None:
     assert [observer.num_batches for *_, observer in find_observers(model)] == [0]
 
 
+def test_what_forward_counts_is_not_counted() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+            self.register_buffer("calls", torch.zeros(1))
+
+        def forward(self, x: torch.Tensor) -> Any:
+            self.get_buffer("calls").add_(1)
+            return self.fc(x)
+
+    model = fxquant.prepare(Counting())
+    regrouped(model, calls(2, 2), 4)
+    assert model.get_buffer("calls") == 0
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_roundings_are_learned_for_a_model_that_is_written_for_one_size(recipe: Recipe) -> None:
     model = Net(lambda m, x: m.fc(x.reshape(2, 4)), fc=nn.Linear(4, 3))

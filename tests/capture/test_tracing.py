@@ -156,6 +156,13 @@ def test_parametrizations_are_computed(parametrize: Callable[[nn.Module], nn.Mod
     assert relative_error(outputs(gm, x), expected) < 1e-6
 
 
+def test_a_prepared_model_that_was_parametrized_can_be_stored(tmp_path: Path) -> None:
+    model = fxquant.prepare(nn.Sequential(weight_norm(nn.Linear(4, 3))))
+    fxquant.save(model, tmp_path / "model")
+    x = torch.ones(2, 4)
+    assert torch.equal(fxquant.load(tmp_path / "model")(x), model(x))
+
+
 def test_what_another_quantizer_was_to_do_with_a_module_is_left_out() -> None:
     model = nn.Sequential(nn.Linear(4, 2))
     vars(model[0])["qconfig"] = "as torch.ao.quantization would have it"

@@ -135,9 +135,10 @@ class _Region:
             self.entry = flow.inputs[self.entry][0]
 
     def _is_own(self, entry: fx.Node) -> bool:
-        """Say whether the entry is a quantizer, or a tuple's split, that the region alone reads."""
+        """Say whether the region alone reads the entry, which hands on, rounded or in parts."""
         gm = self._flow.gm
-        is_movable = is_quantizer(gm, entry) or operation_of(gm, entry).kind == "split"
+        own = as_own(module_of(gm, entry))
+        is_movable = own.rounds or own.watches or operation_of(gm, entry).kind == "split"
         return is_movable and all(user in self.nodes for user in self._flow.users[entry])
 
     def why_not(self, max_layers: int, layers: Sequence[Subgraph]) -> str | None:

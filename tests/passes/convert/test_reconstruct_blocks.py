@@ -302,3 +302,24 @@ def test_logs_one_line_a_block_and_the_bar_can_be_quiet(
     shown = capsys.readouterr().err
     assert "100%" in shown
     assert "a to b" in shown
+
+
+def test_biases_are_corrected_by_what_calibration_saw() -> None:
+    x = images(16)
+    options: dict[str, Any] = {"blocks": True, "steps": 2, "samples": 16, "bias_correction": True}
+    prepared = fxquant.prepare(make_model(), Recipe.adaround(**options))
+    fxquant.calibrate(prepared, [x])
+    seen = {name: each.clone() for name, each in prepared.named_buffers() if "means" in name}
+    kept: dict[str, Tensor] = {}
+
+    class Correcting(fxquant.passes.CorrectBias):
+        def run(self, gm: fx.GraphModule) -> bool:
+            kept.update({name: each for name, each in gm.named_buffers() if "means" in name})
+            return super().run(gm)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fxquant.conversion.CorrectBias", Correcting)
+        quantized = fxquant.convert(prepared)
+    assert seen.keys() == kept.keys()
+    assert all(torch.equal(each, seen[name]) for name, each in kept.items())
+    assert all(each.rounding is not None for each in layers(quantized).values())

@@ -83,6 +83,28 @@ def test_linear_layers_are_equalized_too() -> None:
     check(model, first="fc1", second="fc2")
 
 
+@pytest.mark.parametrize(
+    ("second", "between"),
+    [
+        (nn.Linear(8, 4), lambda x: x),  # on the last axis, the images' width
+        (nn.Linear(8, 4), lambda x: F.max_pool2d(x, 1)),
+    ],
+)
+def test_layers_on_other_axes_are_no_pair(second: nn.Module, between: Any) -> None:
+    gm = fxquant.trace(two_convs(between, conv2=second))
+    assert not apply(EqualizeLayers(), gm)
+    assert refusals(gm)["conv1"] == (
+        "not equalized: conv1 and conv2 have their channels along other axes",
+    )
+
+
+def test_a_pool_takes_positions_for_the_channels_of_a_linear_layer() -> None:
+    model = Net(
+        lambda m, x: m.b(F.avg_pool1d(m.a(x), 3, 1, 1)), a=nn.Linear(8, 6), b=nn.Linear(6, 2)
+    )
+    assert not apply(EqualizeLayers(), fxquant.trace(model))
+
+
 def test_pairs_of_a_chain_take_turns_until_nothing_moves() -> None:
     torch.manual_seed(0)
     model = Net(

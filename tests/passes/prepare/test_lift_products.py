@@ -132,6 +132,12 @@ def test_says_why_a_product_is_no_layer(
     assert torch.equal(outputs(gm, x), outputs(model, x))
 
 
+def test_the_turned_matrix_lies_in_rows_as_it_does_when_loaded() -> None:
+    gm = fxquant.trace(Net(lambda m, x: x @ m.w, w=nn.Parameter(torch.randn(4, 3))))
+    assert apply(LiftProducts(), gm)
+    assert all(each.is_contiguous() for each in gm.parameters())
+
+
 @pytest.mark.parametrize(
     "function", [lambda m, x: x @ x.mT, lambda m, x: torch.einsum("bc,dc->bd", x, x.exp())]
 )

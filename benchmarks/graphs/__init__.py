@@ -1,0 +1,1 @@
+"""Models drawn at random, and what must hold of each of them."""
