@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxquant.modules.observers import Observer, from_ranks, weighted_mean
+from fxquant.modules.observers import Observer, from_ranks, joined_averages, weighted_mean
 from fxquant.modules.own import FixedDtypeModule
 from fxquant.numerics.channel_ranges import ChannelStatistics, channel_moments, channel_range
 from fxquant.recipe.spec import TensorSpec
@@ -28,14 +28,16 @@ class ChannelObserver(Observer):
     """
 
     sized_by_data = (
-        "channel_low", "channel_high", "channel_ema_low", "channel_ema_high", "channel_mean",
-        "channel_deviation", "channel_square",
+        "channel_low", "channel_high", "channel_ema_low", "channel_ema_high", "channel_first_low",
+        "channel_first_high", "channel_mean", "channel_deviation", "channel_square",
     )  # fmt: skip
 
     channel_low: Tensor
     channel_high: Tensor
     channel_ema_low: Tensor
     channel_ema_high: Tensor
+    channel_first_low: Tensor
+    channel_first_high: Tensor
     channel_mean: Tensor
     channel_deviation: Tensor
     channel_square: Tensor
@@ -66,6 +68,8 @@ class ChannelObserver(Observer):
             (self.channel_high, torch.maximum(self.channel_high, high)),
             (self.channel_ema_low, torch.lerp(low, self.channel_ema_low, momentum)),
             (self.channel_ema_high, torch.lerp(high, self.channel_ema_high, momentum)),
+            (self.channel_first_low, torch.where(seen == 0, low, self.channel_first_low)),
+            (self.channel_first_high, torch.where(seen == 0, high, self.channel_first_high)),
             (self.channel_mean, torch.lerp(self.channel_mean, mean, share)),
             (self.channel_deviation, torch.lerp(self.channel_deviation, deviation, share)),
             (self.channel_square, torch.lerp(self.channel_square, square, share)),
@@ -85,14 +89,20 @@ class ChannelObserver(Observer):
         if not seen:
             return
         num_batches = from_ranks(seen, "num_batches")
-        for name in self.sized_by_data:
-            values = from_ranks(seen, name)
-            if name == "channel_low":
-                value = values.amin(0)
-            elif name == "channel_high":
-                value = values.amax(0)
-            else:
-                value = weighted_mean(values, num_batches)
+        values = {name: from_ranks(seen, name) for name in self.sized_by_data}
+        joined = {
+            "channel_low": values["channel_low"].amin(0),
+            "channel_high": values["channel_high"].amax(0),
+        }
+        for end in ("low", "high"):
+            averages, firsts = values[f"channel_ema_{end}"], values[f"channel_first_{end}"]
+            joined[f"channel_first_{end}"] = firsts[0]
+            joined[f"channel_ema_{end}"] = joined_averages(
+                averages, firsts, num_batches, self.spec.momentum
+            )
+        for name in ("channel_mean", "channel_deviation", "channel_square"):
+            joined[name] = weighted_mean(values[name], num_batches)
+        for name, value in joined.items():
             setattr(self, name, value.to(self.low.device))
         self.max_positions.copy_(from_ranks(seen, "max_positions").amax(0))
 

@@ -43,6 +43,8 @@ class Observer(FixedDtypeModule):
     high: Tensor
     ema_low: Tensor
     ema_high: Tensor
+    first_low: Tensor
+    first_high: Tensor
     num_batches: Tensor
     nonfinite: Tensor
     counts: Tensor
@@ -65,6 +67,8 @@ class Observer(FixedDtypeModule):
         self.register_buffer("high", torch.tensor(-torch.inf))
         self.register_buffer("ema_low", torch.tensor(0.0))
         self.register_buffer("ema_high", torch.tensor(0.0))
+        self.register_buffer("first_low", torch.tensor(0.0))
+        self.register_buffer("first_high", torch.tensor(0.0))
         self.register_buffer("num_batches", torch.tensor(0))
         self.register_buffer("nonfinite", torch.tensor(0))
         self.register_buffer("counts", torch.zeros(NUM_BINS, dtype=torch.int64))
@@ -86,12 +90,15 @@ class Observer(FixedDtypeModule):
     def _watch(self, x: Tensor) -> None:
         low, high = (bound.to(torch.float32) for bound in torch.aminmax(x))
         finite = torch.isfinite(low) & torch.isfinite(high)
-        momentum = torch.where(self.num_batches == 0, 0.0, self.spec.momentum)
+        is_first = self.num_batches == 0
+        momentum = torch.where(is_first, 0.0, self.spec.momentum)
         for buffer, value in (
             (self.low, torch.minimum(self.low, low)),
             (self.high, torch.maximum(self.high, high)),
             (self.ema_low, torch.lerp(low, self.ema_low, momentum)),
             (self.ema_high, torch.lerp(high, self.ema_high, momentum)),
+            (self.first_low, torch.where(is_first, low, self.first_low)),
+            (self.first_high, torch.where(is_first, high, self.first_high)),
         ):
             buffer.copy_(torch.where(finite, value, buffer))
         self.counts += count_values(x) * finite
@@ -118,15 +125,17 @@ class Observer(FixedDtypeModule):
     def take_in(self, states: Sequence[dict[str, Any]]) -> None:
         """Become what all ranks saw.
 
-        Minima, maxima and histograms come out as if one process had seen all batches. Moving
-        averages depend on the order of batches, which ranks do not have: they are averaged by
-        batches seen.
+        Minima, maxima and histograms come out as if one process had seen all batches, in any order;
+        moving averages as if it had seen those of rank 0 first, then those of rank 1, and so on.
         """
         num_batches = from_ranks(states, "num_batches")
         self.low.copy_(from_ranks(states, "low").amin(0))
         self.high.copy_(from_ranks(states, "high").amax(0))
-        for name in ("ema_low", "ema_high"):
-            getattr(self, name).copy_(weighted_mean(from_ranks(states, name), num_batches))
+        for end in ("low", "high"):
+            averages, firsts = (from_ranks(states, f"{name}_{end}") for name in ("ema", "first"))
+            joined = joined_averages(averages, firsts, num_batches, self.spec.momentum)
+            getattr(self, f"ema_{end}").copy_(joined)
+            getattr(self, f"first_{end}").copy_(firsts[num_batches > 0][:1].sum(0))
         for name in ("num_batches", "nonfinite", "counts"):
             getattr(self, name).copy_(from_ranks(states, name).sum(0))
         self.ranks = set().union(*(state["ranks"] for state in states))
@@ -210,3 +219,27 @@ def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
     """Return Σ wᵢ xᵢ / Σ wᵢ over the ranks; (ranks, *shape) and (ranks,) -> (*shape,)."""
     shares = weights.to(torch.float32) / weights.sum().clamp(min=1)
     return (values * shares.reshape(-1, *[1] * (values.dim() - 1))).sum(0)
+
+
+def joined_averages(
+    averages: Tensor, firsts: Tensor, num_batches: Tensor, momentum: float
+) -> Tensor:
+    """Return the moving average over the batches of all ranks, one rank behind the other.
+
+    A rank's own begins with its first batch, e₁ = b₁; behind an average e it would have become
+
+        mⁿ e + (1 - m) Σ mⁿ⁻ⁱ bᵢ = eₙ + mⁿ (e - b₁)
+
+    Args:
+        averages: eₙ of each rank: (ranks, *shape).
+        firsts: b₁ of each rank.
+        num_batches: n of each rank: (ranks,); of one without batches the others do not count.
+        momentum: m.
+    """
+    seen = [rank for rank, number in enumerate(num_batches.tolist()) if number > 0]
+    wide, starts = averages.to(torch.float64), firsts.to(torch.float64)
+    joined = wide[seen[0]] if seen else wide[0]
+    for rank in seen[1:]:
+        kept = momentum ** int(num_batches[rank])
+        joined = wide[rank] + kept * (joined - starts[rank])
+    return joined.to(averages.dtype)

@@ -45,7 +45,8 @@ class TensorSpec:
     percentile: float = 99.99
     """For `range="percentile"`: the share of values, in percent, that is not clipped."""
     momentum: float = 0.9
-    """For `range="ema"`: what a new batch leaves of the old average, in (0, 1)."""
+    """For `range="ema"`: what a new batch leaves of the old average, in (0, 1). Ranks of
+    `torch.distributed` count one behind the other, as if their data were one sequence."""
     distribution: Distribution = "auto"
     """For `range="aciq"`: the assumed distribution; `"auto"` takes what errs less."""
     clip: Clip = "corrected"

@@ -242,6 +242,26 @@ def test_of_three_ranks_those_concerned_are_named(tmp_path: Path) -> None:
     assert len(set(made)) == 1
 
 
+@pytest.mark.parametrize("number", [2, 3])
+def test_moving_averages_are_those_of_one_process(number: int, tmp_path: Path) -> None:
+    recipe = Recipe.minmax(range="ema", momentum=0.5)
+    batches = share(0, 6)
+
+    def scales(rank: int, number: int = number) -> list[float]:
+        own = batches[len(batches) * rank // number : len(batches) * (rank + 1) // number]
+        model = fxquant.quantize(net(), own, recipe, leaf_modules=[Picky], progress=False)
+        return [
+            float(value)
+            for name, value in model.named_buffers()
+            if "quantizers" in name and name.endswith(".scale")
+        ]
+
+    alone = scales(0, 1)
+    assert len(alone) == 2
+    for found in ranks(number, scales, tmp_path):
+        assert found == pytest.approx(alone, rel=1e-6)
+
+
 def test_other_calls_are_an_error_and_no_wait(tmp_path: Path) -> None:
     def call(rank: int) -> object:
         if rank:
