@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 
 from fxquant.capture.naming import find_regions, node_name
+from fxquant.capture.region import Region
 from fxquant.errors import CalibrationError
 from fxquant.graph.chains import insert_after, take_out
 from fxquant.graph.mutations import changed_while_read
@@ -178,13 +179,18 @@ def was_called(gm: fx.GraphModule) -> bool:
 
 
 def combine_observers(model: nn.Module) -> None:
-    """Give every rank of `torch.distributed` what all of them saw."""
+    """Give every rank of `torch.distributed` what all of them saw, and called."""
     if num_ranks() == 1:
         return
     watching = [module for _, module in own_modules(model) if module.watches]
     ranks = gather_objects([module.state() for module in watching], "what was observed")
     for module, states in zip(watching, zip(*ranks, strict=True), strict=True):
         module.take_in(states)
+    notes = [each.calls for each in find_regions(model).values() if isinstance(each, Region)]
+    calls = gather_objects([(each.region, each.parts) for each in notes], "what was called")
+    for note, told in zip(notes, zip(*calls, strict=True), strict=True):
+        note.region = any(was_called for was_called, _ in told)
+        note.parts = {name: kind for _, parts in told for name, kind in parts.items()}
 
 
 def nonfinite_tensors(model: nn.Module) -> list[str]:

@@ -13,6 +13,7 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from fxquant.capture.naming import find_regions
 from fxquant.errors import RankError
@@ -48,7 +49,7 @@ def facts_of_model(model: nn.Module) -> Facts:
     """Return what the modules are, and the parameters and buffers, but for those that watch."""
     watching = {f"{name}." for name, module in own_modules(model) if module.watches}
     modules = {
-        _joined("model", name): _ADDRESS.sub("", f"{type(each).__name__}({each.extra_repr()})")
+        _joined("model", name): _plain(f"{type(each).__name__}({each.extra_repr()})")
         for name, each in model.named_modules()
         if f"{name}." not in watching
     }
@@ -63,7 +64,7 @@ def facts_of_model(model: nn.Module) -> Facts:
 def facts_of_graphs(model: nn.Module) -> Facts:
     """Return the lines of all graphs."""
     return {
-        f"line {number} of the graph{path and ' of '}{path}": line.split("#")[0].strip()
+        f"line {number} of the graph{path and ' of '}{path}": _plain(line.split("#")[0])
         for path, gm in find_regions(model).items()
         for number, line in enumerate(text(gm).splitlines(), 1)
     }
@@ -112,11 +113,11 @@ def take_first_ranks(model: nn.Module) -> None:
     if num_ranks() == 1:
         return
     tensors = dict(_named_tensors(model))
-    require_same("the end", {name: _size_of(each) for name, each in tensors.items()})
+    require_same("the quantized model", {name: _size_of(each) for name, each in tensors.items()})
     digests = gather_objects({name: digest([each]) for name, each in tensors.items()})
     for name, each in tensors.items():
         if len({own[name] for own in digests}) > 1:
-            copy_from_first_rank(each.data)
+            each.data.copy_(copy_from_first_rank(each.detach().clone().contiguous()))
 
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -124,11 +125,17 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _fact_of_tensor(tensor: Tensor) -> str:
+    if is_lazy(tensor) or tensor.is_meta:
+        return "without values"
     return f"{_size_of(tensor)} with the digest {digest([tensor])[:12]}"
 
 
 def _size_of(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+
+def _plain(line: str) -> str:
+    return _ADDRESS.sub("", line).strip()
 
 
 def _joined(*names: str) -> str:

@@ -49,6 +49,13 @@ def test_addresses_are_no_facts() -> None:
     assert facts_of_model(Calls()) == {"model": "Calls(<object object>)"}
 
 
+def test_tensors_without_values_are_told_so() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(1, 1), nn.LazyLinear(1))
+    facts = facts_of_model(model)
+    assert [facts[f"model.{number}.weight"] for number in (0, 1)] == ["without values"] * 2
+
+
 def test_what_a_rank_has_observed_is_its_own() -> None:
     prepared = fxquant.prepare(nn.Sequential(nn.Linear(4, 2), nn.ReLU()), Recipe.adaround())
     before = facts_of_model(prepared), facts_of_graphs(prepared)
@@ -60,6 +67,7 @@ def test_what_a_rank_has_observed_is_its_own() -> None:
 def test_all_take_rank_0s_tensors_where_they_differ(tmp_path: Path) -> None:
     def taken(rank: int) -> list[float]:
         model = nn.Linear(2, 1, bias=rank < 2)
+        model.weight.data = torch.ones(1, 4)[:, ::2]  # whose values lie apart
         with torch.no_grad():
             for each in model.parameters():
                 each.fill_(1 + rank * 1e-7)
@@ -69,6 +77,7 @@ def test_all_take_rank_0s_tensors_where_they_differ(tmp_path: Path) -> None:
     assert ranks(2, taken, tmp_path) == [[1.0, 1.0, 1.0]] * 2
     for error in ranks(3, taken, tmp_path):
         assert error == (
-            "RankError: the end: the ranks do not have the same to work on: bias is float32 (1,) on"
-            " rank 0 and 1, missing on rank 2: give all of them the same model and recipe"
+            "RankError: the quantized model: the ranks do not have the same to work on: bias is "
+            "float32 (1,) on rank 0 and 1, missing on rank 2: give all of them the same model and "
+            "recipe"
         )

@@ -262,6 +262,37 @@ def test_moving_averages_are_those_of_one_process(number: int, tmp_path: Path) -
         assert found == pytest.approx(alone, rel=1e-6)
 
 
+class Branching(nn.Module):
+    """Two regions, of which large inputs alone reach the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.first(x)
+        return self.second(y) if x.min() > 1 else y
+
+
+def test_what_only_one_rank_called_is_quantized_on_all_or_an_error(tmp_path: Path) -> None:
+    def end(rank: int) -> list[str]:
+        batches = [torch.rand(8, 4) + 2 * rank for _ in range(2)]
+        told = []
+        for recipe in (Recipe.aciq(), LEARNT):
+            try:
+                model = fxquant.quantize(Branching(), batches, recipe, progress=False)
+                told.append(f"{type(model.get_submodule('second.0')).__name__}")
+            except fxquant.FxquantError as error:
+                told.append(str(error))
+        return told
+
+    first, second = ranks(2, end, tmp_path)
+    assert first[0] == second[0] == "QuantizedLinear"
+    assert first[1].startswith("second: never called with this rank's share of the data, but on")
+    assert second[1].endswith(f"rank 0 failed: quantize: CalibrationError: {first[1]}")
+
+
 def test_other_calls_are_an_error_and_no_wait(tmp_path: Path) -> None:
     def call(rank: int) -> object:
         if rank:
