@@ -61,20 +61,19 @@ def why_not_direct(shapes: Shapes) -> str | None:
     >>> why_not_direct(shapes)
     'one channel a group, a stride along the width and one column of results'
     """
-    geometry, kernel = shapes.geometry, shapes.weight[2:]
-    has_one_channel = shapes.weight[1] == 1
+    geometry, (outputs, channels, *kernel) = shapes.geometry, shapes.weight
+    is_depthwise = channels == 1 and outputs == geometry.groups > 1
     if shapes.has_zero_point:
-        if (
-            has_one_channel
-            and geometry.groups == shapes.weight[0] == _ENDLESS_CHANNELS
-            and kernel[-1] > _ENDLESS_WIDTH
-        ):
+        if is_depthwise and outputs == _ENDLESS_CHANNELS and kernel[-1] > _ENDLESS_WIDTH:
             return f"{_ENDLESS_CHANNELS} channels, each with a wide kernel of its own"
         if any(map(_sees_padding_alone, *_axes(shapes))):
             return "a window that sees nothing but padding"
-    if has_one_channel and geometry.stride[-1] > 1 and shapes.outputs()[-1] == 1:
+    if channels > 1 or is_depthwise or geometry.dilation[-1] > 1:
+        return None
+    # Here oneDNN first copies, for each window, what it reads of a row.
+    if geometry.stride[-1] > 1 and shapes.outputs()[-1] == 1:
         return "one channel a group, a stride along the width and one column of results"
-    if has_one_channel and len(kernel) == 3 and kernel[0] > 1 and shapes.x[2] == 1:
+    if len(kernel) == 3 and kernel[0] > 1 and shapes.x[2] == 1:
         return "one channel a group and a deep kernel over one plane"
     return None
 
