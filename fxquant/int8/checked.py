@@ -23,6 +23,8 @@ from fxquant.int8.arrangements import Arrangement, Shapes, direct, in_float, pla
 from fxquant.int8.operands import Geometry, Result, Uint8, Weight
 
 _logger = logging.getLogger("fxquant")
+_MOST_IMAGES = 4  # or threads: larger batches are taken for as many, and are not checked again
+_MOST_ROWS = 16  # of linear layers: beyond there is one check for each power of two
 _MOST_CALLS = 4096  # whose arrangements are kept
 _EDGE = 3  # rows at either end and in the middle that are compared; of one axis 9
 
@@ -100,7 +102,7 @@ def linear(
         weight: (out, in).
         activation: "none", "swish", "hardswish", "tanh", "gelu" or "gelu_tanh".
         result: what to return.
-        verify: as for `conv`; above 16 rows once for each power of two.
+        verify: as for `conv`.
     """
     return _compute(x, weight, None, activation, result, None, verify)
 
@@ -138,10 +140,14 @@ def call_of(
     adds: bool,
     verify: bool,
 ) -> Call:
-    """Return what decides how a layer on an input of so many values is computed."""
+    """Return what decides how a layer on an input of that shape is computed."""
+    num_threads = torch.get_num_threads()
+    most_images = max(num_threads, _MOST_IMAGES)
     if geometry is None:
         rows = math.prod(shape[:-1])
-        shape = (rows if rows <= 16 else 1 << (rows - 1).bit_length(), shape[-1])
+        shape = (rows if rows <= _MOST_ROWS else 1 << (rows - 1).bit_length(), shape[-1])
+    elif shape[0] > most_images:
+        shape = (most_images, *shape[1:])
     return Call(
         shape,
         weight.integers.shape,
@@ -152,7 +158,7 @@ def call_of(
         activation,
         adds,
         result.scale is not None,
-        torch.get_num_threads(),
+        num_threads,
         verify,
     )
 

@@ -145,6 +145,9 @@ def test_a_size_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for rows in (17, 20, 31, 32):  # one power of two
         checked.linear(integers(rows, 8), weights(6, 8), "none", ROUNDED)
     assert counting.calls == 5 + 2 + 4
+    for batch in (4, 5, 9):  # beyond four images a batch is like one of four
+        checked.conv(integers(batch, 4, 5, 6), weights(3, 4, 3, 3), SAME, "none", ROUNDED)
+    assert counting.calls == 11 + 2 + 3
     monkeypatch.setattr(checked, "_MOST_CALLS", 1)
     checked.linear(integers(1, 8), weights(6, 8), "none", ROUNDED)
     assert len(checked._ARRANGEMENTS) == 1
