@@ -186,15 +186,17 @@ def _chosen(call: Call) -> tuple[Arrangement, str | None]:
     if call.geometry is not None:
         shapes = Shapes(call.x, call.weight, call.geometry, call.has_zero_point)
         candidates = [plain] if why_not_direct(shapes) else [direct, plain]
-    reason = None
+    if not call.verify:
+        return candidates[0], None
+    reasons = []
     # In a thread of its own: no mode of the caller's is on there, as autocast or tracing.
     with ThreadPoolExecutor(1) as thread:
         for arrangement in candidates:
-            wrong = call.verify and thread.submit(_why_wrong, arrangement, call).result()
-            if not wrong:
+            reason = thread.submit(_why_wrong, arrangement, call).result()
+            if reason is None:
                 return arrangement, None
-            reason = reason or wrong
-    return in_float, reason
+            reasons.append(reason)
+    return in_float, reasons[0]
 
 
 @torch.no_grad()
@@ -225,17 +227,28 @@ def _why_wrong(arrangement: Arrangement, call: Call) -> str | None:
 
     others = None if other is None else other._replace(values=picked(other.values))
     expected = in_float(part, weights, geometry, call.activation, result, others)
-    first, second = (
-        arrangement(x, weight, call.geometry, call.activation, result, each)
-        for each in (other and other._replace(values=other.values.clone()), other)
-    )
-    if not torch.equal(first, second):
+    results = []
+    for value in (85, 170):
+        _leave_litter(value)
+        operand = other and other._replace(values=other.values.clone())
+        results.append(arrangement(x, weight, call.geometry, call.activation, result, operand))
+    if not torch.equal(*results):
         return "two calls of oneDNN's kernel differ"
-    error = (picked(first).double() - expected.double()).abs().max().item()
+    error = (picked(results[0]).double() - expected.double()).abs().max().item()
     if error > (1 if call.gives_integers else step / 10):
         unit = 1 if call.gives_integers else step
         return f"oneDNN's kernel is wrong by {error / unit:.0f} steps of 255"
     return None
+
+
+def _leave_litter(value: int) -> None:
+    """Leave memory behind that is not 0, for a kernel may read what it never wrote.
+
+    Without it 13 of 406 wrong kernels passed the check, with it 3.
+    """
+    sizes = [2**power for power in range(8, 21)] * 4
+    litter = [torch.full((size,), value, dtype=torch.uint8) for size in sizes]
+    del litter
 
 
 def _some_channels(call: Call) -> Tensor:
