@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from fxquant.calibration.arguments import arguments_of
+from fxquant.calibration.arguments import Forward, arguments_of, call_on_batch
 from fxquant.calibration.counted_call import counted_first_call, is_counted
 from fxquant.calibration.examples import (
     batch_call,
@@ -41,7 +41,6 @@ from fxquant.streaming.rank_facts import (
 )
 
 _logger = logging.getLogger("fxquant")
-Forward = Callable[[nn.Module, Any], Any]
 
 
 def prepare(
@@ -104,8 +103,9 @@ def calibrate(
 
     Args:
         prepared: what `prepare` returned.
-        batches: any iterable. A tensor is passed as it is; of a tuple or list the first item is
-            the input; a dict is passed as keywords.
+        batches: any iterable; left as they are. Of a tensor, the model gets a copy; of a tuple or
+            list the first items, as many as it needs; of a dict keywords, or, where none of them is
+            an argument and the model takes but one, all as that.
         forward: called as `forward(prepared, batch)` instead, for anything else.
         progress: show a bar; None means where there is a terminal.
 
@@ -121,7 +121,7 @@ def calibrate(
     number, keeper = -1, find_keeper(prepared)
     with torch.no_grad(), counted_first_call(prepared):
         for number, batch in enumerate(bar(batches, "calibrating", progress)):
-            run = partial(forward or partial(_forward, f"batch {number}"), prepared, batch)
+            run = partial(_forward, prepared, batch, f"batch {number}", forward)
             kept = len(keeper.batches) if keeper is not None else 0
             try:
                 run()
@@ -259,11 +259,10 @@ def _listed(names: Iterable[str] | None) -> list[str] | None:
     return None if names is None else list(names)
 
 
-def _forward(where: str, model: nn.Module, batch: Any) -> Any:
-    arguments = arguments_of(model, batch, where)
+def _forward(model: nn.Module, batch: Any, where: str, forward: Forward | None) -> Any:
     keeper = find_keeper(model)
     observed = any(each.watches and each is not keeper for _, each in own_modules(model))
     is_noted = not isinstance(model, fx.GraphModule)  # regions note what is called
-    if observed or is_noted or is_compared(model) or not is_counted(model):
-        return model(*arguments)
-    return keeper(*arguments) if keeper is not None else None
+    if forward is not None or observed or is_noted or is_compared(model) or not is_counted(model):
+        return call_on_batch(model, batch, where, forward)
+    return keeper(*arguments_of(model, batch, where)) if keeper is not None else None

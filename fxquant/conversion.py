@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +18,7 @@ from fxquant.capture.region import Region
 from fxquant.errors import CalibrationError
 from fxquant.graph.journal import read_untraced, write_journals
 from fxquant.mixed_precision.resolve import set_bits, with_bits
+from fxquant.modules.copies import copy_module
 from fxquant.passes.convert.choose_ranges import ChooseRanges
 from fxquant.passes.convert.correct_bias import CorrectBias
 from fxquant.passes.convert.correct_weights import CorrectWeights
@@ -79,7 +79,7 @@ def converted(prepared: nn.Module, recipe: Recipe, inputs: _Calls, run: Run) -> 
     if is_mixed:
         quick = partial(converted, prepared, run=Run(progress=False))
         recipe = with_bits(prepared, recipe, inputs, quick, run.progress)
-    model = copy.deepcopy(prepared)
+    model = copy_module(prepared)
     stop_keeping_inputs(model)
     stop_comparing(model)
     stop_counting(model)

@@ -13,12 +13,13 @@ from tabulate import tabulate
 from torch import nn
 
 from fxquant.api import quantize
-from fxquant.calibration.arguments import arguments_of
+from fxquant.calibration.arguments import Forward
 from fxquant.capture.given_models import unwrapped
 from fxquant.errors import CalibrationError, RecipeError
 from fxquant.recipe.budget import Budget
 from fxquant.recipe.recipe import Recipe
 from fxquant.reporting.agreement import Agreement
+from fxquant.reporting.running_copies import copy_to_run
 from fxquant.streaming.distributed import gather_objects
 
 _logger = logging.getLogger("fxquant")
@@ -107,22 +108,25 @@ def search(
     weight_bits: int = 8,
     activation_bits: int | None = 8,
     progress: bool | None = None,
+    forward: Forward | None = None,
     **options: Any,
 ) -> Search:
     """Quantize `model` by one recipe after the other until it loses at most `max_drop`.
 
     Args:
         model: left as it is.
-        batches: calibration data, as in `fxquant.calibrate`; kept in memory.
+        batches: calibration data, as in `fxquant.calibrate`; kept in memory, left as they are.
         max_drop: how much lower than the float model's a score may be.
-        evaluate: returns the score of a model, higher is better (top-1 in percent, mAP, …). None:
-            every fourth batch is set aside, and the score is the percentage of its samples, or
-            positions, for which the model's largest output is the float model's.
+        evaluate: returns the score of a model, a copy in eval mode; higher is better (top-1 in
+            percent, mAP, …). None: every fourth batch is set aside, and the score is the percentage
+            of its samples, or positions, for which the model's largest output is the float model's.
         rungs: what to try, in this order; None: `ladder(weight_bits, activation_bits)`.
         weight_bits: of the ladder.
         activation_bits: of the ladder; None leaves activations in float.
         progress: show bars; None means where there is a terminal.
-        options: to `fxquant.quantize`: `example_inputs`, `leaf_modules`, `regions`, `forward`.
+        forward: called as `forward(model, batch)`, as in `fxquant.calibrate`; what it returns are
+            the outputs that are judged, where there is no `evaluate`.
+        options: to `fxquant.quantize`: `example_inputs`, `leaf_modules`, `regions`, …
 
     Raises:
         RecipeError: `max_drop` is negative or NaN, or there is no rung.
@@ -141,15 +145,16 @@ def search(
                 f"search: {len(kept)} batches: give at least two, one to judge by, or `evaluate`"
             )
         judged = range(_JUDGED - 1, len(kept), _JUDGED) or range(len(kept) - 1, len(kept))
-        inputs = [arguments_of(model, kept[number], f"batch {number}") for number in judged]
+        evaluate = Agreement(model, [kept[number] for number in judged], "search", forward)
         kept = [batch for number, batch in enumerate(kept) if number not in judged]
-        evaluate = Agreement(model, inputs, "search")
     float_score = _score(evaluate, model, "the float model")
     attempts: list[Attempt] = []
     best: tuple[nn.Module, Attempt] | None = None
     for rung in rungs:
         start = time.perf_counter()
-        quantized = quantize(model, kept, rung.recipe, progress=progress, **options)
+        quantized = quantize(
+            model, kept, rung.recipe, progress=progress, forward=forward, **options
+        )
         seconds = time.perf_counter() - start
         score = _score(evaluate, quantized, rung.name)
         attempts.append(Attempt(rung, score, float_score - score, seconds))
@@ -166,7 +171,7 @@ def search(
 
 
 def _score(evaluate: Callable[[nn.Module], float], model: nn.Module, name: str) -> float:
-    scores = gather_objects(float(evaluate(model)), f"the score of {name}")
+    scores = gather_objects(float(evaluate(copy_to_run(model))), f"the score of {name}")
     score: float = sum(scores) / len(scores)  # of all ranks, so that they go on or end together
     if not math.isfinite(score):
         raise CalibrationError(f"search: the score of {name} is {score}: `evaluate` must be finite")

@@ -27,45 +27,13 @@ from fxquant.graph.journal import write_journals
 from fxquant.graph.operations import is_layer
 from fxquant.graph.selection import check_rules, select_calls
 from fxquant.graph.states import require_prepared
-from fxquant.passes.pipeline import Pass, Pipeline
-from fxquant.passes.prepare.absorb_batchnorm import AbsorbBatchNorm
-from fxquant.passes.prepare.absorb_biases import AbsorbBiases
-from fxquant.passes.prepare.clamp_before_pool import ClampBeforePool
-from fxquant.passes.prepare.drop_identities import DropIdentities
-from fxquant.passes.prepare.equalize_layers import EqualizeLayers
-from fxquant.passes.prepare.expand_silu import ExpandSilu
-from fxquant.passes.prepare.fold_batchnorm import FoldBatchNorm
-from fxquant.passes.prepare.fold_constants import FoldConstants
+from fxquant.passes.float_passes import float_passes
+from fxquant.passes.pipeline import Pipeline
 from fxquant.passes.prepare.insert_observers import InsertObservers
-from fxquant.passes.prepare.lift_functionals import LiftFunctionals
-from fxquant.passes.prepare.lift_products import LiftProducts
-from fxquant.passes.prepare.mark_fused_relu import MarkFusedRelu
 from fxquant.recipe.recipe import Recipe
 from fxquant.recipe.spec import CallSpec
-from fxquant.recipe.target import Target
 
 _logger = logging.getLogger("fxquant")
-
-
-def float_passes(recipe: Recipe) -> list[Pass]:
-    """Return what changes the float graph before it is observed; outputs stay as they are."""
-    return [
-        DropIdentities(),
-        FoldConstants(),
-        LiftProducts(),
-        LiftFunctionals(),
-        FoldBatchNorm(),
-        AbsorbBatchNorm(),
-        *([ExpandSilu()] if _lacks_silu(recipe.target) else []),
-        *([ClampBeforePool()] if recipe.target.quantized_results else []),
-        MarkFusedRelu(),
-        *([EqualizeLayers(), AbsorbBiases()] if recipe.equalization else []),
-    ]
-
-
-def _lacks_silu(target: Target) -> bool:
-    operations = set(target.integer_operations)
-    return {"mul", "sigmoid"} <= operations and "silu" not in operations
 
 
 def prepared_copy(

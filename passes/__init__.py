@@ -68,6 +68,7 @@ from fxquant.passes.convert.quantize_weights import QuantizeWeights
 from fxquant.passes.convert.reconstruct_blocks import ReconstructBlocks
 from fxquant.passes.convert.reconstruct_rounding import ReconstructRounding
 from fxquant.passes.convert.tune_batchnorm import TuneBatchNorm
+from fxquant.passes.float_passes import float_passes
 from fxquant.passes.lower.clamp_floats import ClampFloats
 from fxquant.passes.lower.clamp_integers import ClampIntegers
 from fxquant.passes.lower.fit_xnnpack import FitXnnpack
@@ -130,4 +131,5 @@ __all__ = [
     "SplitQuantizers",
     "ToQdq",
     "TuneBatchNorm",
+    "float_passes",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 from abc import abstractmethod
@@ -16,6 +15,7 @@ from fxquant.capture.naming import find_regions
 from fxquant.capture.recording.sources import forget_sources
 from fxquant.errors import PassError
 from fxquant.graph.printing import text
+from fxquant.modules.copies import copy_module
 from fxquant.passes.starting_points import StartingPoint
 
 _logger = logging.getLogger("fxquant")
@@ -99,7 +99,7 @@ class Pipeline(PassBase):
 
     def on_copy_of(self, model: nn.Module) -> nn.Module:
         """Return a copy of `model` whose graphs went through the passes, one after the other."""
-        copied = copy.deepcopy(model)
+        copied = copy_module(model)
         for gm in find_regions(copied).values():
             self(gm)
         return copied

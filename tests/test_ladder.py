@@ -102,6 +102,47 @@ def test_the_callers_model_stays_as_it_is() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+class ByKeyword(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.drop = nn.Linear(8, 5), nn.Dropout(0.9)
+
+    def forward(self, x: Tensor, *, y: Tensor) -> Tensor:
+        return self.drop(self.fc(x.sub_(1) + y))  # type: ignore[no-any-return]
+
+
+def pairs() -> list[dict[str, Tensor]]:
+    return [{"x": torch.randn(16, 8), "y": torch.randn(16, 8)} for _ in range(4)]
+
+
+def test_models_with_several_inputs_are_judged_too() -> None:
+    data, model = pairs(), ByKeyword().train()
+    again = [{name: each.clone() for name, each in batch.items()} for batch in data]
+    found = fxquant.search(model, data, rungs=RUNGS[2:], max_drop=100)
+    given = [(batch, "label") for batch in data]
+    by_forward = fxquant.search(
+        model, given, rungs=RUNGS[2:], max_drop=100, forward=lambda model, batch: model(**batch[0])
+    )
+    assert found.float_score == by_forward.float_score == 100
+    assert found.attempts[0].score == by_forward.attempts[0].score > 80
+    for batch, as_it_was in zip(data, again, strict=True):
+        assert all(torch.equal(each, as_it_was[name]) for name, each in batch.items())
+
+
+def test_a_metric_gets_copies_in_eval_mode() -> None:
+    model, seen = ByKeyword().train(), []
+
+    def evaluate(copied: nn.Module) -> float:
+        seen.append((copied is model, copied.training))
+        copied.train()
+        return 1.0
+
+    found = fxquant.search(model, pairs(), rungs=RUNGS[:2], max_drop=0, evaluate=evaluate)
+    assert seen == [(False, False)] * 2
+    assert model.training
+    assert not found.model.training
+
+
 def test_says_what_is_wrong() -> None:
     model = network()
     with pytest.raises(RecipeError, match="max_drop=-1: give 0 or a positive number"):

@@ -1,6 +1,6 @@
 """What a model is called with, what its observers saw, and the ranges chosen from it."""
 
-from fxquant.calibration.arguments import arguments_of
+from fxquant.calibration.arguments import Forward, arguments_of, call_on_batch
 from fxquant.calibration.batching import Batches
 from fxquant.calibration.counted_call import (
     count_first_call,
@@ -54,12 +54,14 @@ __all__ = [
     "Example",
     "FirstCalls",
     "FloatValues",
+    "Forward",
     "InputKeeper",
     "Observers",
     "Quantizer",
     "are_aligned",
     "arguments_of",
     "batch_call",
+    "call_on_batch",
     "check_calibrated",
     "check_folding",
     "collect_inputs",

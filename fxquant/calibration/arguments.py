@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from operator import getitem
 from typing import Any
 
 from torch import Tensor, fx, nn
 
+from fxquant.capture.example import Call
 from fxquant.errors import CalibrationError
+from fxquant.numerics.containers import cloned
 from fxquant.streaming.running import Arguments
+
+Forward = Callable[[nn.Module, Any], Any]
+"""Calls a model with a batch; what it returns are the model's outputs."""
 
 
 def positional(gm: fx.GraphModule, keywords: dict[str, Any], where: str) -> Arguments:
@@ -35,50 +41,79 @@ def positional(gm: fx.GraphModule, keywords: dict[str, Any], where: str) -> Argu
     )
 
 
-def arguments_of(model: nn.Module, batch: Any, where: str) -> Arguments:
-    """Return the arguments that `batch` of a data set stands for.
+def call_of_batch(model: nn.Module, batch: Any, where: str) -> Call:
+    """Return the call that `batch` of a data set stands for.
 
     A tensor is the input; of a tuple or list the first items are, as many as the model needs, or
-    those of its first item, where that is a tuple or list of as many; a mapping holds keywords.
-    Models that take a list of images, as detectors do, may be given just that, or tuples that
-    start with it.
+    those of its first item, where that is a tuple or list of as many; a mapping holds keywords, or,
+    where none of them is an argument of a model that takes but one, is that argument. Models that
+    take a list of images, as detectors do, may be given just that, or tuples that start with it.
+    Of a `forward(*inputs)` the input is the first item, if only labels are behind it: tensors of
+    fewer axes; where the first item is a tuple or list itself, its items are.
 
     Raises:
         CalibrationError: it is anything else.
     """
-    if isinstance(batch, Mapping):
-        return _by_keyword(model, dict(batch), where)
-    inputs = _inputs_in(model, batch)
-    kinds = (Tensor, tuple, list, dict) if _takes_containers(model) else Tensor
-    if not (inputs and all(isinstance(each, kinds) for each in inputs)):
-        raise CalibrationError(
-            f"{where}: got a {type(batch).__name__}: give tensors, tuples or lists that start with "
-            "one, or dicts of keywords; or pass forward=lambda model, batch: … to calibrate"
-        )
+    args, kwargs = (), {}
+    if isinstance(batch, Mapping) and _names_arguments(model, batch):
+        kwargs = dict(batch)
+    else:
+        args = _checked_inputs(model, batch, where)
     if isinstance(model, fx.GraphModule):
         names = [str(node.target) for node in model.graph.find_nodes(op="placeholder")]
-        return positional(model, dict(zip(names, inputs, strict=False)), where)
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        return Call(positional(model, given, where))
     try:
-        return bind_arguments(model.forward, tuple(inputs), {})
+        return _bound(model.forward, args, kwargs)
     except TypeError as error:
-        count = "one argument" if len(inputs) == 1 else f"{len(inputs)} arguments"
+        kind = type(model).__name__
+        if kwargs:
+            raise CalibrationError(f"{where}: {kind}.forward: {error}") from error
+        count = "one argument" if len(args) == 1 else f"{len(args)} arguments"
         raise CalibrationError(
-            f"{where}: {type(model).__name__} cannot be called with {count}: {error}; give dicts "
-            "of keywords"
+            f"{where}: {kind} cannot be called with {count}: {error}; give dicts of keywords"
         ) from error
+
+
+def arguments_of(model: nn.Module, batch: Any, where: str) -> Arguments:
+    """Return the arguments of `call_of_batch`, all by position.
+
+    Raises:
+        CalibrationError: there is no such call, or it gives some by keyword only.
+    """
+    call = call_of_batch(model, batch, where)
+    if call.kwargs:
+        raise CalibrationError(f"{where}: {type(model).__name__}.forward: {_only_by_keyword(call)}")
+    return call.args
+
+
+def call_on_batch(model: nn.Module, batch: Any, where: str, forward: Forward | None = None) -> Any:
+    """Return what `model` returns for a copy of `batch`, which it may write to.
+
+    Args:
+        model: what is called.
+        batch: as `call_of_batch` takes it, or `forward`.
+        where: for errors.
+        forward: calls the model with the batch, if not None.
+    """
+    copied = cloned(batch)
+    if forward is not None:
+        return forward(model, copied)
+    call = call_of_batch(model, copied, where)
+    return model(*call.args, **call.kwargs)
 
 
 def example_of(model: nn.Module, example_inputs: Any) -> tuple[Any, ...] | dict[str, Any]:
     """Return what `example_inputs` gives to a model: arguments by position, or keywords.
 
     The items of a tuple are arguments, if the model takes as many. A list, and any other tuple, is
-    a batch as a loader gives it, with what `arguments_of` takes for inputs in front.
+    a batch as a loader gives it, with what `call_of_batch` takes for inputs in front.
     """
-    if isinstance(example_inputs, Mapping):
+    if isinstance(example_inputs, Mapping) and _names_arguments(model, example_inputs):
         return dict(example_inputs)
     if isinstance(example_inputs, tuple) and _takes(model, example_inputs):
         return example_inputs
-    return tuple(_inputs_in(model, example_inputs))
+    return tuple(_inputs_in(model, example_inputs, "example_inputs"))
 
 
 def _takes(model: nn.Module, arguments: tuple[Any, ...]) -> bool:
@@ -89,14 +124,30 @@ def _takes(model: nn.Module, arguments: tuple[Any, ...]) -> bool:
     return True
 
 
-def _inputs_in(model: nn.Module, batch: Any) -> list[Any]:
+def _checked_inputs(model: nn.Module, batch: Any, where: str) -> Arguments:
+    """Return what of a batch are the model's inputs, if they are tensors, or hold some."""
+    inputs = _inputs_in(model, batch, where)
+    kinds = (Tensor, tuple, list, Mapping) if _takes_items(model) else Tensor
+    if not (inputs and all(isinstance(each, kinds) for each in inputs)):
+        raise CalibrationError(
+            f"{where}: got a {type(batch).__name__}: give tensors, tuples or lists that start with "
+            "one, or dicts of keywords; or pass forward=lambda model, batch: … to calibrate"
+        )
+    return tuple(inputs)
+
+
+def _inputs_in(model: nn.Module, batch: Any, where: str) -> list[Any]:
     """Return what of a batch are the model's inputs."""
     if not isinstance(batch, (tuple, list)):
         return [batch]
     needed = _num_needed(model)
+    first: Any = batch[0] if batch else None
+    if _takes_any_number(model):
+        if isinstance(first, (tuple, list)):
+            return list(first)
+        _require_labels(batch, where)
     if needed < 2:
         return [batch] if _is_one_input(model, batch) else list(batch[:1])
-    first: Any = batch[0] if batch else None
     is_pair = isinstance(first, (tuple, list)) and len(first) == needed  # [[left, right], labels]
     return list(first if is_pair else batch[:needed])
 
@@ -106,6 +157,39 @@ def _num_needed(model: nn.Module) -> int:
     parameters = inspect.signature(model.forward).parameters.values()
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return sum(each.kind in kinds and each.default is each.empty for each in parameters)
+
+
+def _takes_any_number(model: nn.Module) -> bool:
+    """Say whether `forward` has no arguments but `*args`."""
+    kinds = {each.kind for each in inspect.signature(model.forward).parameters.values()}
+    is_any = inspect.Parameter.VAR_POSITIONAL in kinds
+    return is_any and kinds <= {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+
+
+def _require_labels(batch: Sequence[Any], where: str) -> None:
+    """Raise if a model of any number of inputs may be meant to get more than the first item."""
+    others = [each for each in batch[1:] if isinstance(each, Tensor)]
+    if isinstance(batch[0], Tensor) and any(each.dim() >= batch[0].dim() for each in others):
+        raise CalibrationError(
+            f"{where}: forward takes any number of arguments, so it cannot be told how many of the "
+            f"batch's {len(batch)} items are inputs: give them as one item, [[x, y], labels], or "
+            "give example_inputs=(x, y)"
+        )
+
+
+def _names_arguments(model: nn.Module, batch: Mapping[str, Any]) -> bool:
+    """Say whether a mapping holds keywords, and is not itself the only argument of the model."""
+    parameters = inspect.signature(model.forward).parameters
+    takes_all = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
+    return takes_all or not parameters.keys().isdisjoint(batch) or _num_needed(model) != 1
+
+
+def _takes_items(model: nn.Module) -> bool:
+    """Say whether an argument may be a tuple, list or dict: a graph takes items of it."""
+    if not isinstance(model, fx.GraphModule):
+        return True
+    placeholders = model.graph.find_nodes(op="placeholder")
+    return any(user.target in (len, getitem) for node in placeholders for user in node.users)
 
 
 def _takes_containers(model: nn.Module) -> bool:
@@ -124,15 +208,6 @@ def _is_one_input(model: nn.Module, batch: Sequence[Any]) -> bool:
     return are_tensors and isinstance(batch, list) and all(each.dim() == 3 for each in batch)
 
 
-def _by_keyword(model: nn.Module, batch: dict[str, Any], where: str) -> Arguments:
-    if isinstance(model, fx.GraphModule):
-        return positional(model, batch, where)
-    try:
-        return bind_arguments(model.forward, (), batch)
-    except TypeError as error:
-        raise CalibrationError(f"{where}: {type(model).__name__}.forward: {error}") from error
-
-
 def bind_arguments(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Arguments:
@@ -141,9 +216,25 @@ def bind_arguments(
     Raises:
         TypeError: it takes no such arguments, or takes some by keyword only.
     """
-    bound = inspect.signature(function).bind(*args, **kwargs)
+    call = _bound(function, args, kwargs)
+    if call.kwargs:
+        raise TypeError(_only_by_keyword(call))
+    return call.args
+
+
+def _bound(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """Return the call with all by position that can be, and by keyword what is no default."""
+    signature = inspect.signature(function)
+    bound = signature.bind(*args, **kwargs)
     bound.apply_defaults()
-    by_keyword = {name: value for name, value in bound.kwargs.items() if value is not None}
-    if by_keyword:
-        raise TypeError(f"{', '.join(by_keyword)} can be given by keyword only")
-    return bound.args
+    defaults = {name: each.default for name, each in signature.parameters.items()}
+    by_keyword = {
+        name: value
+        for name, value in bound.kwargs.items()
+        if name not in defaults or value is not defaults[name]
+    }
+    return Call(bound.args, by_keyword)
+
+
+def _only_by_keyword(call: Call) -> str:
+    return f"{', '.join(call.kwargs)} can be given by keyword only"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 import math
 from collections.abc import Callable, Mapping
@@ -14,12 +13,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import _extract_tensor_metadata
 
-from fxquant.calibration.arguments import arguments_of, example_of
+from fxquant.calibration.arguments import arguments_of, call_of_batch, example_of
 from fxquant.capture.example import Call, call_of
 from fxquant.capture.given_models import unwrapped
 from fxquant.capture.naming import find_regions
 from fxquant.capture.recording.state import left_as_it_is
-from fxquant.errors import CalibrationError, PassError
+from fxquant.errors import PassError
+from fxquant.modules.copies import copy_module
 from fxquant.numerics.containers import cloned, map_leaves
 from fxquant.numerics.decibels import sqnr
 from fxquant.streaming.running import interpreted
@@ -153,31 +153,32 @@ def example_arguments(model: nn.Module, example_inputs: Any) -> tuple[Any, ...]:
 
 
 def batch_call(model: nn.Module, batch: Any, forward: Callable[..., Any] | None) -> Call | None:
-    """Return the call that a batch of a data set stands for; None if it can be seen in none.
+    """Return the call that a batch of a data set stands for; None if `forward` makes none.
 
     Args:
         model: the caller's; left as it is.
         batch: as `fxquant.calibrate` takes it.
         forward: what calls a model with a batch, if it is no usual one.
+
+    Raises:
+        CalibrationError: the batch stands for no call.
     """
     if forward is not None:
         return _call_by(forward, model, batch)
     model = unwrapped(model)
+    call = call_of_batch(model, batch, "batch 0")
     if isinstance(batch, Mapping) and not isinstance(model, fx.GraphModule):
-        return call_of(dict(batch))
-    try:
-        return Call(arguments_of(model, batch, "batch 0"))
-    except CalibrationError:  # calibration will say it
-        return None
+        return call_of(example_of(model, batch))  # without what the defaults add
+    return call
 
 
 def _call_by(forward: Callable[..., Any], model: nn.Module, batch: Any) -> Call | None:
     """Return the first call that `forward` makes of a copy of the model."""
-    copied, calls = copy.deepcopy(unwrapped(model)).eval(), []
-    copied.register_forward_pre_hook(
+    running, calls = copy_module(unwrapped(model)).eval(), []
+    running.register_forward_pre_hook(
         lambda _, args, kwargs: calls.append(Call(*cloned((args, kwargs)))),
         with_kwargs=True,
     )
     with torch.no_grad():
-        forward(copied, batch)
+        forward(running, cloned(batch))
     return calls[0] if calls else None

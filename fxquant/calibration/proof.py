@@ -26,8 +26,8 @@ from fxquant.capture.naming import find_regions
 from fxquant.capture.partition import Captured
 from fxquant.capture.tracer import trace_graph
 from fxquant.errors import CaptureError
+from fxquant.modules.copies import copy_module
 from fxquant.modules.overrides import why_overridden
-from fxquant.modules.weight_hooks import weights_of_hooks
 from fxquant.numerics.containers import map_leaves
 from fxquant.numerics.differences import Difference, find_differences
 
@@ -83,7 +83,7 @@ def reference_of(model: nn.Module, captured: nn.Module) -> nn.Module:
     It shares with `captured` the tensors that have the same name there, with `model` nothing.
     """
     theirs: dict[str, Tensor] = {}
-    memo = weights_of_hooks(model)
+    memo: dict[int, Any] = {}
     for of in (nn.Module.named_parameters, nn.Module.named_buffers):
         theirs.update(of(captured, remove_duplicate=False))
         for name, tensor in of(unwrapped(model), remove_duplicate=False):
@@ -144,8 +144,8 @@ def _try(run: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _copy_to_run(model: nn.Module) -> nn.Module:
-    copied = copy.deepcopy(model, {id(each): each for each in model.parameters()})
-    return copied.eval()  # copies of torchvision's feature extractors train
+    shared = {id(each): each for each in model.parameters()}
+    return copy_module(model, shared).eval()  # copies of torchvision's feature extractors train
 
 
 def _run(model: nn.Module, calls: Sequence[Call], seed: int | None) -> list[Any]:

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from fxquant.calibration.batching import Batches
 from fxquant.capture.naming import find_regions
 from fxquant.capture.recording.state import left_as_it_is
+from fxquant.modules.copies import copy_module
 from fxquant.modules.own import as_own
 from fxquant.streaming.running import Arguments, copied_to, device_of, interpreted
 
@@ -31,14 +32,15 @@ def takes_size(model: nn.Module, batches: Batches, size: int) -> bool:
     """Say whether `model` takes `batches` in batches of `size` samples.
 
     Args:
-        model: one graph, or a model with regions; run at most twice, and nothing is observed.
+        model: one graph, or a model with regions; a copy is run at most twice, and nothing is
+            observed.
         batches: as the model was called with them.
         size: of those to come; the last may be smaller.
     """
     others = batches.of_size(size)
     sized = zip(others.arguments, others.sizes, strict=True)
     other = next((call for call, found in sized if found != batches.sizes[0]), None)
-    return other is None or _are_alike(model, batches.arguments[0], other)
+    return other is None or _are_alike(copy_module(model), batches.arguments[0], other)
 
 
 def _are_alike(model: nn.Module, own: Arguments, other: Arguments) -> bool:

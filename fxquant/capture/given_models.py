@@ -10,7 +10,6 @@ Wrappers call the module in them, and nothing else: `nn.DataParallel`, `Distribu
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
 import sys
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from torch import Tensor, fx, nn
 from torch.optim.swa_utils import AveragedModel
 
 from fxquant.errors import CaptureError
+from fxquant.modules.copies import copy_module
 from fxquant.modules.overrides import rebind_overrides
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
@@ -144,12 +144,12 @@ def _inside(module: Any) -> nn.Module | None:
 
 
 def copy_without_wrappers(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """Return `copy.deepcopy(model, memo)`, and the modules inside in the place of all wrappers."""
+    """Return `copy_module(model, memo)`, and the modules inside in the place of all wrappers."""
     for module in reversed(list(model.modules())):  # those in others come first
         inner = unwrapped(module)
         if inner is not module:
-            memo[id(module)] = copy.deepcopy(inner, memo)
-    copied: nn.Module = copy.deepcopy(unwrapped(model), memo)
+            memo[id(module)] = copy_module(inner, memo)
+    copied: nn.Module = copy_module(unwrapped(model), memo)
     for module in copied.modules():
         written = getattr(vars(module).get("forward"), "_torchdynamo_orig_callable", None)
         if written is not None and getattr(written, "__func__", None) is type(module).forward:

@@ -14,7 +14,7 @@ from fxquant.capture.given_models import copy_without_wrappers, is_traced, requi
 from fxquant.capture.tracer import trace_graph
 from fxquant.errors import CaptureError
 from fxquant.modules.overrides import has_global_hooks
-from fxquant.modules.weight_hooks import take_off_weight_hooks, weights_of_hooks
+from fxquant.modules.weight_hooks import take_off_weight_hooks
 
 _logger = logging.getLogger("fxquant")
 
@@ -68,7 +68,7 @@ def copy_model(model: nn.Module) -> nn.Module:
     """
     require_module(model)
     try:
-        copied = copy_without_wrappers(model, weights_of_hooks(model)).eval()
+        copied = copy_without_wrappers(model, {}).eval()
     except CaptureError:
         raise
     except RuntimeError as error:  # what PyTorch raises for a non-leaf tensor as an attribute

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import os
 from pathlib import Path
@@ -30,8 +29,10 @@ from fxquant.deploy.tracing.graph import describe_lengths, fix_lengths, gather_c
 from fxquant.deploy.verification import verify_file
 from fxquant.errors import LoweringError, StorageError
 from fxquant.graph.states import require_converted
+from fxquant.modules.copies import copy_module
 from fxquant.modules.fake_quantize import FakeQuantize
 from fxquant.numerics.affine import Grid
+from fxquant.numerics.containers import cloned
 from fxquant.passes.lower.clamp_floats import ClampFloats
 from fxquant.passes.lower.clamp_integers import ClampIntegers
 from fxquant.passes.lower.repeat_quantizers import RepeatQuantizers
@@ -104,8 +105,8 @@ def export_onnx(
     if opset is None and int4:
         opset = _INT4_OPSET
     _check_opset(opset, _INT4_OPSET if int4 else _LEAST_OPSET)
-    simulation = copy.deepcopy(quantized).eval()
-    arguments = example_arguments(simulation, example_inputs)
+    simulation = copy_module(quantized).eval()
+    arguments = cloned(example_arguments(simulation, example_inputs))
     exposed = _in_standard_operators(simulation, recipe.target)
     model, axes = _translate(exposed, arguments, opset, dynamic_batch)
     if recipe.target.zero_points:
@@ -148,7 +149,7 @@ def _in_standard_operators(quantized: nn.Module, target: Target) -> nn.Module:
     """Return a copy in the operators that have a counterpart in ONNX."""
     # Without zero-points a ReLU is no end of the integers' type: it stays in front of them.
     clamp = ClampIntegers() if target.zero_points else ClampFloats()
-    exposed = copy.deepcopy(quantized).eval()
+    exposed = copy_module(quantized).eval()
     _use_one_type(exposed)
     for gm in find_regions(exposed).values():
         again = [RepeatQuantizers()] if target.quantizes_again else []

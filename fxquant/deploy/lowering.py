@@ -21,6 +21,7 @@ from fxquant.graph.records import record
 from fxquant.graph.states import require_converted
 from fxquant.int8.modules import Int8Layer
 from fxquant.int8.onednn import why_unavailable
+from fxquant.numerics.containers import cloned
 from fxquant.passes.lower.fit_xnnpack import FitXnnpack
 from fxquant.passes.lower.lower_additions import LowerAdditions
 from fxquant.passes.lower.lower_averages import LowerAverages
@@ -95,7 +96,7 @@ def lower(
     write_journals(lowered, recipe)
     if example_inputs is not None:
         with torch.no_grad():
-            lowered(*example_arguments(lowered, example_inputs))
+            lowered(*cloned(example_arguments(lowered, example_inputs)))
     return lowered
 
 

@@ -117,15 +117,16 @@ def read_instead(gm: fx.GraphModule) -> dict[fx.Node, dict[fx.Node, fx.Node]]:
 
 
 def changed_while_read(gm: fx.GraphModule) -> dict[fx.Node, fx.Node]:
-    """Return the nodes whose result is changed in place and read later, with what changes it.
+    """Return the nodes whose result is changed in place and read later, with what changes it last.
 
-    Any view of a result may be what is changed, and any may be what is read; the result of the
-    call that changes it is no such view.
+    Any view of a result may be what is changed, and any may be what is read, results of calls that
+    changed it before among them: `x.mul_(2).sub_(1)` changes x twice.
     """
     position = {node: number for number, node in enumerate(gm.graph.nodes)}
     found: dict[fx.Node, fx.Node] = {}
     for node in gm.graph.nodes:
-        views = {view for each in _may_be_changed(gm, node) for view in views_of(gm, each)}
+        changed = (view for each in _may_be_changed(gm, node) for view in _aliases(gm, each))
+        views = {view for view in changed if position[view] < position[node]}
         seen_by = {user for view in views for user in readers(gm, view)}
         if any(position[reader] > position[node] for reader in seen_by):
             found.update({view: node for view in views})
@@ -146,6 +147,23 @@ def _is_size(gm: fx.GraphModule, node: fx.Node) -> bool:
     while source is not None and source.target is operator.getitem:
         source = data_input(source)
     return source is not None and operation_of(gm, source).kind in ("rank", "shape")
+
+
+def _aliases(gm: fx.GraphModule, node: fx.Node) -> set[fx.Node]:
+    """Return all that may share memory with `node`: views, and results of changes in place."""
+    found: set[fx.Node] = set()
+    waiting: list[fx.Node | None] = [node]
+    while waiting:
+        alias = waiting.pop()
+        if alias is None or alias in found:
+            continue
+        found.add(alias)
+        if may_be_view(gm, alias) or is_inplace(gm, alias):
+            waiting.append(data_input(alias))
+        for user in alias.users:
+            is_it = data_input(user) is alias and is_inplace(gm, user)
+            waiting += [user] if is_it or may_be_view(gm, user) else []
+    return found
 
 
 def views_of(gm: fx.GraphModule, node: fx.Node) -> set[fx.Node]:

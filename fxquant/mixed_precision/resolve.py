@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
@@ -16,6 +16,7 @@ from fxquant.errors import RecipeError
 from fxquant.mixed_precision.allocation import Allocation, allocate
 from fxquant.mixed_precision.options import Option
 from fxquant.mixed_precision.sensitivity import sensitivities_on
+from fxquant.modules.copies import copy_module
 from fxquant.passes.convert.drop_observers import DropObservers
 from fxquant.passes.pipeline import Pipeline
 from fxquant.passes.prepare.insert_observers import InsertObservers
@@ -23,7 +24,7 @@ from fxquant.recipe.budget import Budget
 from fxquant.recipe.recipe import Recipe
 from fxquant.reporting.agreement import Agreement
 from fxquant.streaming.long_runs import bar
-from fxquant.streaming.running import Arguments
+from fxquant.streaming.running import Arguments, copied_to, device_of
 
 _JUDGED = 0.25  # the share of the samples that tells the drop of a candidate
 _PARTS = 128  # of the samples, each with signs of its own: so an estimate is off by some 9 %
@@ -106,7 +107,7 @@ def _smallest(
             f"max_drop={budget.max_drop}: {len(inputs)} batch of calibration data: give more, or "
             "smaller ones, so that some can judge"
         )
-    learned, agreement = inputs[:-judged], Agreement(prepared, inputs[-judged:], "max_drop")
+    learned, agreement = inputs[:-judged], Agreement(prepared, inputs[-judged:], "max_drop", _call)
     quick = replace(recipe, reconstruction=replace(recipe.data, method="gram", blocks=False))
 
     def drop(allocation: Allocation) -> float:
@@ -136,9 +137,13 @@ def _smallest(
     return best
 
 
+def _call(model: nn.Module, arguments: Arguments) -> Any:
+    return model(*copied_to(device_of(model), arguments))
+
+
 def set_bits(model: nn.Module, recipe: Recipe) -> None:
     """Give the observers of `model` the bits that `recipe`'s rules ask for."""
-    anew = find_regions(copy.deepcopy(model))
+    anew = find_regions(copy_module(model))
     for path, gm in find_regions(model).items():
         Pipeline(DropObservers(), InsertObservers(recipe))(anew[path])
         observers = {node.target: observer for node, _, observer in find_observers(gm)}

@@ -16,7 +16,6 @@ with the gradient of each and the error of rounding it.
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Iterable, Mapping, Sized
 from typing import Any
@@ -34,6 +33,7 @@ from fxquant.errors import CalibrationError
 from fxquant.graph.states import require_prepared
 from fxquant.mixed_precision.options import Option
 from fxquant.mixed_precision.placing import place_probes
+from fxquant.modules.copies import copy_module, detach_results
 from fxquant.recipe.budget import Budget
 from fxquant.streaming.distributed import gather_objects, together
 from fxquant.streaming.long_runs import bar
@@ -104,7 +104,7 @@ def sensitivities_on(
     of those of rounding to nearest.
     """
     recipe = require_prepared(prepared, "measure_sensitivities")
-    model = copy.deepcopy(prepared)
+    model = copy_module(prepared)
     stop_comparing(model)
     stop_keeping_inputs(model)
     rank = unbatched_rank_of(model)
@@ -125,6 +125,7 @@ def sensitivities_on(
                 torch.autograd.backward(outputs, signs, retain_graph=draw < draws - 1)
                 for probe in probes:
                     probe.add_up()
+            detach_results(model)
     samples = sum(gather_objects(samples))
     if samples == 0:
         raise CalibrationError("measure_sensitivities: `batches` is empty: give at least one batch")

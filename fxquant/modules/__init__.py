@@ -12,6 +12,7 @@ from fxquant.modules.batchnorm import (
     why_shift_inexact,
 )
 from fxquant.modules.channel_observers import ChannelMean, ChannelObserver
+from fxquant.modules.copies import copy_module, detach_results
 from fxquant.modules.dynamic_quantize import DynamicQuantize
 from fxquant.modules.fake_quantize import FakeQuantize
 from fxquant.modules.figures import Figures, LearnedRounding
@@ -43,7 +44,7 @@ from fxquant.modules.torchvision_names import (
     STOCHASTIC_DEPTH_FUNCTION,
     defined_as,
 )
-from fxquant.modules.weight_hooks import take_off_weight_hooks, weights_of_hooks
+from fxquant.modules.weight_hooks import take_off_weight_hooks
 
 __all__ = [
     "ADDMMS",
@@ -69,7 +70,9 @@ __all__ = [
     "as_layer",
     "as_own",
     "channel_axis",
+    "copy_module",
     "defined_as",
+    "detach_results",
     "fold_after",
     "fold_before",
     "has_global_hooks",
@@ -91,7 +94,6 @@ __all__ = [
     "scale_and_shift",
     "statistics_of",
     "take_off_weight_hooks",
-    "weights_of_hooks",
     "why_not_affine",
     "why_overridden",
     "why_shift_inexact",

@@ -17,15 +17,6 @@ from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
 
-def weights_of_hooks(model: nn.Module) -> dict[int, Any]:
-    """Return the computed weights by their ids: copies of them, for `copy.deepcopy`.
-
-    It refuses them as they are, results of a computation.
-    """
-    computed = [getattr(module, name) for module, name, _ in _find(model)]
-    return {id(weight): weight.detach().clone() for weight in computed}
-
-
 def take_off_weight_hooks(model: nn.Module) -> None:
     """Compute the weights, in place, and remove the hooks."""
     for module, name, remove in _find(model):

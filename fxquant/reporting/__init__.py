@@ -2,11 +2,13 @@
 
 from fxquant.reporting.agreement import Agreement
 from fxquant.reporting.node_by_node import compare
+from fxquant.reporting.running_copies import copy_to_run
 from fxquant.reporting.table import Report, report
 
 __all__ = [
     "Agreement",
     "Report",
     "compare",
+    "copy_to_run",
     "report",
 ]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from fxquant.calibration.arguments import Forward, call_on_batch
 from fxquant.errors import CalibrationError
+from fxquant.reporting.running_copies import copy_to_run
 from fxquant.streaming.distributed import gather_objects
-from fxquant.streaming.running import Arguments
 
 
 class Agreement:
@@ -19,16 +21,23 @@ class Agreement:
     It decides for the largest value along axis 1 of its first output that is a tensor.
 
     Args:
-        model: the float one; left as it is.
-        inputs: the arguments of each call.
+        model: the float one; left as it is, as are those that it is compared with.
+        batches: what models are called with, as in `fxquant.calibrate`.
         where: for errors.
+        forward: as in `fxquant.calibrate`.
 
     Raises:
         CalibrationError: an output has no largest value.
     """
 
-    def __init__(self, model: nn.Module, inputs: Sequence[Arguments], where: str) -> None:
-        self._inputs, self._where = inputs, where
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Sequence[Any],
+        where: str,
+        forward: Forward | None = None,
+    ) -> None:
+        self._batches, self._where, self._forward = batches, where, forward
         self._expected = self._decisions(model)
 
     def __call__(self, model: nn.Module) -> float:
@@ -41,11 +50,14 @@ class Agreement:
     @torch.no_grad()
     def _decisions(self, model: nn.Module) -> Tensor:
         """Return where the largest values are, of all samples and positions."""
-        was_training = model.training
-        model.eval()
-        outputs = [self._logits(model(*arguments)) for arguments in self._inputs]
-        model.train(was_training)
-        return torch.cat([each.argmax(dim=1).flatten() for each in outputs])
+        running = copy_to_run(model)
+        decided = [
+            self._logits(call_on_batch(running, batch, self._where, self._forward))
+            .argmax(dim=1)
+            .flatten()
+            for batch in self._batches
+        ]
+        return torch.cat(decided)
 
     def _logits(self, output: object) -> Tensor:
         tensors = [each for each in tree_leaves(output) if isinstance(each, Tensor)]

@@ -16,31 +16,34 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxquant.calibration.arguments import arguments_of
+from fxquant.calibration.arguments import Forward, call_on_batch
 from fxquant.capture.naming import find_regions, node_name
-from fxquant.errors import PassError
-from fxquant.graph.journal import read_recipe
 from fxquant.graph.operations import module_of
 from fxquant.graph.records import record, value_of
 from fxquant.int8 import kernels
 from fxquant.modules.fake_quantize import FakeQuantize
 from fxquant.numerics.affine import AffineNumbers
-from fxquant.numerics.containers import cloned
+from fxquant.numerics.containers import cloned, map_leaves
 from fxquant.reporting.comparison import Comparison, Difference, NodeComparison
+from fxquant.reporting.float_form import first_of, graphs_of_both
 from fxquant.streaming.running import interpreted
 
 
-def compare(a: nn.Module, b: nn.Module, batches: Iterable[Any]) -> Comparison:
+def compare(
+    a: nn.Module, b: nn.Module, batches: Iterable[Any], *, forward: Forward | None = None
+) -> Comparison:
     """Return how far each node of `b` is from the node of `a` whose value it computes.
 
     Args:
-        a: what `convert` returned, or `prepare`, or `to_qdq`.
-        b: what `lower` made of it, or any other form of the same model.
-        batches: inputs, as in `calibrate`. Only `a` is run on them; each graph of `b` is given what
-            that of `a` is called with.
+        a: what `convert` returned, or `prepare`, or `to_qdq`, or the float model; left as it is.
+        b: what `lower` made of it, or any other form of the same model; left as it is.
+        batches: inputs, as in `calibrate`; left as they are. Only a copy of `a` is run on them,
+            each graph of `b` is given what that of `a` is called with.
+        forward: called as `forward(a, batch)` instead, for anything else.
 
     Raises:
         PassError: the two are not forms of one model.
+        CalibrationError: no batch, or a batch of a type that is not understood.
 
     >>> from fxquant.api import quantize
     >>> from fxquant.deploy.lowering import lower
@@ -48,25 +51,76 @@ def compare(a: nn.Module, b: nn.Module, batches: Iterable[Any]) -> Comparison:
     >>> compare(quantized, lower(quantized), [torch.ones(2, 8)]).first_departure is None
     True
     """
-    graphs, others = find_regions(a), find_regions(b)
-    if not graphs or graphs.keys() != others.keys():
-        raise PassError(
-            f"compare: {type(a).__name__} has the graphs {_names(graphs)}, {type(b).__name__} "
-            f"{_names(others)}: give two forms of one model"
-        )
-    for model in (a, b):
-        read_recipe(model)
-    comparers = {path: _Comparer(others[path], graphs[path]) for path in graphs}
-    with torch.no_grad(), contextlib.ExitStack() as stack:
+    first, remaining = first_of(batches, "compare")
+    with torch.inference_mode(False), torch.no_grad(), contextlib.ExitStack() as stack:
+        a, b = graphs_of_both(a, b, first, forward, "compare")
+        graphs, others = find_regions(a), find_regions(b)
+        comparers = {path: _Comparer(others[path], graphs[path]) for path in graphs}
         for path, gm in graphs.items():
             stack.enter_context(interpreted(gm, _Recorder(gm, comparers[path])))
-        for number, batch in enumerate(batches):
-            a(*arguments_of(a, batch, f"batch {number}"))
+        for number, batch in enumerate(remaining):
+            call_on_batch(a, batch, f"batch {number}", forward)
     return Comparison(tuple(row for each in comparers.values() for row in each.rows.values()))
 
 
-def _names(graphs: Mapping[str, fx.GraphModule]) -> str:
-    return ", ".join(repr(path) for path in graphs) or "none"
+class _Values:
+    """What each node's result was when it was computed, and after each change of it in place.
+
+    Args:
+        gm: the graph whose nodes run.
+    """
+
+    def __init__(self, gm: fx.GraphModule) -> None:
+        self._times = {node.name: time for time, node in enumerate(gm.graph.nodes)}
+        self._read_at = {
+            node.name: [self._times[user.name] for user in node.users] for node in gm.graph.nodes
+        }
+        self._copies: dict[str, list[tuple[int, Any]]] = {}
+        self._versions: dict[str, list[int]] = {}
+
+    def note(self, node: fx.Node, results: Mapping[fx.Node, Any]) -> None:
+        """Copy those of `results` that are new, or another than before `node` ran."""
+        for each, result in results.items():
+            versions = _versions(result)
+            if self._versions.get(each.name) != versions:
+                self._versions[each.name] = versions
+                copies = self._copies.setdefault(each.name, [])
+                copies.append((self._times[node.name], cloned(result)))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._copies
+
+    def computed(self, name: str) -> Any:
+        """Return what the node's result was when it had run."""
+        return self._copies[name][0][1]
+
+    def time(self, name: str) -> int:
+        """Return when the node runs, as a number of nodes."""
+        return self._times[name]
+
+    def read(self, name: str, time: int) -> Any:
+        """Return what the last one read that did so until `time`."""
+        read_at = max((each for each in self._read_at[name] if each <= time), default=time)
+        copies = [copy for changed_at, copy in self._copies[name] if changed_at < read_at]
+        return copies[-1] if copies else self.computed(name)
+
+    def clear(self) -> None:
+        """Forget all results."""
+        self._copies.clear()
+        self._versions.clear()
+
+
+def _versions(value: Any) -> list[int]:
+    """Return how often each tensor in a nest was changed in place."""
+    found: list[int] = []
+
+    def note(each: Any) -> Any:
+        if isinstance(each, Tensor):
+            found.append(0 if each.is_inference() else each._version)
+        return each
+
+    map_leaves(value, note)
+    return found
 
 
 class _Recorder(fx.Interpreter):
@@ -75,7 +129,7 @@ class _Recorder(fx.Interpreter):
     def __init__(self, gm: fx.GraphModule, comparer: _Comparer) -> None:
         super().__init__(gm)
         self._comparer = comparer
-        self._values: dict[str, Any] = {}
+        self._values = _Values(gm)
 
     def run(self, *args: Any, **options: Any) -> Any:
         inputs = cloned(args)
@@ -87,33 +141,46 @@ class _Recorder(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        self._values[n.name] = cloned(result)  # later nodes may write to it
+        self._values.note(n, {**self.env, n: result})
         return result
 
 
 class _Comparer(fx.Interpreter):
     """Runs a graph of the second model beside the results of the first."""
 
+    _values: _Values
+
     def __init__(self, gm: fx.GraphModule, reference: fx.GraphModule) -> None:
         super().__init__(gm)
-        names = {node.name for node in reference.graph.nodes}
+        known = {node.name for node in reference.graph.nodes}
         self._gm = gm
-        self._values: dict[str, Any] = {}
         self._alone: dict[fx.Node, Any] = {}
+        self._names: dict[fx.Node, str] = {}
+        """Of each node whose value the first model computes: that of the node there."""
+        self._reached, self._is_step = 0, False
+        """When the first model runs the last node that it has too; whether that is not this one."""
         self.rows: dict[fx.Node, NodeComparison] = {}
         for node in gm.graph.nodes:
-            if value_of(node) in names and node.op not in ("placeholder", "output", "get_attr"):
-                known = (node_name(gm, node), value_of(node), _kind(gm, node))
-                self.rows[node] = NodeComparison(*known, _step(gm, node))
+            name = value_of(node)
+            if name in known:
+                self._names[node] = name
+                if node.op not in ("placeholder", "output", "get_attr"):
+                    facts = (node_name(gm, node), name, _kind(gm, node), _step(gm, node))
+                    self.rows[node] = NodeComparison(*facts)
+            elif node.target == "contiguous" and node.args[0] in self._names:
+                self._names[node] = self._names[node.args[0]]
 
-    def compare(self, inputs: tuple[Any, ...], values: dict[str, Any]) -> None:
-        """Run the graph on `inputs`; `values` are the first model's results, by node."""
-        self._values = values
+    def compare(self, inputs: tuple[Any, ...], values: _Values) -> None:
+        """Run the graph on `inputs`; `values` are the first model's results."""
+        self._values, self._reached = values, 0
         self.run(*inputs)
         self._alone.clear()
 
     def run_node(self, n: fx.Node) -> Any:
         row = self.rows.get(n)
+        if row is not None:
+            self._reached = self._values.time(self._names[n])
+        self._is_step = row is None
         if n.op not in ("placeholder", "output"):
             args, kwargs = fx.node.map_arg((n.args, n.kwargs), self._wanted)
             alone = getattr(self, n.op)(n.target, args, kwargs)
@@ -128,15 +195,18 @@ class _Comparer(fx.Interpreter):
 
     def _wanted(self, node: fx.Node) -> Any:
         """Return what `node` should have computed: as the first model did, or from there."""
-        known_alone = self._alone.get(node, self.env.get(node))
-        wanted = self._values.get(value_of(node), known_alone)
+        name = self._names.get(node)
+        if name is not None and name in self._values:
+            wanted = self._values.read(name, self._reached + self._is_step)
+        else:
+            wanted = self._alone.get(node, self.env.get(node))
         known = record(node).integers
         if known is not None and isinstance(wanted, Tensor) and wanted.is_floating_point():
             return kernels.quantize(wanted, known.scale, known.zero_point, known.grid.quant_max)
         return cloned(wanted)
 
     def _count(self, difference: Difference, node: fx.Node, found: Any) -> None:
-        wanted, known = self._values[value_of(node)], record(node).integers
+        wanted, known = self._values.computed(self._names[node]), record(node).integers
         if not (isinstance(found, Tensor) and isinstance(wanted, Tensor)):
             return
         if known is not None and found.dtype is torch.uint8:

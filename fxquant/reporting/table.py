@@ -10,10 +10,11 @@ from typing import Any
 from tabulate import tabulate
 from torch import nn
 
+from fxquant.calibration.arguments import Forward
 from fxquant.capture.naming import Untraced, find_regions
 from fxquant.capture.recording.requirements import requirements
 from fxquant.capture.region import Region
-from fxquant.errors import PassError
+from fxquant.errors import CalibrationError, PassError
 from fxquant.graph.journal import read_recipe, read_untraced
 from fxquant.modules.figures import LearnedRounding
 from fxquant.reporting.coverage import Coverage, coverage_of
@@ -104,14 +105,23 @@ def report(
     *,
     reference: nn.Module | None = None,
     batches: Iterable[Any] | None = None,
+    forward: Forward | None = None,
 ) -> Report:
     """Return what quantization did to `model`, which `prepare`, `convert` or `lower` made.
 
     Args:
-        model: a prepared, a converted or a lowered model.
-        reference: the prepared model that `model` was converted from. With `batches`, both are run
-            and each call's output is compared: what everything up to there has lost.
-        batches: inputs for that, as in `calibrate`.
+        model: a prepared, a converted or a lowered model; left as it is.
+        reference: the float model, or the prepared one that `model` was converted from; left as it
+            is. Copies of both are run on `batches`, and each layer's output is compared: what
+            everything up to there has lost. Of a float model that is captured and folded anew, as
+            `model` was. Layers of lowered models give integers, and are not compared.
+        batches: inputs for that, as in `calibrate`; left as they are.
+        forward: called as `forward(model, batch)` instead, for anything else.
+
+    Raises:
+        PassError: `model` is none of these; `reference` is no form of it, or another float model.
+        CalibrationError: `reference` without `batches`, or they without it; no batch, or one of a
+            type that is not understood.
 
     >>> import torch
     >>> from fxquant.api import quantize
@@ -124,9 +134,14 @@ def report(
     if not graphs:
         raise PassError(f"report: got a {type(model).__name__}: give what prepare or convert made")
     read_recipe(model)
+    if (reference is None) != (batches is None):
+        given, missing = ("batches", "reference")[:: 1 if reference is None else -1]
+        raise CalibrationError(
+            f"report: `{given}` without `{missing}`: give both, and outputs are compared, or none"
+        )
     measured: dict[str, float] = {}
     if reference is not None and batches is not None:
-        measured = measure_outputs(reference, model, batches)
+        measured = measure_outputs(reference, model, batches, forward)
     rows = [
         row_of_call(gm, node, measured)
         for gm in graphs.values()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -20,7 +21,12 @@ _OF_ANY_LAYOUT = ("torch", "torchvision", "fxquant", "_operator", "builtins", "m
 @contextlib.contextmanager
 def interpreted(gm: fx.GraphModule, interpreter: fx.Interpreter) -> Iterator[None]:
     """Let calls of `gm` go through `interpreter`, which may look at each node's result."""
-    gm.forward = lambda *args, **kwargs: _writable(interpreter.run(*_positional(gm, args, kwargs)))
+
+    @functools.wraps(gm.forward)  # whoever asks for its arguments finds them
+    def run_through(*args: Any, **kwargs: Any) -> Any:
+        return _writable(interpreter.run(*_positional(gm, args, kwargs)))
+
+    gm.forward = run_through
     try:
         yield
     finally:

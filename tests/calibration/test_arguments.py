@@ -10,7 +10,13 @@ from torch import Tensor, fx, nn
 
 import fxquant
 from fxquant import CalibrationError, Recipe
-from fxquant.calibration.arguments import arguments_of, example_of, positional
+from fxquant.calibration.arguments import (
+    arguments_of,
+    call_of_batch,
+    call_on_batch,
+    example_of,
+    positional,
+)
 from fxquant.calibration.batching import Batches
 from fxquant.calibration.input_keeper import find_keeper, keep_inputs
 from tests.helpers import Several, assert_equal, node
@@ -166,6 +172,87 @@ def test_arguments_that_do_not_fit_are_an_error(batch: Any, message: str) -> Non
     with pytest.raises(CalibrationError) as caught:
         arguments_of(fx.symbolic_trace(Several()), batch, "batch 7")
     assert str(caught.value) == f"batch 7: {message}"
+
+
+class AnyNumber(nn.Module):
+    def forward(self, *inputs: Any, **others: Any) -> Any:
+        return sum(inputs)
+
+
+LABELS = torch.zeros(3, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("batch", "expected"),
+    [
+        (X, (X,)),
+        ((X,), (X,)),
+        ([X, LABELS], (X,)),
+        ((X, "label", 3), (X,)),
+        ([[X, Y], LABELS], (X, Y)),
+        (((X, Y), X), (X, Y)),
+    ],
+    ids=["tensor", "tuple", "labels", "no tensors", "nested", "nested, an image behind"],
+)
+def test_a_model_of_any_number_of_inputs_gets_what_is_clear(batch: Any, expected: Any) -> None:
+    assert_equal(arguments_of(AnyNumber(), batch, "batch 0"), expected)
+    assert_equal(
+        example_of(AnyNumber(), list(batch) if isinstance(batch, tuple) else batch), expected
+    )
+
+
+@pytest.mark.parametrize("batch", [[X, Y], (X, Y, LABELS)], ids=str)
+def test_how_many_inputs_there_are_is_not_guessed(batch: Any) -> None:
+    with pytest.raises(CalibrationError, match=f"the batch's {len(batch)} items are inputs: give"):
+        arguments_of(AnyNumber(), batch, "batch 0")
+    with pytest.raises(CalibrationError, match="batch 0: forward takes any number of arguments"):
+        fxquant.quantize(AnyNumber(), [batch])
+
+
+class OfOne(nn.Module):
+    def forward(self, batch: Any, scale: float = 2.0) -> Any:
+        return batch["x"] * scale + batch["y"]
+
+
+@pytest.mark.parametrize("is_graph", [True, False], ids=["graph", "Python"])
+def test_a_mapping_is_the_input_of_a_model_that_takes_but_one(is_graph: bool) -> None:
+    batch = {"x": X, "y": Y}
+    model = fxquant.trace(OfOne()) if is_graph else OfOne()
+    for given in (batch, [batch, "label"], {"batch": batch}, {"batch": batch, "scale": 2.0}):
+        found, scale = arguments_of(model, given, "batch 0")
+        assert (found, scale) == (batch, 2.0)
+    assert example_of(model, batch) == (batch,)
+    assert example_of(model, {"batch": batch}) == {"batch": batch}
+
+
+class ByKeyword(nn.Module):
+    def forward(self, x: Tensor, *, y: Any = None, scale: float = 2.0) -> Any:
+        return x * scale if y is None else x * scale + y
+
+
+def test_what_can_be_given_by_keyword_only_is_given_so() -> None:
+    call = call_of_batch(ByKeyword(), {"x": X, "y": Y}, "batch 0")
+    assert_equal(call.args, (X,))
+    assert call.kwargs.keys() == {"y"}
+    assert_equal(arguments_of(ByKeyword(), [X, "label"], "batch 0"), (X,))
+    with pytest.raises(CalibrationError, match="forward: y can be given by keyword only"):
+        arguments_of(ByKeyword(), {"x": X, "y": Y}, "batch 0")
+
+
+def test_a_model_that_writes_to_its_input_leaves_the_batch_alone() -> None:
+    batch: dict[str, Any] = {"x": X.clone(), "other": [X.clone()]}
+
+    def write(model: Any, batch: Any) -> Any:
+        return batch["x"].zero_(), batch["other"][0].zero_()
+
+    class Writes(nn.Module):
+        def forward(self, x: Tensor, other: Any) -> Any:
+            return x.zero_(), other[0].zero_()
+
+    for forward in (None, write):
+        call_on_batch(Writes(), batch, "batch 0", forward)
+        assert torch.equal(batch["x"], X)
+        assert torch.equal(batch["other"][0], X)
 
 
 def test_takes_samples_and_reads_no_further_than_it_needs() -> None:

@@ -241,7 +241,19 @@ CHANGED: dict[str, tuple[Callable[[Any, Any], Any], dict[str, str]]] = {
     ),
     "twice": (
         lambda m, x: (y := x.exp(), F.relu_(y), y.add_(1), y.sin())[-1],
-        {"exp": "add_"},
+        {"exp": "add_", "relu_": "add_"},
+    ),
+    "in a row": (
+        lambda m, x: (y := x.exp(), y.mul_(2).sub_(1), y.sin())[-1],
+        {"exp": "sub_", "mul_": "sub_"},
+    ),
+    "in a row, through a view": (
+        lambda m, x: (y := x.exp(), y.mul_(2).view(-1).sub_(1), y.sin())[-1],
+        {"exp": "sub_", "mul_": "sub_", "view": "sub_"},
+    ),
+    "and a result of before is read": (
+        lambda m, x: (y := x.exp(), z := y.mul_(2), y.sub_(1), z.sin())[-1],
+        {"exp": "sub_", "mul_": "sub_"},
     ),
     "it is the output": (lambda m, x: (y := x.exp(), F.relu_(y), y)[-1], {"exp": "relu_"}),
     "read before": (lambda m, x: (y := x.exp(), y.sin(), F.relu_(y))[-1], {}),

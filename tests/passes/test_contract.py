@@ -225,7 +225,7 @@ def test_a_pass_leaves_what_other_models_hold_as_it_was(name: str) -> None:
 
 
 def test_every_pass_takes_part_and_changes_one_of_the_models() -> None:
-    known = {each for each in passes.__all__ if each not in ("Pass", "Pipeline")}
+    known = {each for each in passes.__all__ if each not in ("Pass", "Pipeline", "float_passes")}
     changed: set[str] = set()
     taken: set[str] = set()
     for name in MODELS:

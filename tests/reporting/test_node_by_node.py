@@ -1,6 +1,7 @@
 """Two forms of one model are compared node by node, each in its place and alone."""
 
 import math
+import operator
 from typing import Any
 
 import pytest
@@ -9,12 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxquant
-from fxquant import PassError, Recipe
+from fxquant import CalibrationError, PassError, Recipe
 from fxquant.int8.modules import Int8Conv
+from fxquant.numerics.decibels import sqnr
 from fxquant.reporting.comparison import NodeComparison
 from fxquant.reporting.node_by_node import compare
+from tests import helpers
 from tests.detectors import detector, images
-from tests.helpers import whole
+from tests.helpers import needs_int8, whole
 
 
 class Net(nn.Module):
@@ -151,6 +154,79 @@ def test_the_table_marks_what_departs() -> None:
     assert sum(line.endswith("departs") for line in lines) == 1
 
 
+IN_PLACE: dict[str, Any] = {
+    "a call on its own": lambda m, x: (y := m.one(x), y.mul_(0.5), m.two(y))[-1],
+    "in a row": lambda m, x: (y := m.one(x), y.mul_(0.5).sub_(1), m.two(y))[-1],
+    "through a view": lambda m, x: (y := m.one(x), y.view(-1).mul_(0.5), m.two(y))[-1],
+    "of a part": lambda m, x: (y := m.one(x), operator.setitem(y, 0, 0.5), m.two(y))[-1],
+    "of the input": lambda m, x: m.two(torch.relu_(m.one(x.mul_(2).sub_(1)))),
+    "read before and behind": lambda m, x: (
+        y := m.one(x), z := m.two(y), F.relu(y, inplace=True), m.two(y) + z
+    )[-1],
+    "added into": lambda m, x: (y := m.one(x), y.add_(m.two(x)), m.two(torch.relu_(y)))[-1],
+}  # fmt: skip
+
+
+@needs_int8
+@pytest.mark.parametrize("function", IN_PLACE.values(), ids=IN_PLACE)
+def test_what_is_changed_in_place_departs_from_nothing(function: Any) -> None:
+    torch.manual_seed(0)
+    model = helpers.Net(function, one=nn.Linear(8, 8), two=nn.Linear(8, 8)).eval()
+    data = [torch.randn(16, 8) for _ in range(4)]
+    before = [each.clone() for each in data]
+    simulated = fxquant.quantize(model, data)
+    comparison = compare(simulated, fxquant.lower(simulated), data)
+    assert comparison.first_departure is None
+    assert all(map(torch.equal, data, before))
+    assert sqnr(model(before[0].clone()), simulated(before[0].clone())) > 30
+
+
+class Several(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
+        return {"out": self.fc(inputs[0] + inputs[1])}
+
+
+@needs_int8
+def test_models_of_any_arguments_are_compared() -> None:
+    model, pair = Several(), (torch.randn(8, 4), torch.randn(8, 4))
+    nested = [[*pair], "label"]
+    simulated = fxquant.quantize(model, [nested])
+    comparison = compare(simulated, fxquant.lower(simulated), [nested])
+    assert comparison.first_departure is None
+    assert comparison.rows[0].alone.num_values == 32
+    simulated = fxquant.quantize(model, [pair], example_inputs=pair)
+    assert compare(simulated, fxquant.lower(simulated), [pair]).first_departure is None
+    comparison = compare(simulated, simulated, [{"a": pair}], forward=lambda m, b: m(*b["a"]))
+    assert comparison.rows[0].in_place.num_values == 32
+
+
+def test_a_float_model_is_compared_with_what_became_of_it() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
+    helpers.randomize_batchnorms(model)
+    recipe = Recipe.minmax(weight_bits=4)
+    prepared = fxquant.calibrate(fxquant.prepare(model, recipe), [batch()])
+    quantized_model = fxquant.convert(prepared)
+    assert rows(model, quantized_model) == rows(prepared, quantized_model)
+    assert rows(model, quantized_model)["_0"].alone.sqnr < 30
+
+
+def test_tensors_of_inference_mode_are_compared() -> None:
+    simulated = quantized()
+    with torch.inference_mode():
+        data = batch().clone()
+        assert compare(simulated, simulated, [data]).first_departure is None
+
+
 def test_refuses_models_that_are_no_forms_of_one() -> None:
-    with pytest.raises(PassError, match=r"Linear has the graphs none, .* '': give two forms"):
-        compare(nn.Linear(2, 2), quantized(), [])
+    parts = fxquant.quantize(detector(), [images()])
+    with pytest.raises(PassError, match=r"GraphModule|Net has the graphs '', Detector .* give two"):
+        compare(quantized(), parts, [batch()])
+    with pytest.raises(PassError, match=r"no layer 'conv1' with a weight \(8, 3, 3, 3\): give the"):
+        compare(nn.Linear(10, 2), quantized(), [batch()])
+    with pytest.raises(CalibrationError, match="compare: `batches` is empty"):
+        compare(quantized(), quantized(), [])

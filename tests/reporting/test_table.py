@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxquant
-from fxquant import PassError, Recipe
+from fxquant import CalibrationError, PassError, Recipe
+from fxquant.numerics.decibels import sqnr
 from fxquant.reporting.rows import Row
 from tests import helpers
+from tests.detectors import detector, images
 
 
 class Net(nn.Module):
@@ -74,6 +76,113 @@ def test_outputs_are_measured_against_the_prepared_model() -> None:
     expected, actual = prepared(batch()), quantized(batch())
     by_hand = 10 * torch.log10(expected.square().sum() / (actual - expected).square().sum())
     assert found["fc"].output_sqnr == pytest.approx(by_hand.item(), abs=0.01)
+
+
+SEVERAL = helpers.Net(
+    lambda m, x: m.fc(m.bn(m.conv(x["image"])).mean((2, 3)) + x["more"]),
+    conv=nn.Conv2d(1, 4, 3), bn=nn.BatchNorm2d(4), fc=nn.Linear(4, 3),
+).eval()  # fmt: skip
+FLOATS: dict[str, tuple[nn.Module, list[Any], Any]] = {
+    "batch norms": (Net(), [batch()], "aciq"),
+    "wrapped": (nn.DataParallel(Net()), [batch()], "aciq"),
+    "equalized": (Net(), [batch()], Recipe.aciq(equalization=True)),
+    "four bits, tuned": (Net(), [batch()], Recipe.aciq(weight_bits=4, batchnorm_tuning=True)),
+    "several inputs": (SEVERAL, [{"image": batch(), "more": torch.randn(8, 4)}], "aciq"),
+    "regions": (detector(), [images()], "aciq"),
+    "a part is left whole": (
+        helpers.Net(lambda m, x: m.fc(m.part(x)), part=Net(), fc=nn.Linear(3, 3)),
+        [batch()],
+        "aciq",
+    ),
+}
+
+
+@pytest.mark.parametrize(("model", "data", "recipe"), FLOATS.values(), ids=FLOATS)
+def test_the_float_model_is_as_good_a_reference_as_the_prepared_one(
+    model: nn.Module, data: list[Any], recipe: Any
+) -> None:
+    leaves = ["part"] if hasattr(model, "part") else []
+    prepared = fxquant.prepare(model, recipe, leaf_modules=leaves)
+    fxquant.calibrate(prepared, data)
+    quantized = fxquant.convert(prepared)
+    found = rows(quantized, reference=model, batches=iter(data))
+    expected = rows(quantized, reference=prepared, batches=data)
+    assert {name: row.output_sqnr for name, row in found.items()} == pytest.approx(
+        {name: row.output_sqnr for name, row in expected.items()}, abs=0.01, nan_ok=True
+    )
+    assert min(row.output_sqnr for row in found.values() if row.weights) > 15
+
+
+def test_models_that_write_to_their_input_are_measured_on_the_same() -> None:
+    model = helpers.Net(lambda m, x: m.fc(x.mul_(2).sub_(1)), fc=nn.Linear(4, 4))
+    data = [torch.randn(16, 4)]
+    before = data[0].clone()
+    quantized = fxquant.quantize(model, data)
+    (row,) = rows(quantized, reference=model, batches=data).values()
+    assert torch.equal(data[0], before)
+    expected, found = model(before.clone()), quantized(before.clone())
+    assert row.output_sqnr == pytest.approx(sqnr(expected, found), abs=0.01)
+    assert row.output_sqnr > 35
+
+
+def test_batches_of_any_kind_are_measured_by_a_forward() -> None:
+    def forward(model: nn.Module, batch: Any) -> Any:
+        return model(batch["images"][0])
+
+    quantized = fxquant.quantize(net := Net(), [batch()])
+    found = rows(quantized, reference=net, batches=[{"images": (batch(),)}], forward=forward)
+    expected = rows(quantized, reference=net, batches=[batch()])
+    assert found["fc"].output_sqnr == expected["fc"].output_sqnr
+
+
+class Chooses(nn.Module):
+    """Calls its head on what it finds good, which may be less once it is quantized."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(x)
+        good = [each for each in y if each[0] > 0]
+        return sum(self.head(each) for each in good) if len(good) > 1 else y  # type: ignore
+
+
+def test_layers_whose_calls_differ_are_not_measured(caplog: pytest.LogCaptureFixture) -> None:
+    data = [torch.randn(64, 4)]
+    prepared = fxquant.calibrate(fxquant.prepare(Chooses()), data)
+    quantized = fxquant.convert(prepared)
+    assert rows(quantized, reference=prepared, batches=data)["head"].output_sqnr > 20
+    body: Any = quantized.get_submodule("body.traced")
+    body.bias[0] -= 0.5
+    found = rows(quantized, reference=prepared, batches=data)
+    assert found["body"].output_sqnr < 20
+    assert math.isnan(found["head"].output_sqnr)
+    assert "head.traced: its output is not measured: in `model` it gives " in caplog.text
+
+
+def test_says_what_can_be_no_reference() -> None:
+    model, data = Net(), [batch()]
+    quantized = fxquant.quantize(model, data)
+    with pytest.raises(CalibrationError, match="report: `reference` without `batches`: give both"):
+        fxquant.report(quantized, reference=model)
+    with pytest.raises(CalibrationError, match="report: `batches` without `reference`: give both"):
+        fxquant.report(quantized, batches=data)
+    with pytest.raises(CalibrationError, match="report: `batches` is empty"):
+        fxquant.report(quantized, reference=model, batches=[])
+    with pytest.raises(PassError, match="the weight of 'conv1' in the float model is not"):
+        fxquant.report(quantized, reference=Net(), batches=data)
+    with pytest.raises(PassError, match=r"no layer 'conv1' with a weight \(4, 1, 3, 3\): give the"):
+        fxquant.report(quantized, reference=nn.Conv2d(1, 4, 3), batches=data)
+    with pytest.raises(PassError, match=r"Detector has the graphs 'backbone', .* give two forms"):
+        fxquant.report(quantized, reference=fxquant.prepare(detector()), batches=data)
+
+
+@helpers.needs_int8
+def test_layers_of_a_lowered_model_are_not_measured_in_silence() -> None:
+    quantized = fxquant.quantize(model := Net(), [batch()])
+    with pytest.raises(PassError, match="layers of a lowered model give integers: measure those"):
+        fxquant.report(fxquant.lower(quantized), reference=model, batches=[batch()])
 
 
 def test_a_batch_norm_left_alone_is_listed_with_its_reason() -> None:
