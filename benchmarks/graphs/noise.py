@@ -90,4 +90,4 @@ def _step(rows: Tensor, spec: TensorSpec) -> Tensor:
     """Return the width of a step over the range of each row: (rows, values) -> (rows,)."""
     high, low = rows.amax(1).clamp(min=0), rows.amin(1).clamp(max=0)
     reach = 2 * torch.maximum(high, -low) if spec.symmetric else high - low
-    return reach.div(2**spec.bits - 1)
+    return reach.div(2**spec.bits - (2 if spec.symmetric else 1))

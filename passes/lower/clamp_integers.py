@@ -23,7 +23,7 @@ import torch
 from torch import fx
 
 from fxquant.graph.chains import Chain, take_out
-from fxquant.graph.operations import relu_bounds
+from fxquant.graph.operations import relu_bounds, source_of
 from fxquant.graph.submodules import Submodules
 from fxquant.passes.pipeline import Pass
 from fxquant.passes.starting_points import STANDARD
@@ -42,8 +42,8 @@ class ClampIntegers(Pass):
         is_clamped = False
         for node in list(gm.graph.nodes):
             if node.target is operators.quantize_per_tensor.default:
-                low, high, relu = _ends_behind_relu(gm, node)
-                relus += [relu] if relu is not None else []
+                low, high, taken = _ends_behind_relus(gm, node)
+                relus += taken
             elif node.target is operators.quantize_per_channel.default:
                 low, high = node.args[4:6]
             else:
@@ -53,20 +53,21 @@ class ClampIntegers(Pass):
         return is_clamped or bool(relus)
 
 
-def _ends_behind_relu(gm: fx.GraphModule, quantize: fx.Node) -> tuple[int, int, fx.Node | None]:
-    """Return the least and the greatest integer; take the ReLU out that they stand for."""
+def _ends_behind_relus(gm: fx.GraphModule, quantize: fx.Node) -> tuple[int, int, list[fx.Node]]:
+    """Return the least and the greatest integer; take the ReLUs out that they stand for."""
     known: Any = quantize.args
     relu, scale, zero_point, low, high, dtype = known
-    bounds = relu_bounds(gm, relu)
-    if bounds is None or Chain.behind(gm, relu).next is not quantize:
-        return low, high, None
-    if bounds[1] == math.inf and zero_point == torch.iinfo(dtype).min:
-        return low, high, None
-    low = max(low, zero_point)
-    if bounds[1] < math.inf:
-        high = min(high, zero_point + round(bounds[1] / scale))
-    take_out(relu)
-    return low, high, relu
+    relus: list[fx.Node] = []
+    while (bounds := relu_bounds(gm, relu)) and Chain.behind(gm, relu).next is quantize:
+        if bounds[1] == math.inf and zero_point == torch.iinfo(dtype).min:
+            break
+        low = max(low, zero_point)
+        if bounds[1] < math.inf:
+            high = min(high, zero_point + round(bounds[1] / scale))
+        take_out(relu)
+        relus.append(relu)
+        relu = source_of(quantize)
+    return low, high, relus
 
 
 def _clamp(quantize: fx.Node, low: int, high: int) -> bool:

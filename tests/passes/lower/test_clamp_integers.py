@@ -137,3 +137,12 @@ def test_clamps_scales_of_each_channel_to_their_grid() -> None:
     assert apply(ClampIntegers(), gm)
     assert clamp_of(gm) == (0, 15)
     assert torch.equal(outputs(gm, 2 * x), expected)
+
+
+def test_two_relus_in_a_row_are_moved_at_once() -> None:
+    gm = rounded(lambda x: F.relu(F.relu6(x)), 0.05, 20, 0, 255, U8)
+    expected = outputs(gm, VALUES)
+    assert apply(ClampIntegers(), gm)
+    assert clamp_of(gm) == (20, 140)
+    assert torch.equal(outputs(gm, VALUES), expected)
+    assert not apply(ClampIntegers(), gm)
