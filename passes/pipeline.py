@@ -13,7 +13,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from fxquant.capture.naming import find_regions
 from fxquant.capture.recording.sources import forget_sources
-from fxquant.errors import PassError
+from fxquant.errors import PassError, StorageError
 from fxquant.graph.printing import text
 from fxquant.modules.copies import copy_module
 from fxquant.passes.starting_points import StartingPoint
@@ -120,6 +120,12 @@ def _dump(gm: fx.GraphModule, name: str) -> None:
     folder = os.environ.get("FXQUANT_DUMP")
     if folder:
         directory = Path(folder)
-        directory.mkdir(parents=True, exist_ok=True)
-        number = len(list(directory.glob("*.txt")))
-        (directory / f"{number:03d}_{name}.txt").write_text(text(gm))
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            number = len(list(directory.glob("*.txt")))
+            (directory / f"{number:03d}_{name}.txt").write_text(text(gm))
+        except OSError as error:
+            raise StorageError(
+                f"FXQUANT_DUMP={folder}: cannot be written to: {error}: name another folder, or "
+                "unset it"
+            ) from error

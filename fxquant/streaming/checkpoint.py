@@ -7,6 +7,7 @@ at all (`fxquant.streaming.whole_files`).
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from pathlib import Path
@@ -114,13 +115,14 @@ class Checkpoint:
         if not self._writes:
             return
         path = self._path(number, name)
-        saved = {"state": state, "digest": digest([state])}
+        content = io.BytesIO()  # written to a full disk, torch.save would raise what tells nothing
+        torch.save({"state": state, "digest": digest([state])}, content)
         try:
-            write_whole(path, lambda file: torch.save(saved, file))
-        except (OSError, RuntimeError) as error:  # RuntimeError: how torch.save says "disk full"
+            write_whole(path, lambda file: file.write(content.getbuffer()))
+        except OSError as error:
             raise StorageError(
                 f"checkpoint {path}: cannot be written: {error}. The layers before it are kept: "
-                "free some space and start again with the same folder"
+                "start again with the same folder"
             ) from error
 
     def _path(self, number: int, name: str) -> Path:

@@ -9,6 +9,7 @@ nothing is.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
@@ -19,6 +20,16 @@ from typing import BinaryIO
 from fxquant.streaming.processes import open_locked
 
 _PREFIX, _SUFFIX = ".fxquant-", ".tmp"
+_REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some of your own space",
+    errno.EFBIG: "name a disk that takes files so large",
+    errno.EROFS: "name a folder on a disk that can be written to",
+    errno.EACCES: "name a folder that you may write to",
+    errno.ENOENT: "make the folder first",
+    errno.ENOTDIR: "name a folder",
+    errno.EISDIR: "name a file",
+}
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -28,7 +39,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     that was there before stays as it was.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: the file cannot be written; says what to do.
     """
     with _temporary(path.parent, lambda unused: unused.touch(exist_ok=False)) as unfinished:
         with unfinished.open("wb") as file:
@@ -43,7 +54,7 @@ def temporary_folder(parent: Path) -> contextlib.AbstractContextManager[Path]:
     """Give a folder in `parent`, for files that are to be renamed into it; then it is gone.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: it cannot be made, or a file in it cannot be written; says what to do.
     """
     return _temporary(parent, Path.mkdir)
 
@@ -52,13 +63,20 @@ def temporary_folder(parent: Path) -> contextlib.AbstractContextManager[Path]:
 def _temporary(parent: Path, make: Callable[[Path], object]) -> Iterator[Path]:
     """Give the path of what `make` makes there, locked; then it is gone."""
     sweep(parent)
-    path, descriptor = _made(parent, make)
     try:
-        yield path
-    finally:
-        _remove(path)
-        if descriptor is not None:
-            os.close(descriptor)
+        path, descriptor = _made(parent, make)
+        try:
+            yield path
+        finally:
+            _remove(path)
+            if descriptor is not None:
+                os.close(descriptor)
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno or 0)
+        if remedy is None:
+            raise
+        place = str(error.filename2 or parent)
+        raise OSError(error.errno, f"{error.strerror}: {remedy}", place) from error
 
 
 def _made(parent: Path, make: Callable[[Path], object]) -> tuple[Path, int | None]:

@@ -460,7 +460,10 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         found = message(StorageError, fxquant.export_onnx, linear, path, X)
-    assert found == (f"export_onnx: {path}: cannot be written: [Errno 28] No space left on device")
+    assert found == (
+        f"export_onnx: {path}: cannot be written: [Errno 28] No space left on device: free some "
+        f"space: '{tmp_path}'"
+    )
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
     fxquant.export_onnx(linear, str(path), X)

@@ -11,7 +11,7 @@ from torch.fx.passes.infra.pass_base import PassBase
 from torch.fx.passes.infra.pass_manager import PassManager, this_before_that_pass_constraint
 
 import fxquant
-from fxquant import CalibrationError, Pass, PassError, Pipeline
+from fxquant import CalibrationError, Pass, PassError, Pipeline, StorageError
 from fxquant.passes import (
     AbsorbBatchNorm,
     ChooseRanges,
@@ -183,6 +183,15 @@ def test_dumps_the_graph_after_every_pass(tmp_path: Path, monkeypatch: pytest.Mo
     ]
     assert re.findall("BatchNorm2d", files[0].read_text())
     assert files[-1].read_text() == fxquant.text(gm)
+
+
+def test_a_dump_that_cannot_be_written_is_an_error_that_names_the_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FXQUANT_DUMP", str(tmp_path / "file"))
+    with pytest.raises(StorageError, match=r"^DropIdentities: FXQUANT_DUMP=.* or unset it$"):
+        DropIdentities()(fxquant.trace(model()))
 
 
 def test_dumps_nothing_unless_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

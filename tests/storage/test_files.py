@@ -223,7 +223,8 @@ def test_a_full_disk_is_an_error(path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(os, "fsync", fail)
     assert save_error(quantized(), path) == (
-        f"{path}: cannot be written: [Errno 28] No space left on device"
+        f"{path}: cannot be written: [Errno 28] No space left on device: free some space: "
+        f"'{path.parent}'"
     )
     assert not list(path.parent.iterdir())
 

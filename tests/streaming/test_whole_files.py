@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import signal
 from pathlib import Path
 from typing import BinaryIO
@@ -90,6 +91,41 @@ def test_only_own_files_that_nobody_writes_are_swept(tmp_path: Path) -> None:
         write_whole(tmp_path / "a", lambda _: write_whole(tmp_path / "b", lambda _: None))
         assert names(folder) == ["half"]
     assert names(tmp_path) == sorted([*theirs, "a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        (
+            "nowhere/file",
+            "[Errno 2] No such file or directory: make the folder first: '{}/no'",
+        ),
+        ("plain/file", "[Errno 20] Not a directory: name a folder: '{}/plain'"),
+        ("folder", "[Errno 21] Is a directory: name a file: '{}/folder'"),
+    ],
+)
+def test_what_cannot_be_written_is_an_error_that_says_what_to_do(
+    path: str, told: str, tmp_path: Path
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "plain").touch()
+    with pytest.raises(OSError, match=f"^{re.escape(told.format(tmp_path))}$"):
+        write_whole(tmp_path / path, lambda file: file.write(b"x"))
+    assert names(tmp_path) == ["folder", "plain"]
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+    def write_much() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        try:
+            write_whole(tmp_path / "file", lambda file: file.write(b"x" * 100_000))
+        except OSError as error:
+            (tmp_path / "told").write_text(str(error))
+
+    in_process(write_much)
+    assert names(tmp_path) == ["told"]
+    told = "[Errno 27] File too large: name a disk that takes files so large"
+    assert (tmp_path / "told").read_text() == f"{told}: '{tmp_path}'"
 
 
 def test_without_locks_files_are_written_and_nothing_is_swept(
