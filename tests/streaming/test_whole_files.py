@@ -96,10 +96,7 @@ def test_only_own_files_that_nobody_writes_are_swept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "told"),
     [
-        (
-            "nowhere/file",
-            "[Errno 2] No such file or directory: make the folder first: '{}/no'",
-        ),
+        ("no/file", "[Errno 2] No such file or directory: make the folder first: '{}/no'"),
         ("plain/file", "[Errno 20] Not a directory: name a folder: '{}/plain'"),
         ("folder", "[Errno 21] Is a directory: name a file: '{}/folder'"),
     ],
