@@ -81,6 +81,16 @@ class GraphState(nn.Module):
             state_dict, prefix, local_metadata, strict, missing_keys, *rest
         )
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        dtype = fn(torch.empty(1)).dtype
+        if dtype is not torch.float32 and any(True for _ in _state_of(self)):
+            raise LoweringError(
+                f"a model of integers has torch.float32 between them and cannot be {dtype}: cast "
+                "its inputs and results instead, or what fxquant.convert returned. Parts in Python "
+                "that were cast by now come back with .float()"
+            )
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
 
 class StatefulGraph(GraphState, fx.GraphModule):
     """A whole model, as one graph. Made by `with_state`."""

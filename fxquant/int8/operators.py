@@ -15,15 +15,29 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fxquant.errors import LoweringError
 from fxquant.int8 import checked, kernels
 from fxquant.int8.operands import Geometry, Result, Uint8, Weight
 
 
-def call(kernel: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """Return what `kernel`, a function with an operator, gives for `arguments`."""
-    if torch.compiler.is_compiling():
-        return _OPERATORS[kernel](*_flat(arguments))
-    return kernel(*arguments)
+def call(kernel: Callable[..., Tensor], x: Uint8, *arguments: Any) -> Tensor:
+    """Return what `kernel`, a function with an operator, gives for `x` and `arguments`.
+
+    Raises:
+        LoweringError: `x` is neither on the CPU, where the kernels run, nor on "meta".
+    """
+    if torch.compiler.is_compiling() or torch._C._is_tracing() or not x.values.is_cpu:
+        _require_device(x.values)
+        return _OPERATORS[kernel](*_flat((x, *arguments)))
+    return kernel(x, *arguments)
+
+
+def _require_device(x: Tensor) -> None:
+    if x.device.type not in ("cpu", "meta"):
+        raise LoweringError(
+            f"int8 kernels run on the CPU, and got a tensor on {x.device}: move model and input "
+            "with .cpu(), or run there what fxquant.convert returned, or fxquant.to_qdq of it"
+        )
 
 
 def _flat(arguments: Iterable[Any]) -> list[Any]:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from fxquant.errors import LoweringError
 from fxquant.int8.operands import Geometry, Weight
 
 _PACKED: Any = WeakIdKeyDictionary()
@@ -75,6 +76,11 @@ def _prepacked(
         known = _PACKED[integers] = _Packed()
     packed: tuple[Tensor, Tensor] | None = known.forms.get(geometry)
     if packed is None:
+        if not integers.is_cpu:
+            raise LoweringError(
+                f"int8 kernels run on the CPU, and the weight is on {integers.device}: move the "
+                'model with .cpu(), or, from "meta", load a state with assign=True'
+            )
         zero_points = torch.zeros(weight.scale.numel(), dtype=torch.int64)
         with _LOCK:
             packed = known.forms[geometry] = pack(), zero_points

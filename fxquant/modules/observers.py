@@ -75,7 +75,9 @@ class Observer(FixedDtypeModule):
 
     def forward(self, x: Any) -> Any:
         """Return `x` itself."""
-        if isinstance(x, Tensor) and x.is_floating_point() and x.numel() > 0:
+        if torch._C._is_tracing() or not isinstance(x, Tensor) or x.is_meta:
+            return x  # there is nothing to see
+        if x.is_floating_point() and x.numel() > 0:
             self.ranks.add(x.dim())
             if self.needs_data:
                 self.follow(x)

@@ -220,6 +220,20 @@ def test_states_of_other_stages_are_refused() -> None:
     assert not any(name.startswith("fxquant.") for name in model.state_dict())
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_a_model_of_integers_stays_in_float32(way: Way) -> None:
+    model = way(converted(0))
+    before, expected = copy.deepcopy(model), outputs(model, images())
+    casts: list[Way] = [nn.Module.half, nn.Module.double, lambda m: m.to("meta", torch.half)]
+    for cast in casts:
+        with pytest.raises(LoweringError, match="a model of integers has"):
+            cast(model)
+    assert_same_state(model.float().cpu().share_memory(), before)
+    assert torch.equal(outputs(model, images()), expected)
+    cast_before = copy.deepcopy(converted(0)).double()
+    assert outputs(cast_before, images().double()).dtype == torch.float64
+
+
 @needs_int8
 def test_regions_have_their_numbers_each() -> None:
     brighter = [[3 * image for image in batch] for batch in BATCHES]

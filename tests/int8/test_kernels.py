@@ -466,6 +466,16 @@ def test_quantize_takes_ties_to_even_and_everything_to_the_grid() -> None:
     assert x[0] == 0.5  # not changed in place
 
 
+def test_quantize_takes_nan_for_0_and_says_so() -> None:
+    x = torch.tensor([1.0, math.nan, math.inf, -math.inf, math.nan])
+    message = (
+        "2 of 5 values to be quantized are NaN: integers have none, and compute with 0 instead"
+    )
+    with pytest.warns(RuntimeWarning, match=message):
+        assert kernels.quantize(x, 0.1, 7, 15).tolist() == [15, 7, 15, 0, 7]
+    assert kernels.quantize(x[[0, 2, 3]], 0.1, 7, 15).tolist() == [15, 15, 0]
+
+
 def test_dequantize_is_equation_4_for_every_integer() -> None:
     q = torch.arange(256, dtype=torch.uint8)
     expected = (torch.arange(256) - 77).float() * torch.tensor(0.031)

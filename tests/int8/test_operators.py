@@ -1,5 +1,6 @@
 """The kernels as operators: what they tell PyTorch is true; exported graphs compute the same."""
 
+import copy
 import io
 import math
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import fxquant
-from fxquant import Recipe
+from fxquant import LoweringError, Recipe
 from fxquant.int8 import checked, kernels, operators, prepacking
 from fxquant.int8.operands import Geometry, Result, Uint8, Weight
 from tests.helpers import Net, needs_int8, outputs
@@ -210,6 +211,37 @@ def test_an_exported_graph_takes_any_batch_and_survives_a_file(name: str) -> Non
         expected = outputs(model, inputs)
         assert torch.equal(outputs(exported.module(), inputs), expected)
         assert torch.equal(outputs(loaded.module(), inputs), expected)
+
+
+def test_another_device_is_refused_and_meta_gives_shapes() -> None:
+    model, x = lowered("additions")
+    expected = outputs(model, x)
+    on_meta = copy.deepcopy(model).to("meta")
+    assert outputs(on_meta, x.to("meta")).shape == expected.shape
+    with pytest.raises(LoweringError) as raised:
+        on_meta(x)
+    assert str(raised.value) == (
+        "int8 kernels run on the CPU, and the weight is on meta: move the model with .cpu(), or, "
+        'from "meta", load a state with assign=True'
+    )
+    on_meta.load_state_dict(model.state_dict(), assign=True)
+    assert torch.equal(outputs(on_meta, x), expected)
+
+
+class _Elsewhere:
+    """What `call` looks at of a tensor on another device."""
+
+    is_cpu, device = False, torch.device("cuda:0")
+
+
+def test_a_tensor_on_another_device_is_named() -> None:
+    elsewhere: Any = _Elsewhere()
+    with pytest.raises(LoweringError) as raised:
+        operators.call(kernels.add, Uint8(elsewhere, 1.0, 0), Uint8(elsewhere, 1.0, 0))
+    assert str(raised.value) == (
+        "int8 kernels run on the CPU, and got a tensor on cuda:0: move model and input with "
+        ".cpu(), or run there what fxquant.convert returned, or fxquant.to_qdq of it"
+    )
 
 
 def test_an_exported_graph_packs_each_weight_once() -> None:

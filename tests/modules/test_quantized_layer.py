@@ -127,8 +127,35 @@ def test_infinity_is_clipped_to_the_ends(needs_gradient: bool) -> None:
     assert torch.equal(quantizer(x).detach(), ends)
 
 
-def test_fake_quantize_keeps_nan_visible() -> None:
-    assert make_quantizer(Grid(0, 255))(torch.tensor([math.nan])).isnan().all()
+@pytest.mark.parametrize("needs_gradient", [False, True])
+def test_fake_quantize_keeps_nan_visible(needs_gradient: bool) -> None:
+    x = torch.tensor([math.nan, 1.0], requires_grad=needs_gradient)
+    for quantizer in (make_quantizer(Grid(0, 255)), with_channels(torch.ones(2))):
+        assert quantizer(x).isnan().tolist() == [True, False]
+
+
+def with_channels(x: Tensor) -> FakeQuantize:
+    """Return a quantizer with a scale for each value of `x`."""
+    ends = torch.full_like(x, -1.3).detach(), torch.full_like(x, 2.9).detach()
+    return FakeQuantize(Affine.over(*ends, Grid(0, 255)), TensorSpec(), math.inf, axis=-1)
+
+
+@each_grid
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("needs_gradient", [False, True])
+def test_traced_graphs_have_the_same_values(
+    grid: Grid, dtype: torch.dtype, needs_gradient: bool
+) -> None:
+    quantizer, x = make_quantizer(grid), values().to(dtype)
+    y = quantizer._round_as_graph(x.requires_grad_(needs_gradient))
+    assert torch.equal(y.detach(), quantizer(x.detach()))
+
+
+def test_channels_pass_the_gradient_within_their_range() -> None:
+    x = torch.tensor([-9.0, -1.0, 0.0, 2.0, 9.0], requires_grad=True)
+    with_channels(x)(x).sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [0, 1, 1, 1, 0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
