@@ -69,6 +69,7 @@ class CountedCall:
     _counter: MultiplyAddCounter | None = None
     """While a call runs."""
 
+    @stored_as("CountedCall.begin")
     def begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Begin to count: a pre-hook with keywords. A call of no samples tells nothing."""
         self.close()  # after Ctrl-C no hook has run
@@ -78,6 +79,7 @@ class CountedCall:
             self._counter, self._num_samples = MultiplyAddCounter(model), num_samples
             self._counter.start()
 
+    @stored_as("CountedCall.end")
     def end(self, model: nn.Module, _: Any, output: Any) -> None:
         """Keep the counts: a hook that is always called, without output where the call failed."""
         counter = self._counter
@@ -85,6 +87,11 @@ class CountedCall:
         if counter is not None and output is not None:
             _write(model, counter, self._num_samples)
             drop_hooks(model, CountedCall)
+
+    def check_stored(self) -> None:
+        """Raise `ValueError` if a file was saved while a call ran."""
+        if self._counter is not None:
+            raise ValueError("a call is being counted")
 
     def close(self) -> None:
         """Stop counting, if a call is running."""

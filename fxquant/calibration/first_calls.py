@@ -45,16 +45,20 @@ class FirstCalls(nn.Module):
         capture_again: captures it, as it was for the prepared model.
     """
 
+    held: tuple[nn.Module, Callable[..., Captured]] | None
+    """Both arguments, in a tuple: they are no part of the prepared model."""
+    seen: list[Any]
+    """Sizes of the calls that were compared."""
+    places: set[Any]
+    """Devices and dtypes of the prepared model's parameters when it shared them."""
+    _expected: tuple[Call, list[Any]] | None
+
     def __init__(self, reference: nn.Module, capture_again: Callable[..., Captured]) -> None:
         super().__init__()
-        self.held: tuple[nn.Module, Callable[..., Captured]] | None
-        self.held = (reference, capture_again)  # in a tuple: it is no part of the prepared model
-        self.seen: list[Any] = []
-        """Sizes of the calls that were compared."""
-        self.places: set[Any] = set()
-        """Devices and dtypes of the prepared model's parameters when it shared them."""
-        self._expected: tuple[Call, list[Any]] | None = None
+        self.held, self.seen, self.places = (reference, capture_again), [], set()
+        self._expected = None
 
+    @stored_as("FirstCalls.begin")
     def begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Run the reference on what `model` is about to be called with; a forward pre-hook."""
         self._expected = None
@@ -69,6 +73,7 @@ class FirstCalls(nn.Module):
             calls = [call] * (1 if self.seen else 2)
             self._expected = call, outputs_of(self._reference_for(model), calls, seed=None)
 
+    @stored_as("FirstCalls.end")
     def end(self, model: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Compare what came of it; a forward hook.
 
@@ -127,6 +132,11 @@ class FirstCalls(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "held": None, "_expected": None}
+
+    def check_stored(self) -> None:
+        """Raise `ValueError` if a file held what it would call."""
+        if self.held is not None or self._expected is not None:
+            raise ValueError("a file holds no model to compare with")
 
 
 def compare_first_calls(

@@ -37,13 +37,17 @@ class InputKeeper(OwnModule):
     """
 
     watches = True
+    max_samples: int
+    unbatched_rank: int | None
+    batches: list[Arguments]
+    num_samples: int
     _is_impure = True  # no one uses its result, and it must run all the same
 
     def __init__(self, max_samples: int, unbatched_rank: int | None = None) -> None:
         super().__init__()
         self.max_samples = max_samples
         self.unbatched_rank = unbatched_rank
-        self.batches: list[Arguments] = []
+        self.batches = []
         self.num_samples = 0
 
     def forward(self, *inputs: Any) -> None:
@@ -53,6 +57,7 @@ class InputKeeper(OwnModule):
         self.batches += [map_leaves(each, _copy) for each in kept.arguments]
         self.num_samples += kept.num_samples
 
+    @stored_as("InputKeeper.keep_call")
     def keep_call(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep what `model` is about to be called with: a forward pre-hook with keywords."""
         self(*bind_arguments(model.forward, args, kwargs))

@@ -17,14 +17,18 @@ class CallNotes:
     They refuse a call that the graph was not traced for.
     """
 
-    def __init__(self, path: str, fixed: dict[int | str, Any]) -> None:
-        self.path = path
-        self.fixed = fixed
-        """Arguments, by place and by name, that the graph holds at a value."""
-        self.region = False
-        self.parts: dict[str, str] = {}
-        """Types of the parts that were called by themselves, by name."""
+    path: str
+    fixed: dict[int | str, Any]
+    """Arguments, by place and by name, that the graph holds at a value."""
+    region: bool
+    """Whether it was called."""
+    parts: dict[str, str]
+    """Types of the parts that were called by themselves, by name."""
 
+    def __init__(self, path: str, fixed: dict[int | str, Any]) -> None:
+        self.path, self.fixed, self.region, self.parts = path, fixed, False, {}
+
+    @stored_as("CallNotes.note_region")
     def note_region(self, _: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Note a call of the region, and check its arguments; a forward pre-hook with keywords."""
         self.region = True
@@ -40,6 +44,9 @@ class CallNotes:
 @stored_as("NotePart")
 class NotePart:
     """A forward pre-hook of one part."""
+
+    _notes: CallNotes
+    _name: str
 
     def __init__(self, notes: CallNotes, name: str) -> None:
         self._notes, self._name = notes, name

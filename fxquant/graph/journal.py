@@ -27,6 +27,11 @@ class Journal(nn.Module):
     one graph it also says what stayed in Python, and what multiply-adds run there, by module.
     """
 
+    recipe: Recipe
+    lines: list[tuple[str, str, Record]]
+    untraced: tuple[Untraced, ...]
+    multiply_adds: dict[str, float]
+
     def __init__(
         self,
         recipe: Recipe,

@@ -112,6 +112,8 @@ class Int8Layer(PackedWeights, Int8Module):
     weight_sqnr: float
     verify: bool = True
     """Whether the kernel is checked at the first call of a size."""
+    activation: str
+    keep_other: bool
 
     def __init__(
         self,
@@ -197,6 +199,11 @@ class Int8Conv(Int8Layer):
 
     transposed = False  # these as `nn.Conv2d` has them: code around a region may ask for them
     padding_mode = "zeros"
+    geometry: Geometry
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
 
     def __init__(self, layer: QuantizedLayer, *rest: Any, **options: Any) -> None:
         super().__init__(layer, *rest, **options)

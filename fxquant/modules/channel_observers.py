@@ -139,6 +139,7 @@ class ChannelMean(FixedDtypeModule):
 
     watches = True
 
+    axis: int
     mean: Tensor
     num_values: Tensor
 

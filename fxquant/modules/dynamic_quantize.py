@@ -33,6 +33,11 @@ class DynamicQuantize(FixedDtypeModule):
     stage = "converted"
     rounds = True
 
+    spec: TensorSpec
+    clamp: tuple[float, float] | None
+    axis: int | None
+    grid: Grid
+
     def __init__(
         self, spec: TensorSpec, clamp: tuple[float, float] | None = None, axis: int | None = None
     ) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fxquant.modules.figures import Figures
 from fxquant.modules.own import FixedDtypeModule
-from fxquant.numerics.affine import Affine, along_axis
+from fxquant.numerics.affine import Affine, Grid, along_axis
 from fxquant.recipe.spec import TensorSpec
 from fxquant.stored_names import stored_as
 
@@ -30,6 +30,10 @@ class FakeQuantize(FixedDtypeModule):
     stage = "converted"
     rounds = True
 
+    grid: Grid
+    spec: TensorSpec
+    sqnr: float
+    axis: int | None
     scale: Tensor
     zero_point: Tensor
     channel_max: Tensor | None

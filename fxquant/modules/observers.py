@@ -39,6 +39,12 @@ class Observer(FixedDtypeModule):
     stage = "prepared"
     watches = True
 
+    spec: TensorSpec
+    clamp: tuple[float, float] | None
+    known: tuple[Tensor, Tensor] | None
+    axis: int | None
+    ranks: set[int]
+    """How many axes the tensors had: more than one number where tensors share the observer."""
     low: Tensor
     high: Tensor
     ema_low: Tensor
@@ -61,8 +67,7 @@ class Observer(FixedDtypeModule):
         self.clamp = clamp
         self.known = known
         self.axis = axis
-        self.ranks: set[int] = set()
-        """How many axes the tensors had: more than one number where tensors share the observer."""
+        self.ranks = set()
         self.register_buffer("low", torch.tensor(torch.inf))
         self.register_buffer("high", torch.tensor(-torch.inf))
         self.register_buffer("ema_low", torch.tensor(0.0))

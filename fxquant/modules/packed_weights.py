@@ -25,6 +25,8 @@ class PackedWeights(nn.Module):
 
     weight_integers: Tensor
     weight_spec: TensorSpec
+    weight_shape: tuple[int, ...]
+    """Of the integers, in a pickle that holds them packed."""
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

@@ -3,12 +3,10 @@
 A file is data: loading it builds objects of classes, and graphs that call functions, by their
 names. So that a file made by hand reaches no file, process or network, it may name only
 
-* classes and functions of fxquant with the mark of `fxquant.stored_names`;
-* classes of torch.nn, torchvision.models, .ops and .transforms; as mere values also `Tensor` and
-  builtin types;
-* functions: those of `fxquant.storage.known_functions` and of torchvision.ops;
-* operators of `torch.ops` that `fxquant.storage.known_functions` knows;
-* public methods of tensors and containers that take no function and hand out no memory;
+* classes, functions and methods of fxquant with the mark of `fxquant.stored_names`;
+* modules of torch.nn, torchvision.models, .ops and .transforms, and the few objects that these
+  hold (`_OBJECTS`); as mere values also `Tensor` and builtin types;
+* functions, operators, methods and attributes that `fxquant.storage.known_functions` knows;
 * what the caller of `load` gives as `custom`.
 
 Of fxquant a name is "fxquant:mark", wherever the thing is defined. Any other is "module:qualified
@@ -19,6 +17,7 @@ above.
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import importlib
 import inspect
@@ -28,25 +27,37 @@ from types import FunctionType, NoneType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx, nn
 
 from fxquant.errors import StorageError
-from fxquant.storage.known_functions import known_functions, known_operator
+from fxquant.storage.known_functions import (
+    known_attributes,
+    known_functions,
+    known_methods,
+    known_operator,
+)
 from fxquant.stored_names import stored_name, value_stored_as
 
-_CLASS_PACKAGES = (
-    "torch.nn", "torchvision.models", "torchvision.ops", "torchvision.transforms",
+_MODULE_PACKAGES = (
+    "torch.nn.modules", "torch.nn.utils.parametrize", "torch.nn.utils.parametrizations",
+    "torchvision.models", "torchvision.ops", "torchvision.transforms",
 )  # fmt: skip
-_FUNCTION_PACKAGES = ("torchvision.ops",)
+_REFUSED_MODULES = ("torchvision.models._api", "torchvision.models.feature_extraction")
+_REFUSED_CLASSES = ("Lambda",)
+"""Modules that call what they hold."""
+_OBJECTS = (
+    "torchvision.models.detection._utils:BalancedPositiveNegativeSampler",
+    "torchvision.models.detection._utils:BoxCoder",
+    "torchvision.models.detection._utils:BoxLinearCoder",
+    "torchvision.models.detection._utils:Matcher",
+    "torchvision.models.detection._utils:SSDMatcher",
+    "torchvision.ops.poolers:LevelMapper",
+    "torchvision.transforms.functional:InterpolationMode",
+)
 _TYPES = (
     bool, complex, dict, enumerate, float, frozenset, int, list, NoneType, object, range, reversed,
     set, slice, str, tuple, type, zip, Tensor, collections.OrderedDict, collections.UserDict,
 )  # fmt: skip
-_REFUSED_METHODS = (
-    "apply_", "const_data_ptr", "data_ptr", "map2_", "map_", "module_load", "register_hook",
-    "register_post_accumulate_grad_hook", "set_", "storage", "untyped_storage",
-)  # fmt: skip
-_FIELDS = ("indices", "values")  # of what `topk` and the like return; of a tensor, methods
 _OPERATOR = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
 _OPERATORS, _OWN = "torch.ops", "fxquant"
 
@@ -72,32 +83,57 @@ class Allowed:
 
     def type_named(self, name: str) -> type:
         """Return a class."""
-        found = self._find(name, _types(), _CLASS_PACKAGES)
-        if not isinstance(found, type):
+        found = self._find(name, _types(), _MODULE_PACKAGES)
+        is_known = isinstance(found, type) and (
+            name in _types()
+            or name in _OBJECTS
+            or stored_name(found) is not None
+            or self.is_custom(found)
+            or (issubclass(found, nn.Module) and not issubclass(found, fx.GraphModule))
+        )
+        if not is_known or found.__name__ in _REFUSED_CLASSES:
             raise _refusal("class", name)
-        return found
+        return found  # type: ignore[no-any-return]
 
     def function_named(self, name: str) -> Callable[..., Any]:
         """Return a function, an operator, or a class of `custom`, which a graph may call."""
-        found = self._find(name, known_functions(), _FUNCTION_PACKAGES)
-        is_own = any(found is each for each in self._custom.values())
-        is_function = isinstance(found, (FunctionType, *_OPERATOR)) or name in known_functions()
-        if not (is_own or is_function):
+        found = self._find(name, known_functions(), ())
+        is_known = name in known_functions() or isinstance(found, _OPERATOR) or _is_own(found)
+        if not (is_known or self.is_custom(found)):
             raise _refusal("function", name)
         return found  # type: ignore[no-any-return]
 
+    def method_named(self, name: str) -> FunctionType:
+        """Return a method of a class of fxquant's, or one of `custom`, which a file may bind."""
+        found = self._find(name, {}, ())
+        is_method = isinstance(found, FunctionType) and "." in found.__qualname__
+        if not is_method or (stored_name(found) is None and not self.is_custom(found)):
+            raise _refusal("method", name)
+        return found  # type: ignore[no-any-return]
+
+    def is_custom(self, value: object) -> bool:
+        """Say whether `value` is one of `custom`."""
+        return any(value is each for each in self._custom.values())
+
+    def lacks(self, name: str) -> bool:
+        """Say whether `name`, which only `custom` can allow, is not there."""
+        return name not in self._custom and name.partition(":")[2] not in self._custom
+
     def is_method(self, name: str) -> bool:
         """Say whether a graph may call the method `name` of what it computes."""
-        if name.startswith("_") or name in _REFUSED_METHODS:
-            return False
-        own = [each for each in self._custom.values() if isinstance(each, type)]
-        return any(hasattr(each, name) for each in (Tensor, torch.Size, list, dict, *own))
+        own = (each for each in self._own_values() if callable(getattr(each, name, None)))
+        return not name.startswith("_") and (name in known_methods() or any(own))
 
     def is_attribute(self, name: str) -> bool:
         """Say whether a graph may read the attribute `name` of what it computes."""
-        if name in _FIELDS:
-            return True
-        return not name.startswith("_") and not callable(getattr(Tensor, name, None))
+        is_known = name in known_attributes() or self.is_method(name)
+        fields = (vars(each).get("__annotations__", {}) for each in self._own_values())
+        return not name.startswith("_") and (is_known or any(name in each for each in fields))
+
+    def _own_values(self) -> list[type]:
+        """Return the classes of `custom` of which graphs compute objects: not the modules."""
+        own = (each for each in self._custom.values() if isinstance(each, type))
+        return [each for each in own if not issubclass(each, nn.Module)]
 
     def _find(self, name: str, known: dict[str, Any], packages: tuple[str, ...]) -> Any:
         module, _, qualified_name = name.partition(":")
@@ -107,18 +143,19 @@ class Allowed:
         if found is None and module == _OWN:
             found = value_stored_as(qualified_name)
         if found is None and _is_inside(module, packages):
-            found = _import(module, qualified_name)
+            found = None if _is_inside(module, _REFUSED_MODULES) else _import(module, qualified_name)
         return self._custom.get(qualified_name) if found is None else found
 
 
 def needs_custom(value: type | Callable[..., Any]) -> bool:
     """Say whether only `custom` allows a file to name `value`."""
     allowed = Allowed()
-    find = allowed.type_named if isinstance(value, type) else allowed.function_named
-    try:
-        return find(name_of(value)) is not value
-    except StorageError:
-        return True
+    kinds = (allowed.function_named, allowed.method_named)
+    for find in (allowed.type_named,) if isinstance(value, type) else kinds:
+        with contextlib.suppress(StorageError):
+            if find(name_of(value)) is value:
+                return False
+    return True
 
 
 def name_of(value: Any) -> str:
@@ -158,6 +195,12 @@ def _names() -> dict[int, str]:
 @functools.cache
 def _types() -> dict[str, type]:
     return {f"{each.__module__}:{each.__name__}": each for each in _TYPES}
+
+
+def _is_own(value: object) -> bool:
+    """Say whether `value` is a function of fxquant's for graphs: no method."""
+    is_function = isinstance(value, FunctionType) and "." not in value.__qualname__
+    return is_function and stored_name(value) is not None
 
 
 def _import(module: str, qualified_name: str) -> Any:

@@ -16,7 +16,6 @@ import enum
 import functools
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
@@ -29,12 +28,14 @@ from fxquant.capture.region import Region
 from fxquant.errors import StorageError
 from fxquant.graph.journal import Journal
 from fxquant.storage.allowed import has_name, name_of, needs_custom
+from fxquant.storage.fields import REGISTRIES, SEALED, own_method
 from fxquant.storage.graph_encoding import encode_graph
 from fxquant.storage.plain_values import Json, encode_plain, is_plain
 from fxquant.stored_names import stored_name
 
-_REGISTRIES = {"_parameters", "_buffers", "_modules"}
 _BLANK = vars(nn.Module())
+MAX_KEYS = 10_000
+"""Of a set, or of a dictionary that has other keys than names."""
 MADE_ANEW = vars(fx.GraphModule(nn.Module(), fx.Graph())).keys() - _BLANK.keys()
 _FUNCTIONS = (FunctionType, BuiltinFunctionType, torch._ops.OpOverload, torch._ops.OpOverloadPacket)
 _FIXED = (tuple, frozenset, slice, enum.Enum, functools.partial, MethodType, weakref.ref)
@@ -44,18 +45,35 @@ class Encoder:
     """What turns one model into a tree; `tensors` and `custom` are complete when it has.
 
     Raises:
-        StorageError: by `encode`, for what cannot be stored, with its place.
+        StorageError: by `encode`, for what cannot be stored, all of it with its places.
     """
 
     def __init__(self) -> None:
         self.tensors: list[Tensor] = []
+        self.paths: list[str] = []
+        """Of the tensors, in the model."""
         self.custom: dict[str, Any] = {}
         """Classes and functions that loading needs, by name."""
         self._numbers: dict[int, tuple[int, object]] = {}  # with the object: no other gets its id
         self._places: dict[int, int] = {}  # in `tensors`
+        self._problems: list[str] = []
 
     def encode(self, value: Any, path: str) -> Json:
         """Return the tree of `value`, which is at `path` in the model."""
+        tree = self._encode(value, path)
+        if self._problems:
+            raise StorageError("; ".join(self._problems))
+        return tree
+
+    def _encode(self, value: Any, path: str) -> Json:
+        """Return the tree, or note why there is none."""
+        try:
+            return self._tree(value, path)
+        except StorageError as error:
+            self._problems.append(str(error))
+            return None
+
+    def _tree(self, value: Any, path: str) -> Json:
         if is_plain(value):
             return encode_plain(value)
         if isinstance(value, Tensor):
@@ -94,6 +112,7 @@ class Encoder:
                 raise StorageError(f"{path} is a tensor {reason}")
             self._places[id(tensor)] = len(self.tensors)
             self.tensors.append(tensor)
+            self.paths.append(path.partition(".")[2] or path)
         return self._places[id(tensor)]
 
     def _encode_fixed(self, value: Any, path: str) -> Json:
@@ -108,36 +127,38 @@ class Encoder:
         if isinstance(value, enum.Enum) and value.name in type(value).__members__:
             return ["enum", self.name(type(value), path), value.name]
         if isinstance(value, MethodType) and not isinstance(value.__self__, type):
-            return ["method", self.encode(value.__self__, path), value.__func__.__name__]
+            return ["method", self._encode(value.__self__, path), self.name(value.__func__, path)]
         if isinstance(value, weakref.ref) and value() is not None:
-            return ["weakref", self.encode(value(), path)]
+            return ["weakref", self._encode(value(), path)]
         raise _unstorable(value, path)
 
     def _encode_container(self, value: Any, path: str) -> Json:
         if type(value) in (list, immutable_list):
             return ["list", *self._parts(value, path)]
+        if len(value) > MAX_KEYS and not isinstance(value, list):
+            raise StorageError(f"{path} holds {len(value)} keys, where a file has {MAX_KEYS}")
         if type(value) is set:  # in an order that does not change from run to run
             return ["set", *self._parts(sorted(value, key=repr), path)]
         if type(value) in (dict, immutable_dict) and all(type(key) is str for key in value):
-            return ["dict", {key: self.encode(value[key], f"{path}.{key}") for key in value}]
+            return ["dict", {key: self._encode(value[key], f"{path}.{key}") for key in value}]
         kinds = {dict: "items", immutable_dict: "items", OrderedDict: "ordered"}
         if type(value) not in kinds:
             raise _unstorable(value, path)
         items = [
-            [self.encode(each, f"{path}[{key!r}]") for each in (key, value[key])] for key in value
+            [self._encode(each, f"{path}[{key!r}]") for each in (key, value[key])] for key in value
         ]
         return [kinds[type(value)], *items]
 
     def _parts(self, values: Any, path: str) -> list[Json]:
-        return [self.encode(value, f"{path}[{index}]") for index, value in enumerate(values)]
+        return [self._encode(value, f"{path}[{index}]") for index, value in enumerate(values)]
 
     def _encode_module(self, module: nn.Module, path: str) -> Json:
         _require_own_hooks(module, path)
         state = {
             name: value for name, value in _state(module).items() if not _is_blank(name, value)
         }
-        for name in _REGISTRIES & state.keys():
-            state[name] = dict(state[name])  # an OrderedDict in models that older versions pickled
+        for name in SEALED & state.keys():  # an OrderedDict in models that older ones pickled
+            state[name] = dict(state[name])
         if isinstance(module, Journal):
             state["lines"] = []  # these are facts about nodes: the graph has them
         if not isinstance(module, fx.GraphModule):
@@ -151,11 +172,11 @@ class Encoder:
         else:
             raise _unstorable(module, path)
         attributes = self._attributes(state, path)
-        return [*head, attributes, encode_graph(module.graph, self.name, self.encode, path)]
+        return [*head, attributes, encode_graph(module.graph, self.name, self._encode, path)]
 
     def _attributes(self, state: dict[str, Any], path: str) -> Json:
         return {
-            name: self.encode(value, path if name in _REGISTRIES else f"{path}.{name}")
+            name: self._encode(value, path if name in REGISTRIES else f"{path}.{name}")
             for name, value in state.items()
         }
 
@@ -173,12 +194,6 @@ def slot_names(kind: type) -> list[str]:
     listed = [vars(base).get("__slots__", ()) for base in kind.__mro__]
     names = [name for each in listed for name in ([each] if isinstance(each, str) else each)]
     return [name for name in names if name not in ("__dict__", "__weakref__")]
-
-
-def own_method(kind: type, name: str) -> Callable[..., Any] | None:
-    """Return `__getstate__` or `__setstate__` of a class, if it is fxquant that defines it."""
-    method = getattr(kind, name, None)
-    return method if str(getattr(method, "__module__", "")).startswith("fxquant.") else None
 
 
 def _state(module: nn.Module) -> dict[str, Any]:

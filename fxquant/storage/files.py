@@ -1,54 +1,35 @@
 """Models in files: `save` and `load`.
 
-    magic · version · SHA-256 of all that follows · sizes · header · blocks
-
-The header is JSON, compressed: the model as a tree (`fxquant.storage.encoding`) and a list of its
-tensors. The blocks are the tensors' bytes, little-endian, one behind the other; tensors that share
-memory share a block. Nothing in a file is code (`fxquant.storage.allowed`), and nothing is used
-before the digest of all of it was checked.
+A file is safetensors (`fxquant.storage.container`): the model as a tree of JSON
+(`fxquant.storage.encoding`), and its tensors by name. Nothing in it is code
+(`fxquant.storage.allowed`), and nothing is used before it was checked. `save` reads what it wrote
+by the rules of `load` before it says that it is done.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
-import struct
-import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fxquant.errors import StorageError
 from fxquant.graph.journal import read_recipe, write_journals
 from fxquant.storage.allowed import Allowed
+from fxquant.storage.container import Content, open_file, write_file
 from fxquant.storage.decoding import Decoder
 from fxquant.storage.encoding import Encoder
+from fxquant.storage.plain_values import Json
 from fxquant.storage.tensor_blocks import read_tensors, split_into_blocks
-from fxquant.streaming.whole_files import write_whole
 
-MAGIC = b"\x93FXQUANT"
-VERSION = 2
-_START = struct.Struct("<8sI32s")
-"""Magic, version, digest."""
-
-
-_SIZES = struct.Struct("<QQ")
-"""Bytes of the header, and of the file."""
-
-
-_FOREIGN = {
-    b"PK\x03\x04": "a zip archive, as torch.save writes: try torch.load",
-    b"\x80": "a pickle: try torch.load",
-    b"\x93NUMPY": "an array of numpy",
-}
 _MALFORMED = (
-    ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, SyntaxError,
-    TypeError, ValueError,
+    ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError,
+    SyntaxError, TypeError, ValueError,
 )  # fmt: skip
 """What trees can raise that were made by hand, or for classes that have changed since."""
 
@@ -85,31 +66,38 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     encoder = Encoder()
     try:
         tree = encoder.encode(model, "model")
+        _require_readable(tree, encoder)
+        entries, blocks = split_into_blocks(encoder.tensors, encoder.paths)
+        content = Content(
+            str(torch.__version__), list(encoder.custom), {"model": tree, "tensors": entries}
+        )
+        write_file(Path(path), content, blocks)
     except StorageError as error:
         raise StorageError(f"save: {error}") from error
-    entries, blocks = split_into_blocks(encoder.tensors)
-    content = {"torch": str(torch.__version__), "model": tree, "tensors": entries}
-    text = json.dumps(content, separators=(",", ":"), allow_nan=False)
-    header = zlib.compress(text.encode(), 9)
-    size = _START.size + _SIZES.size + len(header) + sum(map(len, blocks))
-    parts: list[bytes | memoryview] = [_SIZES.pack(len(header), size), header, *blocks]
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    parts.insert(0, _START.pack(MAGIC, VERSION, digest.digest()))
-    try:
-        write_whole(Path(path), lambda file: file.writelines(parts))
     except OSError as error:
         raise StorageError(f"save: {path}: cannot be written: {error}") from error
     if encoder.custom:
-        names = ", ".join(name.rpartition(":")[2] for name in encoder.custom)
-        _logger.info("save: load(%r, custom=[%s]) will need them", os.fspath(path), names)
+        _logger.info("save: load(%r, %s) will need them", os.fspath(path), _custom(encoder.custom))
+
+
+def _require_readable(tree: Json, encoder: Encoder) -> None:
+    """Raise `StorageError` if `load` would refuse a tree, or make something else of it."""
+    reader = Decoder(encoder.tensors, Allowed(encoder.custom.values()))
+    try:
+        read = reader.decode(json.loads(json.dumps(tree)))
+    except StorageError as error:
+        raise StorageError(f"load would refuse it: {error}") from error
+    except _MALFORMED as error:
+        raise StorageError(f"load would fail: {type(error).__name__}: {error}") from error
+    if Encoder().encode(read, "model") != tree:
+        raise StorageError("load would make something else of it")
 
 
 def load(
     path: str | os.PathLike[str],
     *,
     map_location: str | torch.device = "cpu",
+    mmap: bool = False,
     custom: Iterable[type | Callable[..., Any]] = (),
 ) -> nn.Module:
     """Return the model in a file that `save` wrote. No code of the file is run, for it has none.
@@ -119,6 +107,8 @@ def load(
     Args:
         path: of the file.
         map_location: the device to put all tensors on.
+        mmap: leave tensors for the CPU in the file, from which the system reads them when they are
+            used, as `torch.load` does: then the file must stay as it is while the model is in use.
         custom: your own classes and functions that the model uses: its type, where it could not be
             traced whole, and what was left whole in it. See `fxquant.storage.allowed` for what
             needs none.
@@ -130,79 +120,54 @@ def load(
     allowed, device = Allowed(custom), torch.device(map_location)
     torch.empty(0, device=device)  # PyTorch's own error if there is no such device
     try:
-        with open(path, "rb") as file:
-            content = bytearray(os.fstat(file.fileno()).st_size)
-            file.readinto(content)
+        with open_file(Path(path)) as (content, names, block):
+            _require_custom(content.custom, allowed)
+            try:
+                tensors = read_tensors(
+                    content.tree["tensors"],
+                    names,
+                    lambda name: block(name).to(device, copy=not mmap),
+                    device,
+                )
+                return _read_model(content.tree["model"], tensors, allowed)
+            except _MALFORMED as error:
+                raise StorageError(
+                    f"it was saved under PyTorch {content.torch}, and cannot be built under "
+                    f"{torch.__version__}: {type(error).__name__}: {error}"
+                ) from error
     except FileNotFoundError as error:
         raise StorageError(f"load: {path}: there is no such file") from error
     except OSError as error:
         raise StorageError(f"load: {path}: cannot be read: {error}") from error
-    try:
-        return _read_model(content, allowed, device)
     except StorageError as error:
         raise StorageError(f"load: {path}: {error}") from error
-
-
-def _read_model(content: bytearray, allowed: Allowed, device: torch.device) -> nn.Module:
-    header, start = _read_header(content)
-    try:
-        tensors = read_tensors(header["tensors"], content, start, device)
-        model = Decoder(tensors, allowed).decode(header["model"])
     except _MALFORMED as error:
-        raise StorageError(
-            f"it was saved under PyTorch {header.get('torch')}, and cannot be built under "
-            f"{torch.__version__}: {type(error).__name__}: {error}"
-        ) from error
+        raise StorageError(f"load: {path}: its header is none: {error}") from error
+
+
+def _read_model(tree: Json, tensors: Sequence[Tensor], allowed: Allowed) -> nn.Module:
+    decoder = Decoder(tensors, allowed)
+    model = decoder.decode(tree)
     if not isinstance(model, nn.Module):
         raise StorageError(f"it holds {type(model).__name__}, not a model")
+    decoder.compile()
     recipe = read_recipe(model)
     if recipe is not None:
         write_journals(model, recipe)  # from what the graphs hold of their nodes
     return model
 
 
-def _read_header(content: bytearray) -> tuple[dict[str, Any], int]:
-    """Return the header, and where the blocks begin; check everything before that is used."""
-    if not content.startswith(MAGIC[: max(1, len(content))]):
-        raise StorageError(f"it is not an fxquant file: {_foreign_kind(content)}")
-    start = _START.size + _SIZES.size
-    if len(content) < start:
-        raise StorageError(f"it is cut off: {len(content)} bytes, where the start takes {start}")
-    _, version, digest = _START.unpack_from(content)
-    if version > VERSION:
+def _require_custom(names: Sequence[str], allowed: Allowed) -> None:
+    """Raise, with all of them, if the caller gave not all that a file needs."""
+    missing = [name for name in names if allowed.lacks(name)]
+    if missing:
         raise StorageError(
-            f"it is of format version {version}, and this fxquant reads up to {VERSION}: upgrade "
-            "fxquant"
+            f"it needs {len(missing)} of the user's own classes and functions that were not given: "
+            f"if you know them and trust the file, load(path, {_custom(names)})"
         )
-    if version == 1:
-        raise StorageError(
-            "it is of format version 1, which an earlier fxquant wrote, and this one reads version "
-            f"{VERSION}: load it with that fxquant, save its state_dict() with torch.save, and "
-            "load that into the same model made with this fxquant; or quantize anew"
-        )
-    header_size, size = _SIZES.unpack_from(content, _START.size)
-    if len(content) < size:
-        raise StorageError(f"it is cut off: {len(content)} bytes of {size}")
-    found = hashlib.sha256(memoryview(content)[_START.size :]).digest()
-    if version < 1 or found != digest or len(content) != size:
-        raise StorageError(
-            f"it was altered: its SHA-256 is {found.hex()[:16]}…, and {digest.hex()[:16]}… was "
-            f"written; {len(content)} bytes of {size}: copy it anew"
-        )
-    try:
-        header = json.loads(zlib.decompress(memoryview(content)[start : start + header_size]))
-    except (ValueError, RecursionError, zlib.error) as error:
-        raise StorageError(f"its header is none: {type(error).__name__}: {error}") from error
-    if not isinstance(header, dict):
-        raise StorageError(f"its header is none: {type(header).__name__}")
-    return header, start + header_size
 
 
-def _foreign_kind(content: bytearray) -> str:
-    """Return what a file is instead, as far as can be told."""
-    if not content:
-        return "it is empty"
-    if content[8:9] == b"{":
-        return "safetensors: try safetensors.torch.load_file"
-    known = (what for sign, what in _FOREIGN.items() if content.startswith(sign))
-    return next(known, f"it starts with {bytes(content[:8])!r}")
+def _custom(names: Iterable[str]) -> str:
+    """Return the argument `custom` of `load`, as one writes it."""
+    own = [name.replace("torch.ops:", "torch.ops.").rpartition(":")[2] for name in names]
+    return f"custom=[{', '.join(own)}]"

@@ -17,14 +17,17 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.fx.graph import CodeGen
 
 from fxquant.capture.recording.objects import filled
 from fxquant.errors import StorageError
 from fxquant.graph.records import Record, annotate, record
 from fxquant.storage.allowed import Allowed
+from fxquant.storage.fields import check_fields
+from fxquant.storage.known_functions import is_harmless
 from fxquant.storage.plain_values import Json, decode_plain, encode_plain, is_plain, is_plain_tree
+from fxquant.stored_names import stored_name
 
 _SEQUENCES = {"tuple": tuple, "list": list}
 
@@ -105,18 +108,20 @@ def decode_graph(
     """
     graph, nodes = fx.Graph(), list[fx.Node]()
     for op, name, target, args, kwargs, known in tree:
-        _require(_is_identifier(name), f"a node {name!r}")
+        _require(_is_identifier(name) and name != "self", f"a node {name!r}")
         args = tuple(_decode(each, nodes) for each in args)
         kwargs = {key: _decode(each, nodes) for key, each in kwargs.items()}
         _require(all(map(_is_identifier, kwargs)), f"the keywords {list(kwargs)}")
         target = _target(op, target, owner, allowed)
-        _require_harmless(op, target, args, kwargs, allowed)
+        _require_harmless(target, args, kwargs, allowed)
         node = graph.create_node(op, target, args, kwargs, name)
         _require(node.name == name or all(each.name != name for each in nodes), f"two {name!r}")
         if node.name != name:
             node.name = name
         if known:
-            annotate(node, **{key: decode(fact) for key, fact in known.items()})
+            facts = {key: decode(fact) for key, fact in known.items()}
+            check_fields(Record, facts)
+            annotate(node, **facts)
         nodes.append(node)
     return graph
 
@@ -153,7 +158,7 @@ def _target(op: str, target: str, owner: nn.Module, allowed: Allowed) -> Any:
 
 
 def _exists(owner: nn.Module, target: str, is_module: bool) -> bool:
-    """Say whether `target` is the name of a submodule, or else of a value that is no function."""
+    """Say whether `target` is the name of a submodule, or else of a value that is mere data."""
     *path, name = target.split(".")
     if any(not part.isprintable() or set(part) & set("\"'\\") for part in (*path, name)):
         return False
@@ -166,20 +171,29 @@ def _exists(owner: nn.Module, target: str, is_module: bool) -> bool:
         return module._modules.get(name) is not None
     if name in module._parameters or name in module._buffers:
         return True
-    return name in vars(module) and not name.startswith("_") and not callable(vars(module)[name])
+    if stored_name(type(module)) is not None and name == "weight":
+        return True  # what a layer's integers stand for
+    return name in vars(module) and not name.startswith("_") and _is_data(vars(module)[name])
+
+
+def _is_data(value: Any) -> bool:
+    """Say whether a value of a module has no code that a graph could reach by it."""
+    if isinstance(value, dict):
+        return all(map(_is_data, (*value.keys(), *value.values())))
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_data, value))
+    return isinstance(value, Tensor) or is_plain(value)
 
 
 def _require_harmless(
-    op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], allowed: Allowed
+    target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], allowed: Allowed
 ) -> None:
     """Raise where a builtin would read what is private, or call what it is given."""
-    if op != "call_function":
-        return
     if target is getattr:
         name = args[1] if len(args) > 1 else None
         fine = isinstance(name, str) and allowed.is_attribute(name) and not kwargs
         _require(fine, f"a look at the attribute {name!r}")
-    if target in (max, min, sorted):
+    elif callable(target) and not is_harmless(target):
         _require("key" not in kwargs, f"{target.__name__}(key=…)")
 
 
