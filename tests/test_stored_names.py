@@ -19,9 +19,11 @@ from tests.stored_models import CUSTOM, KINDS, make_prepared
 
 def test_every_name_stays() -> None:  # or models that were saved do not load: add, never take away
     assert stored_names() == [
-        "AffineNumbers", "Budget", "CallNotes", "ChannelMean", "ChannelObserver", "CountedCall",
-        "DynamicQuantize", "FakeQuantize", "FirstCalls", "FunctionalBatchNorm", "Grid",
-        "InputKeeper", "Int8Add", "Int8Conv", "Int8Geometry", "Int8Linear", "Int8Result", "Journal",
+        "AffineNumbers", "Budget", "CallNotes", "CallNotes.note_region", "ChannelMean",
+        "ChannelObserver", "CountedCall", "CountedCall.begin", "CountedCall.end",
+        "DynamicQuantize", "FakeQuantize", "FirstCalls", "FirstCalls.begin", "FirstCalls.end",
+        "FunctionalBatchNorm", "Grid", "InputKeeper", "InputKeeper.keep_call", "Int8Add",
+        "Int8Conv", "Int8Geometry", "Int8Linear", "Int8Result", "Journal",
         "LearnedRounding", "LogitObserver", "NotePart", "Observer", "QuantizedConv1d",
         "QuantizedConv2d", "QuantizedConv3d", "QuantizedConvTranspose1d",
         "QuantizedConvTranspose2d", "QuantizedConvTranspose3d", "QuantizedLinear", "Recipe",
@@ -38,7 +40,14 @@ def test_a_name_leads_to_what_has_it_and_back() -> None:
         value = value_stored_as(name)
         assert (stored_name(value), name_of(value)) == (name, f"fxquant:{name}")
         assert not needs_custom(value)
-        find = Allowed().type_named if isinstance(value, type) else Allowed().function_named
+        kind = (
+            "type"
+            if isinstance(value, type)
+            else "method"
+            if "." in value.__qualname__
+            else "function"
+        )
+        find = getattr(Allowed(), f"{kind}_named")
         assert find(f"fxquant:{name}") is value
 
 

@@ -107,6 +107,15 @@ class FakeQuantize(FixedDtypeModule):
         y = (x / scale).round_().clamp_(first, last).mul_(scale)
         return _passing_gradient(x, y, first * scale, last * scale, scale)
 
+    def check_stored(self) -> None:
+        """Raise `ValueError` if the tensors of a file are not those of such a module."""
+        if self.axis is None:
+            self.affine.check(())
+        else:
+            self.affine.check((self.scale.numel(),))
+        if self.channel_max is not None and self.channel_max.shape != self.scale.shape:
+            raise ValueError(f"channel_max of shape {tuple(self.channel_max.shape)}")
+
     def parameters_text(self) -> str:
         """Return the parameters in a few words."""
         if self.axis is not None:

@@ -89,6 +89,14 @@ class Observer(FixedDtypeModule):
                 self._watch(x.detach())
         return x
 
+    def check_stored(self) -> None:
+        """Raise `ValueError` if the tensors of a file are not those of an observer."""
+        scalars = (self.low, self.high, self.ema_low, self.ema_high, self.num_batches)
+        if any(each.numel() != 1 for each in (*scalars, self.nonfinite)):
+            raise ValueError("an observer's low, high or number of batches is not one number")
+        if tuple(self.counts.shape) != (NUM_BINS,):
+            raise ValueError(f"{tuple(self.counts.shape)} counts, where {NUM_BINS} are right")
+
     @property
     def needs_data(self) -> bool:
         """Whether the range will come from what calibration sees."""

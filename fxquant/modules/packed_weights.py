@@ -77,7 +77,11 @@ class PackedWeights(nn.Module):
     def _why_not_on_grid(self, integers: Tensor, key: str) -> str | None:
         """Return what is wrong with integers that `weight_spec` has no room for."""
         bits = self.weight_spec.bits
-        if integers.numel() == 0 or integers.shape != self.weight_integers.shape:
+        if (
+            integers.numel() == 0
+            or integers.is_meta
+            or integers.shape != self.weight_integers.shape
+        ):
             return None  # of other shapes PyTorch tells
         low, high = (bound.item() for bound in torch.aminmax(integers))
         if -(2 ** (bits - 1)) <= low and high < 2 ** (bits - 1):

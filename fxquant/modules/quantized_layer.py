@@ -13,7 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from fxquant.modules.figures import Figures
-from fxquant.modules.layers import Layer, layer_type, num_outputs, output_rows, per_output
+from fxquant.modules.layers import (
+    Layer,
+    is_transposed,
+    layer_type,
+    num_outputs,
+    output_rows,
+    per_output,
+)
 from fxquant.modules.own import FixedDtypeModule
 from fxquant.modules.packed_weights import PackedWeights
 from fxquant.numerics.affine import Affine, Grid
@@ -66,6 +73,22 @@ class QuantizedLayer(PackedWeights, FixedDtypeModule):
             weight.mul_(per_output(layer, self.weight_gain, weight))
             weight.add_(per_output(layer, self.weight_shift, weight))
         return weight.to(self.dtype_probe.dtype)
+
+    def check_stored(self) -> None:
+        """Raise `ValueError` if the tensors of a file are not those of such a layer."""
+        layer: Any = self
+        integers, shape = self.weight_integers, _weight_shape(layer)
+        if (integers.dtype, tuple(integers.shape)) != (torch.int8, shape):
+            raise ValueError(f"a weight of {tuple(integers.shape)}, where {shape} is right")
+        error = self._why_not_on_grid(integers, "weight_integers")
+        if error is not None:
+            raise ValueError(error)
+        outputs = (num_outputs(layer),)
+        self.weight_affine.check((), outputs)
+        for name in ("bias", "weight_gain", "weight_shift"):
+            values = getattr(self, name)
+            if values is not None and tuple(values.shape) != outputs:
+                raise ValueError(f"{name} of {tuple(values.shape)}, where {outputs} is right")
 
     def bias_values(self) -> Tensor:
         """Return the bias in float32, (out,): zeros where there is none."""
@@ -145,6 +168,15 @@ class QuantizedConvTranspose3d(QuantizedLayer, nn.ConvTranspose3d):  # type: ign
 @stored_as("QuantizedLinear")
 class QuantizedLinear(QuantizedLayer, nn.Linear):  # type: ignore[override]
     """`nn.Linear` with an integer weight."""
+
+
+def _weight_shape(layer: Any) -> tuple[int, ...]:
+    """Return the shape of a layer's weight by its other fields."""
+    if isinstance(layer, nn.Linear):
+        return layer.out_features, layer.in_features
+    ends = layer.out_channels, layer.in_channels
+    first, second = reversed(ends) if is_transposed(layer) else ends
+    return (first, second // layer.groups, *layer.kernel_size)
 
 
 _QUANTIZED: dict[type[nn.Module], type[QuantizedLayer]] = {

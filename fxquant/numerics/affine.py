@@ -92,6 +92,29 @@ class Affine:
         zero_point = zero_point.clamp(grid.quant_min, grid.quant_max).to(torch.int32)
         return cls(scale, zero_point, grid)
 
+    def check(self, *shapes: tuple[int, ...]) -> None:
+        """Raise `ValueError` if one of the promises above is broken, or the shape none of these.
+
+        Args:
+            shapes: that both tensors may have; with none, any.
+        """
+        scale, zero_point, grid = self.scale, self.zero_point, self.grid
+        shape = tuple(scale.shape)
+        if shape != tuple(zero_point.shape) or (shapes and shape not in shapes):
+            raise ValueError(
+                f"scales of shape {shape} and zero-points of {tuple(zero_point.shape)}, where "
+                f"{' or '.join(map(str, shapes))} is right"
+            )
+        if not 0 < grid.steps < 2**16:
+            raise ValueError(f"{grid} is no grid of 2 to 16 bits")
+        if scale.is_meta:
+            return
+        if scale.dtype != torch.float32 or not bool(((scale > 0) & scale.isfinite()).all()):
+            raise ValueError(f"scales of {scale.dtype} that are not all positive and finite")
+        is_inside = (zero_point >= grid.quant_min) & (zero_point <= grid.quant_max)
+        if zero_point.dtype != torch.int32 or not bool(is_inside.all()):
+            raise ValueError(f"zero-points of {zero_point.dtype} that are not all on {grid}")
+
     def quantize(self, x: Tensor) -> Tensor:
         """Return the integers of Eq. (1), in `x`'s floating dtype."""
         q = torch.round(x / self.scale).add_(self.zero_point)

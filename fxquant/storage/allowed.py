@@ -143,15 +143,17 @@ class Allowed:
         if found is None and module == _OWN:
             found = value_stored_as(qualified_name)
         if found is None and _is_inside(module, packages):
-            found = None if _is_inside(module, _REFUSED_MODULES) else _import(module, qualified_name)
+            found = (
+                None if _is_inside(module, _REFUSED_MODULES) else _import(module, qualified_name)
+            )
         return self._custom.get(qualified_name) if found is None else found
 
 
 def needs_custom(value: type | Callable[..., Any]) -> bool:
     """Say whether only `custom` allows a file to name `value`."""
     allowed = Allowed()
-    kinds = (allowed.function_named, allowed.method_named)
-    for find in (allowed.type_named,) if isinstance(value, type) else kinds:
+    other = allowed.type_named if isinstance(value, type) else allowed.method_named
+    for find in (allowed.function_named, other):
         with contextlib.suppress(StorageError):
             if find(name_of(value)) is value:
                 return False

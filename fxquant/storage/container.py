@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -30,7 +29,7 @@ from torch import Tensor
 from fxquant.errors import StorageError
 from fxquant.storage.fields import matches
 from fxquant.storage.plain_values import Json
-from fxquant.streaming.whole_files import write_whole
+from fxquant.streaming.whole_files import flush, temporary_folder
 
 VERSION = 3
 MAX_HEADER = 2**26
@@ -73,26 +72,30 @@ def write_file(path: Path, content: Content, blocks: Mapping[str, Tensor]) -> No
     """
     text = json.dumps(content.tree, separators=(",", ":"), allow_nan=False)
     _check_json(text)
+    blank = "0" * _DIGITS
     fields = {
         "version": VERSION,
-        "sha256": "0" * _DIGITS,
+        "sha256": blank,
         "torch": content.torch,
         "custom": list(content.custom),
         "tree": base64.b64encode(zlib.compress(text.encode(), 9)).decode(),
     }
 
-    def write(file: BinaryIO) -> None:
-        save_file(dict(blocks), file.name, {_KEY: json.dumps(fields, separators=(",", ":"))})
-        with open(file.name, "r+b") as written:
-            header = _header_bytes(written)
-            digest = _digest(written, header, fields["sha256"])
-            place = header.index(fields["sha256"].encode())
-            written.seek(8 + place)
-            written.write(digest.encode())
-            written.flush()
-            os.fsync(written.fileno())
-
-    write_whole(path, write)
+    metadata = {_KEY: json.dumps(fields, separators=(",", ":"))}
+    with temporary_folder(path.parent) as folder:
+        unfinished = folder / "model"
+        try:
+            save_file(dict(blocks), unfinished, metadata)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+        with unfinished.open("r+b") as file:
+            header = _header_bytes(file)
+            digest = _digest(file, header, blank)
+            file.seek(8 + header.index(blank.encode()))
+            file.write(digest.encode())
+        flush(unfinished)
+        unfinished.replace(path)
+        flush(path.parent)
 
 
 @contextmanager
@@ -137,9 +140,10 @@ _IDENTITY = ("st_dev", "st_ino", "st_size", "st_mtime_ns")
 def _open_regular(path: Path) -> Iterator[BinaryIO]:
     """Open a file that is no pipe or device: these may never end."""
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise StorageError("it is not a file with content, but a folder, a pipe or a device")
     with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise StorageError("it is not a file with content, but a folder, a pipe or a device")
         yield file
 
 

@@ -70,14 +70,21 @@ class Decoder:
             "weakref": lambda part: weakref.ref(self._value(part)),
         }
 
-    def decode(self, tree: Json) -> Any:
-        """Return the value of a tree; graphs have no code yet: see `compile`."""
-        return self._value(tree)
+    def decode(self, tree: Json, *, with_code: bool = True) -> Any:
+        """Return the value of a tree; its graphs have code only if asked for.
 
-    def compile(self) -> None:
-        """Make code of all graphs that were read."""
-        for made, graph in self._graphs:
-            made.graph = graph
+        Raises:
+            StorageError: it holds what it may not, or what makes no sense.
+        """
+        try:
+            value = self._value(tree)
+            for made, graph in self._graphs if with_code else ():
+                made.graph = graph
+        except StorageError:
+            raise
+        except Exception as error:  # made by hand, or for classes that have changed since
+            raise StorageError(f"it cannot be built: {type(error).__name__}: {error}") from error
+        return value
 
     def _value(self, tree: Json) -> Any:
         """Return the value of a part; the order of calls is that of encoding."""
@@ -191,7 +198,7 @@ class Decoder:
         self._objects.append(module)
         for name in state.keys() & SEALED:
             kind = state[name][0]
-            _require(kind in ("dict", "items"), f"{name} of {type(module).__name__} as a {kind}")
+            _require(kind in ("dict", "ordered"), f"{name} of {type(module).__name__} as a {kind}")
         decoded = {name: self._value(part) for name, part in state.items()}
         check_fields(type(module), decoded)
         set_state = own_method(type(module), "__setstate__")

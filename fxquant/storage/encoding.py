@@ -157,8 +157,8 @@ class Encoder:
         state = {
             name: value for name, value in _state(module).items() if not _is_blank(name, value)
         }
-        for name in SEALED & state.keys():  # an OrderedDict in models that older ones pickled
-            state[name] = dict(state[name])
+        for name in SEALED & state.keys():  # copies: a file has them nowhere else
+            state[name] = (dict if name in REGISTRIES else OrderedDict)(state[name])
         if isinstance(module, Journal):
             state["lines"] = []  # these are facts about nodes: the graph has them
         if not isinstance(module, fx.GraphModule):

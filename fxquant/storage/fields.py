@@ -58,10 +58,12 @@ def check_fields(kind: type, state: Mapping[str, Any]) -> None:
     """
     is_module = issubclass(kind, nn.Module)
     declared = Region if issubclass(kind, Region) else kind
-    is_own = declared is Region or stored_name(kind) is not None
-    hints = _hints(declared) if is_own else {}
+    is_own = declared.__module__.startswith("fxquant.")
+    hints: dict[str, Any] = _hints(declared) if is_own else {}  # type: ignore[arg-type]
     for name, value in state.items():
-        _require(name.isidentifier() and not name.startswith("__"), kind, name, value, "such a name")
+        _require(
+            name.isidentifier() and not name.startswith("__"), kind, name, value, "such a name"
+        )
         if is_module and (name in _OF_MODULES or name in _BLANK):
             _check_modules_own(kind, name, value)
             continue
@@ -152,7 +154,7 @@ def matches(value: Any, hint: Any) -> bool:
     if origin is tuple and isinstance(value, (tuple, list)) and args[1:] != (...,):
         return len(value) == len(args) and all(map(matches, value, args))
     if origin is not None and isinstance(origin, type):
-        kinds = {list: (list, tuple), tuple: (list, tuple)}.get(origin, origin)
+        kinds = (list, tuple) if origin in (list, tuple) else origin
         return isinstance(value, kinds) and _parts_match(value, origin, args)
     return not isinstance(hint, type) or isinstance(value, hint)
 

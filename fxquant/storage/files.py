@@ -27,13 +27,6 @@ from fxquant.storage.encoding import Encoder
 from fxquant.storage.plain_values import Json
 from fxquant.storage.tensor_blocks import read_tensors, split_into_blocks
 
-_MALFORMED = (
-    ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError,
-    SyntaxError, TypeError, ValueError,
-)  # fmt: skip
-"""What trees can raise that were made by hand, or for classes that have changed since."""
-
-
 _logger = logging.getLogger("fxquant")
 
 
@@ -77,18 +70,17 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     except OSError as error:
         raise StorageError(f"save: {path}: cannot be written: {error}") from error
     if encoder.custom:
-        _logger.info("save: load(%r, %s) will need them", os.fspath(path), _custom(encoder.custom))
+        names = _list(encoder.custom)
+        _logger.info("save: load(%r, custom=[%s]) will need them", os.fspath(path), names)
 
 
 def _require_readable(tree: Json, encoder: Encoder) -> None:
     """Raise `StorageError` if `load` would refuse a tree, or make something else of it."""
     reader = Decoder(encoder.tensors, Allowed(encoder.custom.values()))
     try:
-        read = reader.decode(json.loads(json.dumps(tree)))
+        read = reader.decode(json.loads(json.dumps(tree)), with_code=False)
     except StorageError as error:
         raise StorageError(f"load would refuse it: {error}") from error
-    except _MALFORMED as error:
-        raise StorageError(f"load would fail: {type(error).__name__}: {error}") from error
     if Encoder().encode(read, "model") != tree:
         raise StorageError("load would make something else of it")
 
@@ -122,35 +114,33 @@ def load(
     try:
         with open_file(Path(path)) as (content, names, block):
             _require_custom(content.custom, allowed)
-            try:
-                tensors = read_tensors(
-                    content.tree["tensors"],
-                    names,
-                    lambda name: block(name).to(device, copy=not mmap),
-                    device,
-                )
-                return _read_model(content.tree["model"], tensors, allowed)
-            except _MALFORMED as error:
-                raise StorageError(
-                    f"it was saved under PyTorch {content.torch}, and cannot be built under "
-                    f"{torch.__version__}: {type(error).__name__}: {error}"
-                ) from error
+            tensors = read_tensors(
+                content.tree["tensors"],
+                names,
+                lambda name: block(name).to(device, copy=not mmap),
+                device,
+            )
+            return _read_model(content, tensors, allowed)
+    except StorageError as error:
+        raise StorageError(f"load: {path}: {error}") from error
     except FileNotFoundError as error:
         raise StorageError(f"load: {path}: there is no such file") from error
     except OSError as error:
         raise StorageError(f"load: {path}: cannot be read: {error}") from error
+    except Exception as error:  # whatever a file that was made by hand can raise
+        raise StorageError(
+            f"load: {path}: its header is none: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _read_model(content: Content, tensors: Sequence[Tensor], allowed: Allowed) -> nn.Module:
+    try:
+        model = Decoder(tensors, allowed).decode(content.tree["model"])
     except StorageError as error:
-        raise StorageError(f"load: {path}: {error}") from error
-    except _MALFORMED as error:
-        raise StorageError(f"load: {path}: its header is none: {error}") from error
-
-
-def _read_model(tree: Json, tensors: Sequence[Tensor], allowed: Allowed) -> nn.Module:
-    decoder = Decoder(tensors, allowed)
-    model = decoder.decode(tree)
+        versions = f"saved under PyTorch {content.torch}, read under {torch.__version__}"
+        raise StorageError(f"{error} ({versions})") from error
     if not isinstance(model, nn.Module):
         raise StorageError(f"it holds {type(model).__name__}, not a model")
-    decoder.compile()
     recipe = read_recipe(model)
     if recipe is not None:
         write_journals(model, recipe)  # from what the graphs hold of their nodes
@@ -162,12 +152,12 @@ def _require_custom(names: Sequence[str], allowed: Allowed) -> None:
     missing = [name for name in names if allowed.lacks(name)]
     if missing:
         raise StorageError(
-            f"it needs {len(missing)} of the user's own classes and functions that were not given: "
-            f"if you know them and trust the file, load(path, {_custom(names)})"
+            f"it needs what the user wrote, of which {_list(missing)} was not given: if you know "
+            f"all of it and trust the file, load(path, custom=[{_list(names)}])"
         )
 
 
-def _custom(names: Iterable[str]) -> str:
-    """Return the argument `custom` of `load`, as one writes it."""
+def _list(names: Iterable[str]) -> str:
+    """Return the names of classes and functions as one writes them in an argument."""
     own = [name.replace("torch.ops:", "torch.ops.").rpartition(":")[2] for name in names]
-    return f"custom=[{', '.join(own)}]"
+    return ", ".join(own)

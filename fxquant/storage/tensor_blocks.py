@@ -86,7 +86,7 @@ def _fits(tensor: Tensor) -> bool:
 
 def _whole_memory(tensor: Tensor) -> Tensor:
     whole = torch.empty(0, dtype=torch.uint8, device=tensor.device)
-    return whole.set_(tensor.untyped_storage()).cpu()  # type: ignore[call-overload,no-any-return]
+    return whole.set_(tensor.untyped_storage()).cpu()
 
 
 def _free_name(name: str, blocks: Mapping[str, Tensor]) -> str:
@@ -190,9 +190,7 @@ class _Reader:
         num_usable = len(memory) // dtype.itemsize * dtype.itemsize
         return memory[:num_usable].view(dtype).as_strided(shape, strides, offset)
 
-    def _filled(
-        self, value: bytes, dtype: torch.dtype, shape: list[int], num_bytes: int
-    ) -> Tensor:
+    def _filled(self, value: bytes, dtype: torch.dtype, shape: list[int], num_bytes: int) -> Tensor:
         self._num_filled += num_bytes
         if self._num_filled > MAX_FILLED or len(value) != (dtype.itemsize if num_bytes else 0):
             raise StorageError(f"{num_bytes} bytes of one value of {len(value)} bytes")

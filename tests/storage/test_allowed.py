@@ -1,5 +1,7 @@
 """A file may name what models are made of, and nothing that reaches beyond them."""
 
+from typing import NamedTuple
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,14 @@ from fxquant.storage.known_functions import known_functions
 
 class Counted(nn.Module):
     """One's own module."""
+
+
+class Pair(NamedTuple):
+    left: Tensor
+    right: Tensor
+
+    def swapped(self) -> "Pair":
+        return Pair(self.right, self.left)
 
 
 def double(x: Tensor) -> Tensor:
@@ -83,13 +93,18 @@ def test_a_refusal_says_what_to_give() -> None:
 
 
 def test_ones_own_are_found_by_name_wherever_they_were_defined() -> None:
-    allowed = Allowed([Counted, double, torch.ops.mkldnn._reorder_linear_weight.default])
+    allowed = Allowed(
+        [Counted, Pair, Pair.swapped, double, torch.ops.mkldnn._reorder_linear_weight.default]
+    )
     assert allowed.type_named("tests.storage.test_allowed:Counted") is Counted
     assert allowed.type_named("__main__:Counted") is Counted
     assert allowed.function_named("elsewhere:double") is double
     assert callable(allowed.function_named("torch.ops:mkldnn._reorder_linear_weight.default"))
+    assert allowed.method_named("tests.storage.test_allowed:Pair.swapped") is Pair.swapped
     assert not allowed.is_method("forwards")
-    assert allowed.is_method("extra_repr")  # of Counted
+    assert not allowed.is_method("extra_repr")  # of Counted: no graph computes modules
+    assert allowed.is_method("swapped")
+    assert allowed.is_attribute("right")
 
 
 def test_what_is_given_as_custom_must_have_a_name() -> None:

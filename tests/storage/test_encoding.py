@@ -54,6 +54,9 @@ class Counted(nn.Module):
         self.weight = nn.Parameter(torch.randn(size))
         self.register_buffer("scratch", torch.ones(2), persistent=False)
 
+    def forward(self, x: int) -> int:
+        return self.size * x
+
 
 WEIGHTS = "torchvision.models.resnet:ResNet18_Weights"
 
@@ -69,9 +72,9 @@ def through(value: Any, custom: Any = CUSTOM) -> Any:
     """Return `value` after it was JSON and bytes."""
     encoder = Encoder()
     tree = json.loads(json.dumps(encoder.encode(value, "value"), allow_nan=False))
-    entries, blocks = split_into_blocks(encoder.tensors)
-    content = bytearray(b"".join(blocks))
-    tensors = read_tensors(json.loads(json.dumps(entries)), content, 0, torch.device("cpu"))
+    entries, blocks = split_into_blocks(encoder.tensors, encoder.paths)
+    entries = json.loads(json.dumps(entries))
+    tensors = read_tensors(entries, list(blocks), blocks.__getitem__, torch.device("cpu"))
     return Decoder(tensors, Allowed(custom)).decode(tree)
 
 
@@ -125,11 +128,13 @@ def test_slots_come_back_and_missing_ones_stay_missing() -> None:
     assert not hasattr(restored, "two")
 
 
-def test_methods_of_objects_come_back_bound() -> None:
-    linear = nn.Linear(2, 2)
-    owner, method = through([linear, linear.extra_repr])
+def test_methods_of_objects_come_back_bound_where_the_caller_allows_the_method() -> None:
+    counted = Counted(2)
+    owner, method = through([counted, counted.forward], (*CUSTOM, Counted.forward))
     assert method.__self__ is owner
-    assert method() == linear.extra_repr()
+    assert method(3) == 6
+    with pytest.raises(StorageError, match=r"load\(path, custom=\[forward\]\)"):
+        through([counted, counted.forward])
 
 
 def test_objects_that_are_reached_twice_are_one() -> None:
@@ -225,8 +230,9 @@ def test_two_functions_of_one_name_are_refused() -> None:
         ["region", "fxquant:Rule", {}, []],
         ["namedtuple", "torch.nn.modules.linear:Linear"],
         ["method", ["type", "torch.nn.modules.linear:Linear"], "mro"],
-        ["method", ["enum", WEIGHTS, "DEFAULT"], "get_state_dict"],
-        ["method", ["object", "fxquant:Rule", {}], "__dict__"],
+        ["method", ["enum", WEIGHTS, "DEFAULT"], f"{WEIGHTS}.get_state_dict"],
+        ["method", ["object", "fxquant:Rule", {}], "fxquant:FirstCalls.begin"],
+        ["enum", WEIGHTS, "DEFAULT"],
     ],
 )  # fmt: skip
 def test_a_tree_that_fxquant_does_not_write_is_refused(tree: Any) -> None:

@@ -8,16 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from fxquant.errors import StorageError
-from fxquant.storage.tensor_blocks import read_tensors, split_into_blocks
+from fxquant.storage.tensor_blocks import MAX_FILLED, read_tensors, split_into_blocks
 
 CPU = torch.device("cpu")
 
 
 def through(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Return `tensors` after they were JSON and bytes."""
-    entries, blocks = split_into_blocks(tensors)
-    content = bytearray(b"start" + b"".join(blocks))
-    return read_tensors(json.loads(json.dumps(entries)), content, len(b"start"), CPU)
+    entries, blocks = split_into_blocks(tensors, [f"t{n}" for n in range(len(tensors))])
+    return read_tensors(json.loads(json.dumps(entries)), list(blocks), blocks.__getitem__, CPU)
 
 
 @pytest.mark.parametrize(
@@ -62,16 +61,42 @@ def test_tensors_that_share_memory_still_do() -> None:
     assert torch.equal(restored[2].view(torch.float32), restored[0].detach().flatten())
 
 
-def test_memory_that_is_shared_is_stored_once_and_one_value_once() -> None:
+def test_memory_that_is_shared_is_stored_once_and_one_value_in_no_block() -> None:
     whole = torch.arange(100.0)
-    _, blocks = split_into_blocks([whole, whole[:50], torch.zeros(1000), torch.zeros(1)])
-    assert [len(block) for block in blocks] == [400, 4, 4]
+    tensors = [whole, whole[:50], torch.zeros(1000), torch.tensor(3.0), torch.arange(2)]
+    entries, blocks = split_into_blocks(tensors, ["a", "b", "c", "d", "e"])
+    assert {name: block.nbytes for name, block in blocks.items()} == {"memory.0": 400, "e": 16}
+    assert [entry[0] for entry in entries] == [
+        "memory.0", "memory.0", "=00000000", "=00004040", "e",
+    ]  # fmt: skip
 
 
-def test_bytes_too_few_or_too_many_are_an_error() -> None:
-    entries, blocks = split_into_blocks([torch.arange(3.0)])
-    content = bytearray(b"".join(blocks))
-    with pytest.raises(StorageError, match="its tensors end at byte 12, and it ends at 13"):
-        read_tensors(entries, content + b"x", 0, CPU)
-    with pytest.raises(ValueError, match="offset"):
-        read_tensors(entries, content[:-1], 0, CPU)
+def test_a_tensor_that_is_wider_than_its_memory_is_stored_whole() -> None:
+    row = torch.arange(3.0)
+    entries, blocks = split_into_blocks([row, row.expand(4, 3)], ["row", "rows"])
+    assert [entry[0] for entry in entries] == ["memory.0", "rows"]
+    assert blocks["rows"].shape == (4, 3)
+
+
+def test_more_of_one_value_than_files_may_ask_for_is_stored_whole() -> None:
+    _, blocks = split_into_blocks([torch.zeros(MAX_FILLED // 4 + 1)], ["zeros"])
+    assert list(blocks) == ["zeros"]
+
+
+def test_blocks_have_names_of_their_own() -> None:
+    tensors = [torch.arange(2) for _ in range(4)]
+    _, blocks = split_into_blocks(tensors, ["a", "a", "__metadata__", "=00"])
+    assert list(blocks) == ["a", "a'", "__metadata__'", "00'"]
+
+
+def test_what_safetensors_does_not_hold_is_bytes_there() -> None:
+    _, blocks = split_into_blocks([torch.randn(2) * 1j], ["a"])
+    assert (blocks["a"].dtype, blocks["a"].shape) == (torch.uint8, (16,))
+
+
+def test_a_block_too_few_or_too_many_is_an_error() -> None:
+    entries, blocks = split_into_blocks([torch.arange(3.0)], ["a"])
+    with pytest.raises(StorageError, match="no tensor of its model is 'b'"):
+        read_tensors(entries, ["a", "b"], blocks.__getitem__, CPU)
+    with pytest.raises(StorageError, match="it holds no tensor 'a'"):
+        read_tensors(entries, [], blocks.__getitem__, CPU)
