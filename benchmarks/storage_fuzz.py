@@ -144,7 +144,8 @@ _NAMES = [
     *known_attributes(), "os:system", "builtins:eval", "builtins:open", "torch:load",
     "torch.hub:load", "subprocess:Popen", "torchvision.models.resnet:ResNet18_Weights",
     "torch.nn.modules.linear:Linear", "torch.nn.modules.container:Sequential", "fxquant:FirstCalls",
-    "torch.nn.modules.conv:Conv2d", "torchvision.models.detection.rpn:RegionProposalNetwork", "torch.ops:aten.relu.default",
+    "torch.nn.modules.conv:Conv2d", "torchvision.models.detection.rpn:RegionProposalNetwork",
+    "torch.ops:aten.relu.default",
     "torch.ops:aten._unsafe_index.Tensor", "torch.ops:onednn.qconv_pointwise.default", "forward",
     "__call__", "__class__", "__dict__", "__globals__", "_modules", "_parameters", "modules",
     "weight", "recompile", "to_folder", "_compiled_call_impl", "stride", "groups", "self", "x",
@@ -288,13 +289,15 @@ def outcome(path: Path, watch: Watch, x: Tensor) -> str:
 
 def run(seeds: range, note: Callable[[int, str], None]) -> None:
     """Load the files of some seeds in this process, and note what came of each."""
-    logging.getLogger("fxquant").setLevel(logging.CRITICAL)
     files, watch, x = originals(), Watch(), torch.randn(2, 3, 6, 6)
+    logger = logging.getLogger("fxquant")
+    logger.disabled = True
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.fxq"
         for seed in seeds:
             path.write_bytes(changed(files, seed))
             note(seed, outcome(path, watch, x))
+    logger.disabled = False
 
 
 def _run_in_child(seeds: range, results: Any) -> None:
