@@ -16,6 +16,7 @@ import enum
 import functools
 import weakref
 from collections import OrderedDict
+from collections.abc import Iterator
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
@@ -153,9 +154,12 @@ class Encoder:
         return [self._encode(value, f"{path}[{index}]") for index, value in enumerate(values)]
 
     def _encode_module(self, module: nn.Module, path: str) -> Json:
-        _require_own_hooks(module, path)
+        foreign = dict(_foreign_hooks(module, path))
+        self._problems += foreign.values()
         state = {
-            name: value for name, value in _state(module).items() if not _is_blank(name, value)
+            name: value
+            for name, value in _state(module).items()
+            if name not in foreign and not _is_blank(name, value)
         }
         for name in SEALED & state.keys():  # copies: a file has them nowhere else
             state[name] = (dict if name in REGISTRIES else OrderedDict)(state[name])
@@ -221,7 +225,8 @@ def _has_plain_state(kind: type) -> bool:
     return bool(kind.__flags__ & 1 << 9)  # Py_TPFLAGS_HEAPTYPE: the class is no static one of C
 
 
-def _require_own_hooks(module: nn.Module, path: str) -> None:
+def _foreign_hooks(module: nn.Module, path: str) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong with hooks that are not fxquant's own, by where the module has them."""
     for kind, hooks in vars(module).items():
         if not kind.endswith("_hooks") or not isinstance(hooks, dict):
             continue
@@ -229,9 +234,10 @@ def _require_own_hooks(module: nn.Module, path: str) -> None:
             owner = type(getattr(hook, "__self__", hook))
             if stored_name(owner) is None:
                 name = getattr(hook, "__qualname__", owner.__qualname__)
-                raise StorageError(
+                yield (
+                    kind,
                     f"{path} ({type(module).__name__}) has the hook {name!r} in {kind}, which a "
-                    "file cannot hold: remove it and register it again behind"
+                    "file cannot hold: remove it and register it again behind",
                 )
 
 

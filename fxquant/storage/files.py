@@ -152,8 +152,8 @@ def _require_custom(names: Sequence[str], allowed: Allowed) -> None:
     missing = [name for name in names if allowed.lacks(name)]
     if missing:
         raise StorageError(
-            f"it needs what the user wrote, of which {_list(missing)} was not given: if you know "
-            f"all of it and trust the file, load(path, custom=[{_list(names)}])"
+            f"it names {_list(missing)}, which a file may use only if they are given: if you know "
+            f"them and trust the file, load(path, custom=[{_list(names)}])"
         )
 
 

@@ -30,7 +30,7 @@ from fxquant.streaming.running import (
 )
 from fxquant.streaming.stream import Stream
 from fxquant.streaming.value_store import ValueStore
-from fxquant.streaming.whole_files import flush, temporary_folder, write_whole
+from fxquant.streaming.whole_files import flush, temporary_folder
 
 __all__ = [
     "Arguments",
@@ -61,5 +61,4 @@ __all__ = [
     "take_first_ranks",
     "temporary_folder",
     "together",
-    "write_whole",
 ]

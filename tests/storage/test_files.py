@@ -3,6 +3,7 @@
 import copy
 import logging
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.ao import quantization as ao
 
 import fxquant
 from fxquant import CaptureError, Recipe, StorageError
@@ -167,6 +169,40 @@ def test_tensors_go_to_the_device_that_is_asked_for(path: Path) -> None:
     assert {each.device.type for each in loaded.state_dict().values()} == {"meta"}
 
 
+class Reads(nn.Module):
+    """A forward that asks for parts of results, types of results, and a layer's weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc(x.to(self.fc.weight.dtype)).to(self.fc.weight.device)
+        best, order = y.max(1), torch.sort(y, 1)
+        least = torch.finfo(y.dtype).min
+        scaled = y * self.fc.weight.norm() / self.fc.weight.shape[0]
+        kept = best.values[:, None] + order.values * (order.indices + best.indices[:, None])
+        return torch.maximum(scaled + kept, torch.full_like(y, least))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_what_forwards_read_of_results_and_layers_is_kept(bits: int, path: Path) -> None:
+    model, x = quantized(bits, Reads()), torch.randn(3, 4)
+    fxquant.save(model, path)
+    assert torch.equal(fxquant.load(path)(x), model(x))
+
+
+def test_what_a_lowered_forward_reads_is_kept(path: Path) -> None:
+    converted, x = quantized(8, Reads()), torch.randn(3, 4)
+    for form in (fxquant.lower, fxquant.to_qdq):
+        try:
+            model = form(converted)
+        except fxquant.LoweringError as error:
+            pytest.skip(str(error))
+        fxquant.save(model, path)
+        assert torch.equal(fxquant.load(path)(x), model(x))
+
+
 # One's own classes.
 
 
@@ -179,11 +215,36 @@ def test_ones_own_classes_are_named_when_saving_and_needed_when_loading(
         f"save: load({str(path)!r}, custom=[Detector, Neck, scaled]) will need them"
     )
     assert error_of(path) == (
-        "it needs what the user wrote, of which Detector, Neck, scaled was not given: if you know "
-        "all of it and trust the file, load(path, custom=[Detector, Neck, scaled])"
+        "it names Detector, Neck, scaled, which a file may use only if they are given: if you know "
+        "them and trust the file, load(path, custom=[Detector, Neck, scaled])"
     )
-    assert "of which scaled was not given" in error_of(path, custom=[Detector, CUSTOM[1]])
+    assert "it names scaled, which" in error_of(path, custom=[Detector, CUSTOM[1]])
     assert isinstance(fxquant.load(path, custom=CUSTOM), Detector)
+
+
+class Bound(nn.Module):
+    """Holds a method of its own, and cannot be traced whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 2)
+        self.last = self.doubled
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc(x)
+        return self.last(y) if float(y.detach().sum()) > 0 else self.last(-y)
+
+    def doubled(self, x: Tensor) -> Tensor:
+        return x * 2
+
+
+def test_a_bound_method_is_allowed_by_itself(path: Path) -> None:
+    model = fxquant.quantize(Bound(), [torch.randn(8, 4)], fxquant.Recipe.minmax(), verify=False)
+    fxquant.save(model, path)
+    assert "it names Bound.doubled, which" in error_of(path, custom=[Bound])
+    loaded = fxquant.load(path, custom=[Bound, Bound.doubled])
+    x = torch.randn(2, 4)
+    assert torch.equal(loaded(x), model(x))
 
 
 # Saving.
@@ -204,6 +265,43 @@ def test_what_cannot_be_stored_is_said_before_anything_is_written(path: Path) ->
     model.get_submodule("0").log.close()
     assert path.read_bytes() == before
     assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
+def test_a_configuration_of_pytorchs_quantization_is_kept_if_its_classes_are_given(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model: Any = quantized()
+    model.get_submodule("0").qconfig = ao.default_qconfig
+    with caplog.at_level(logging.INFO, "fxquant"):
+        fxquant.save(model, path)
+    assert "custom=[QConfig, _PartialWrapper, MinMaxObserver]" in caplog.messages[-1]
+    custom: list[Any] = [ao.QConfig, type(ao.default_observer), ao.MinMaxObserver]
+    loaded: Any = fxquant.load(path, custom=custom)
+    assert type(loaded.get_submodule("0").qconfig) is ao.QConfig
+
+
+def test_all_that_cannot_be_stored_is_said_at_once(path: Path) -> None:
+    model: Any = quantized()
+    model.get_submodule("0").key = b"secret"
+    model.get_submodule("2").lock = threading.Lock()
+    model.register_forward_hook(lambda *_: None)
+    error = save_error(model, path)
+    for place in (
+        "model.0.key is a builtins.bytes",
+        "model.2.lock is a _thread.lock",
+        "has the hook",
+    ):
+        assert place in error
+    assert not path.exists()
+
+
+def test_what_load_would_refuse_is_not_written(path: Path) -> None:
+    model: Any = quantized()
+    vars(model.get_submodule("0"))["forward"] = torch.relu
+    assert save_error(model, path).startswith(
+        "load would refuse it: QuantizedLinear.forward is a builtin_function_or_method: the name of"
+    )
+    assert not path.exists()
 
 
 def test_an_interrupted_save_loses_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

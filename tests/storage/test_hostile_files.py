@@ -266,7 +266,7 @@ LIES: list[tuple[str, Change]] = [
     ("is of format version 99", lambda parts: parts.fields.update(version=99)),
     ("torch is wrong", lambda parts: parts.fields.update(torch=3)),
     ("custom is wrong", lambda parts: parts.fields.update(custom=[3])),
-    ("of which system was not given", lambda parts: parts.fields.update(custom=["os:system"])),
+    ("it names system, which a file may", lambda parts: parts.fields.update(custom=["os:system"])),
 ]  # fmt: skip
 
 
