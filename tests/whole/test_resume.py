@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ import fxquant
 from fxquant import Recipe, StorageError
 from fxquant.rounding import learners
 from fxquant.rounding.adaround import learn_rounding
+from fxquant.streaming.whole_files import write_whole
 from tests.helpers import whole
 
 LAYERS = 5
@@ -140,16 +141,13 @@ def test_control_c_stops_cleanly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_full_disk_keeps_the_finished_layers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    saves = iter(range(LAYERS))
-    original = torch.save
-
-    def save(value: Any, file: Any) -> None:
-        if next(saves) == 3:
+    def save(path: Path, write: Callable[[BinaryIO], object]) -> None:
+        if path.name.startswith("0003"):
             raise OSError(28, "No space left on device")
-        original(value, file)
+        write_whole(path, write)
 
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", save)
+        patch.setattr("fxquant.streaming.checkpoint.write_whole", save)
         with pytest.raises(
             StorageError, match=r"No space left on device.*layers before it are kept"
         ):
