@@ -90,12 +90,14 @@ def _sees_padding_alone(
     size: int, outputs: int, width: int, stride: int, padding: int, dilation: int
 ) -> bool:
     """Say whether a window along one axis reads no position of the input."""
-    if padding == 0:
-        return False
-    return any(
-        not any(0 <= start + tap * dilation < size for tap in range(width))
-        for start in range(-padding, outputs * stride - padding, stride)
-    )
+    last = (outputs - 1) * stride - padding
+    if last >= size:
+        return True
+    for start in range(-padding, min(last + 1, 0), stride):
+        tap = -(start // dilation)  # the first that is not before the input
+        if tap >= width or start + tap * dilation >= size:
+            return True
+    return False
 
 
 def direct(

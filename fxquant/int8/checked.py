@@ -192,6 +192,7 @@ def _chosen(call: Call) -> tuple[Arrangement, str | None]:
     # In a thread of its own: no mode of the caller's is on there, as autocast or tracing.
     with ThreadPoolExecutor(1) as thread:
         for arrangement in candidates:
+            thread.submit(torch.set_num_threads, call.num_threads).result()
             reason = thread.submit(_why_wrong, arrangement, call).result()
             if reason is None:
                 return arrangement, None

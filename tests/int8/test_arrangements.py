@@ -1,5 +1,6 @@
 """Arrangements compute what the equation says, also where oneDNN's kernel must not be called."""
 
+import itertools
 import subprocess
 import sys
 from typing import Any
@@ -74,6 +75,15 @@ def test_says_why_a_kernel_must_not_be_called(name: str) -> None:
     row, reason = FAULTS[name]
     assert why_not_direct(shapes(row, True)) == reason
     assert why_not_direct(shapes(row, False)) == (None if reason in (WIDE, PADDING) else reason)
+
+
+def test_finds_the_windows_that_see_nothing_but_padding() -> None:
+    ranges = (range(1, 5), range(1, 4), range(1, 4), range(5), range(1, 4))
+    for size, width, stride, padding, dilation in itertools.product(*ranges):
+        row = ((1, 3, size), (3, 3, width), (stride,), (padding,), (dilation,), 1)
+        starts = range(-padding, size + padding - dilation * (width - 1), stride)
+        seen = [any(0 <= start + tap * dilation < size for tap in range(width)) for start in starts]
+        assert why_not_direct(shapes(row, True)) == (None if all(seen) else PADDING), row
 
 
 @pytest.mark.parametrize("name", USUAL)
