@@ -13,7 +13,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ class Call(NamedTuple):
         return f"a convolution of {tuple(self.x)} by {tuple(self.weight)}, {geometry}"
 
 
-_ARRANGEMENTS: dict[Call, Arrangement] = {}
+_ARRANGEMENTS: dict[tuple[Any, ...], Arrangement] = {}
 """Of the calls that were made."""
 
 
@@ -116,21 +116,27 @@ def _compute(
     other: Uint8 | None,
     verify: bool,
 ) -> Tensor:
-    call = call_of(
-        x.values.shape,
-        x.zero_point,
-        weight,
-        geometry,
-        activation,
-        result,
-        other is not None,
-        verify,
-    )
-    arrangement = _ARRANGEMENTS.get(call) or _arrange(call)
+    adds = other is not None
+    key = _key(x.values.shape, x.zero_point, weight, geometry, activation, result, adds, verify)
+    arrangement = _ARRANGEMENTS.get(key) or _arrange(Call._make(key))
     return arrangement(x, weight, geometry, activation, result, other)
 
 
-def call_of(
+def why_in_float(
+    shape: tuple[int, ...],
+    zero_point: int,
+    weight: Weight,
+    geometry: Geometry | None,
+    activation: str,
+    result: Result,
+    adds: bool,
+) -> str | None:
+    """Return why an input of that shape is computed in float32, or None if oneDNN computes it."""
+    key = _key(shape, zero_point, weight, geometry, activation, result, adds, verify=True)
+    return _chosen(Call._make(key))[1]
+
+
+def _key(
     shape: tuple[int, ...],
     zero_point: int,
     weight: Weight,
@@ -139,8 +145,8 @@ def call_of(
     result: Result,
     adds: bool,
     verify: bool,
-) -> Call:
-    """Return what decides how a layer on an input of that shape is computed."""
+) -> tuple[Any, ...]:
+    """Return the fields of a `Call`: a tuple of them is found as well, and sooner made."""
     num_threads = torch.get_num_threads()
     most_images = max(num_threads, _MOST_IMAGES)
     if geometry is None:
@@ -148,7 +154,7 @@ def call_of(
         shape = (rows if rows <= _MOST_ROWS else 1 << (rows - 1).bit_length(), shape[-1])
     elif shape[0] > most_images:
         shape = (most_images, *shape[1:])
-    return Call(
+    return (
         shape,
         weight.integers.shape,
         geometry,
@@ -161,11 +167,6 @@ def call_of(
         num_threads,
         verify,
     )
-
-
-def why_in_float(call: Call) -> str | None:
-    """Return why a call is computed in float32, or None if oneDNN computes it."""
-    return _chosen(call)[1]
 
 
 def _arrange(call: Call) -> Arrangement:

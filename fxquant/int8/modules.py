@@ -156,12 +156,11 @@ class Int8Layer(PackedWeights, Int8Module):
 
     def why_in_float(self, shape: tuple[int, ...] | None) -> str | None:
         """Return why an input of that shape is computed in float32; None if not, or not known."""
-        if shape is None:
+        if shape is None or not self.verify:
             return None
-        args = (shape, self.input.zero_point, self._weight(), getattr(self, "geometry", None))
-        adds = self.other is not None
-        call = checked.call_of(*args, self.activation, self.result, adds, self.verify)
-        return checked.why_in_float(call)
+        geometry, adds = getattr(self, "geometry", None), self.other is not None
+        layer = (self._weight(), geometry, self.activation, self.result, adds)
+        return checked.why_in_float(shape, self.input.zero_point, *layer)
 
     def extra_repr(self) -> str:
         """Return what is computed."""
