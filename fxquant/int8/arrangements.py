@@ -26,7 +26,7 @@ Arrangement = Callable[[Uint8, Weight, Geometry | None, str, Result, Uint8 | Non
 """Computes a layer, of a linear one without a geometry, and adds the last operand."""
 
 _ENDLESS_CHANNELS = 16
-_ENDLESS_WIDTH = 12  # of kernels: 14 and more never end (oneDNN 3.13), 13 and less do
+_ENDLESS_WIDTH = 10  # of kernels: 14 and more never end in oneDNN 3.7 and 3.13
 
 
 class Shapes(NamedTuple):
@@ -64,7 +64,7 @@ def why_not_direct(shapes: Shapes) -> str | None:
     geometry, (outputs, channels, *kernel) = shapes.geometry, shapes.weight
     is_depthwise = channels == 1 and outputs == geometry.groups > 1
     if shapes.has_zero_point:
-        if is_depthwise and outputs == _ENDLESS_CHANNELS and kernel[-1] > _ENDLESS_WIDTH:
+        if is_depthwise and outputs == _ENDLESS_CHANNELS and kernel[-1] >= _ENDLESS_WIDTH:
             return f"{_ENDLESS_CHANNELS} channels, each with a wide kernel of its own"
         if any(map(_sees_padding_alone, *_axes(shapes))):
             return "a window that sees nothing but padding"
