@@ -287,8 +287,8 @@ WRONG_IN_ONEDNN: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         (2, 1, 8, 80),
     ),
     "padding beyond the kernel": (
-        lambda: nn.Sequential(conv(3, 8), nn.Conv2d(8, 24, 3, padding=3, groups=8), conv(24)),
-        (2, 3, 8, 8),
+        lambda: nn.Sequential(conv(3, 32), nn.Conv2d(32, 32, 1, (1, 3), (4, 0), groups=32)),
+        (2, 3, 15, 33),
     ),
     "3-D on one plane": (
         lambda: nn.Sequential(
