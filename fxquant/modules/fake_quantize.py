@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from fxquant.modules.figures import Figures
 from fxquant.modules.own import FixedDtypeModule
+from fxquant.modules.packed_weights import differs
 from fxquant.numerics.affine import Affine, Grid, along_axis
 from fxquant.recipe.spec import TensorSpec
 from fxquant.stored_names import stored_as
@@ -115,6 +117,35 @@ class FakeQuantize(FixedDtypeModule):
             self.affine.check((self.scale.numel(),))
         if self.channel_max is not None and self.channel_max.shape != self.scale.shape:
             raise ValueError(f"channel_max of shape {tuple(self.channel_max.shape)}")
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        metadata = getattr(destination, "_metadata", {}).get(prefix[:-1])
+        if metadata is not None:
+            metadata["grid"] = (self.grid.quant_min, self.grid.quant_max)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        ends = (self.grid.quant_min, self.grid.quant_max)
+        given = tuple(local_metadata.get("grid", ends))
+        if given != ends:
+            error_msgs.append(
+                f"{prefix}scale is of integers from {given[0]} to {given[1]}, the model's go from "
+                f"{ends[0]} to {ends[1]}: is the other model's recipe the same?"
+            )
+        if differs(self.scale, state_dict.get(f"{prefix}scale")):
+            self.sqnr = math.nan  # it was that of another scale
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
     def parameters_text(self) -> str:
         """Return the parameters in a few words."""

@@ -9,6 +9,7 @@ Loading takes both forms. Weights of 8 bits are stored as they are.
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from fxquant.numerics.packing import pack_bits, packed_size, unpack_bits
 from fxquant.recipe.spec import TensorSpec
 
 _INTEGERS, _PACKED, _SHAPE = "weight_integers", "weight_packed", "weight_shape"
+_ZERO_POINT = "weight_zero_point"
 
 
 class PackedWeights(nn.Module):
@@ -27,6 +29,7 @@ class PackedWeights(nn.Module):
     weight_spec: TensorSpec
     weight_shape: tuple[int, ...]
     """Of the integers, in a pickle that holds them packed."""
+    weight_sqnr: float
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -53,6 +56,16 @@ class PackedWeights(nn.Module):
         if error is not None:
             error_msgs.append(error)
             integers = self.weight_integers
+        zero_point = state_dict.get(prefix + _ZERO_POINT)
+        has_values = isinstance(zero_point, Tensor) and not zero_point.is_meta
+        if self.weight_spec.symmetric and has_values and zero_point.any():
+            error_msgs.append(
+                f"{prefix}{_ZERO_POINT} is not 0, and the model's weights are symmetric: is the "
+                "other model's recipe the same?"
+            )
+        given = {_INTEGERS: integers, "weight_scale": state_dict.get(prefix + "weight_scale")}
+        if any(differs(self._buffers[name], each) for name, each in given.items()):
+            self.weight_sqnr = math.nan  # it was that of other integers
         if integers is not found[_INTEGERS]:
             state_dict = {**state_dict, prefix + _INTEGERS: integers}  # the caller's stays
             state_dict.pop(prefix + _PACKED, None)
@@ -124,3 +137,10 @@ class PackedWeights(nn.Module):
 
     def _blank(self) -> PackedWeights:
         return type(self).__new__(type(self))
+
+
+def differs(own: Tensor | None, given: Any) -> bool:
+    """Whether a state gives a module another tensor than its own."""
+    if own is None or not isinstance(given, Tensor):
+        return False
+    return own.is_meta or own.device != given.device or not torch.equal(own, given)

@@ -140,6 +140,33 @@ def with_channels(x: Tensor) -> FakeQuantize:
     return FakeQuantize(Affine.over(*ends, Grid(0, 255)), TensorSpec(), math.inf, axis=-1)
 
 
+def test_a_state_of_other_bits_is_refused_and_another_scale_has_no_known_loss() -> None:
+    quantizer, other = make_quantizer(Grid(0, 255)), make_quantizer(Grid(0, 255), high=9.0)
+    quantizer.load_state_dict(quantizer.state_dict())
+    assert quantizer.sqnr == math.inf
+    quantizer.load_state_dict(other.state_dict())
+    assert math.isnan(quantizer.sqnr)
+    with pytest.raises(RuntimeError) as raised:
+        nn.Sequential(quantizer).load_state_dict(
+            nn.Sequential(make_quantizer(Grid(0, 15))).state_dict()
+        )
+    assert "0.scale is of integers from 0 to 15, the model's go from 0 to 255" in str(raised.value)
+
+
+def test_a_layer_refuses_zero_points_it_would_not_use_and_forgets_the_loss_of_other_weights() -> (
+    None
+):
+    specs = (TensorSpec(symmetric=True), TensorSpec(symmetric=False))
+    symmetric, other = (quantized_layer(nn.Linear, {}, spec) for spec in specs)
+    known = symmetric.weight_sqnr
+    symmetric.load_state_dict(symmetric.state_dict())
+    assert symmetric.weight_sqnr == known
+    with pytest.raises(RuntimeError, match="weight_zero_point is not 0, and the model's weights"):
+        symmetric.load_state_dict(other.state_dict())
+    symmetric.load_state_dict(quantized_layer(nn.Linear, {}, specs[0]).state_dict())
+    assert math.isnan(symmetric.weight_sqnr)
+
+
 @each_grid
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("needs_gradient", [False, True])

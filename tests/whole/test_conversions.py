@@ -1,6 +1,7 @@
 """Each state of a model × what PyTorch makes of models: it computes the same, or says why not."""
 
 import copy
+import functools
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +49,12 @@ def in_state(state: str, model: nn.Module, x: Tensor) -> nn.Module:
         "to_qdq": fxquant.to_qdq,
     }
     return ways[state](converted)
+
+
+@functools.cache
+def odd_in_state(state: str) -> tuple[nn.Module, Tensor]:
+    x = torch.randn(4, 3, 8, 8)
+    return in_state(state, odd(), x), x
 
 
 def stored(model: Any, x: Tensor, folder: Path) -> Any:
@@ -126,7 +133,7 @@ CLOSE = {"half": 0.02, "bfloat16": 0.1}
 
 
 def check(state: str, call: str, model: nn.Module, x: Tensor, folder: Path) -> None:
-    model = in_state(state, model, x)
+    model = copy.deepcopy(model)
     with torch.no_grad():
         expected = model(x)
         if (state, call) in REFUSED:
@@ -149,7 +156,8 @@ def check(state: str, call: str, model: nn.Module, x: Tensor, folder: Path) -> N
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("call", CALLS)
 def test_computes_the_same_or_says_why_not(state: str, call: str, tmp_path: Path) -> None:
-    check(state, call, odd(), torch.randn(4, 3, 8, 8), tmp_path)
+    model, x = odd_in_state(state)
+    check(state, call, model, x, tmp_path)
 
 
 @pytest.mark.slow
@@ -158,8 +166,10 @@ def test_computes_the_same_or_says_why_not(state: str, call: str, tmp_path: Path
 @pytest.mark.parametrize("state", STATES)
 def test_torchvision_models_do_as_well(name: str, state: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
+    x = torch.randn(3, 3, 64, 64)
+    model = in_state(state, build(name), x)
     for call in CALLS:
-        check(state, call, build(name), torch.randn(3, 3, 64, 64), tmp_path)
+        check(state, call, model, x, tmp_path)
 
 
 @needs_int8

@@ -43,7 +43,8 @@ def round_activation(
     low = along_axis(quantizer.grid.quant_min - quantizer.zero_point, axis, rank)
     high = along_axis(quantizer.last - quantizer.zero_point, axis, rank)
     wide = value.to(torch.promote_types(value.dtype, torch.float32))
-    result = _RoundToGrid.apply(wide, scale, low, high, dropped)
+    kept = None if dropped is None else dropped.to(wide.dtype)
+    result = _RoundToGrid.apply(wide, scale, low, high, kept)
     assert isinstance(result, Tensor)
     return result.to(value.dtype)
 

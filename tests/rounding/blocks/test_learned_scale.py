@@ -30,6 +30,14 @@ def test_values_are_the_quantizers_own() -> None:
         torch.testing.assert_close(round_activation(each, x, {}), each(x), rtol=0, atol=1e-6)
 
 
+def test_float64_is_rounded_as_float32_is() -> None:
+    x, each = torch.randn(64, 8) * 3, quantizer(0.1, 6, FOUR_BITS)
+    dropped = Drops(0.5, torch.Generator().manual_seed(0)).draw(x)
+    wide = round_activation(each, x.double(), {}, dropped)
+    assert wide.dtype == torch.float64
+    torch.testing.assert_close(wide.float(), round_activation(each, x, {}, dropped))
+
+
 def test_channels_have_their_own_scales_and_gradients() -> None:
     scales, zeros = torch.tensor([0.1, 1.0]), torch.zeros(2, dtype=torch.int32)
     affine = Affine(scales, zeros, FOUR_BITS)
