@@ -117,9 +117,12 @@ class _Checks:
         self.expected = [self.call(self.floats, batch) for batch in self.subject.batches]
 
     def call(self, model: nn.Module, batch: dict[str, Tensor]) -> Any:
-        """Return what a copy of `model` gives for a copy of the batch."""
+        """Return what `model`, or a copy where calls leave something in it, gives for the batch."""
+        is_still = isinstance(model, fx.GraphModule) and not any(
+            module.watches for _, module in own_modules(model)
+        )
         with torch.no_grad():
-            return cloned(copy.deepcopy(model)(**cloned(batch)))
+            return cloned((model if is_still else copy.deepcopy(model))(**cloned(batch)))
 
     @contextlib.contextmanager
     def of(self, invariant: str) -> Iterator[None]:
@@ -297,8 +300,12 @@ class _Checks:
         if fxquant.text(loaded) != fxquant.text(model):
             raise Broken("it prints otherwise")
         for number, batch in enumerate(self.subject.batches):
-            if not is_equal(self.call(model, batch), self.call(loaded, batch)):
+            expected, found = self.call(model, batch), self.call(loaded, batch)
+            if is_equal(expected, found):
+                continue
+            if _lies_in_rows(model) or agreement(expected, found) < _LEAST:
                 raise Broken(f"batch {number}: the outputs differ")
+            raise Explained("a file keeps no strides, on which the last bits depend")
 
     def run_passes(self) -> None:
         """Run each pass alone."""
@@ -354,6 +361,15 @@ def _floats(value: Any) -> list[Tensor]:
 
     map_leaves(value, note)
     return found
+
+
+def _lies_in_rows(model: nn.Module) -> bool:
+    """Say whether no tensor of a model has its axes in another order in memory."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return all(
+        each.stride() == torch.empty_like(each, memory_format=torch.contiguous_format).stride()
+        for each in tensors
+    )
 
 
 def _nudged(value: Any) -> Any:

@@ -13,7 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fxquant.modules.layers import Layer, is_transposed, output_rows, per_input, per_output
+from fxquant.modules.layers import (
+    Layer,
+    is_transposed,
+    num_outputs,
+    output_rows,
+    per_input,
+    per_output,
+)
 from fxquant.modules.torchvision_names import FROZEN_BATCHNORM, defined_as
 from fxquant.stored_names import stored_as
 
@@ -129,13 +136,12 @@ def why_shift_inexact(layer: Layer) -> str | None:
 
 
 def _bias(layer: Layer, like: Tensor) -> Tensor:
-    return like.new_zeros(()) if layer.bias is None else layer.bias.detach().to(like.dtype)
+    if layer.bias is None:
+        return like.new_zeros(num_outputs(layer))
+    return layer.bias.detach().to(like.dtype)
 
 
 def _set(layer: Layer, weight: Tensor, bias: Tensor) -> None:
     old = layer.weight
-    num_outputs = output_rows(layer, weight).shape[0]
     layer.weight = nn.Parameter(weight.to(old.dtype), requires_grad=old.requires_grad)
-    layer.bias = nn.Parameter(
-        bias.expand(num_outputs).to(old.dtype).clone(), requires_grad=old.requires_grad
-    )
+    layer.bias = nn.Parameter(bias.to(old.dtype, copy=True), requires_grad=old.requires_grad)

@@ -11,6 +11,8 @@ from torch import Tensor, fx
 
 from fxquant.calibration.batching import Batches
 from fxquant.errors import CalibrationError, PassError
+from fxquant.graph.operations import module_of, source_of
+from fxquant.modules.own import as_own
 from fxquant.recipe.reconstruction import Reconstruction
 from fxquant.rounding.subgraphs import Call, Subgraph
 from fxquant.streaming.identity import identity_of
@@ -41,17 +43,43 @@ class Lesson:
         """Raise where there is no data, or the reference lacks one of the quantized `nodes`."""
         if len(self.batches) == 0:
             raise CalibrationError("`batches` is empty: give at least one")
-        _require_same_nodes(self.reference, nodes)
+        counterparts = Counterparts(self.reference)
+        for node in nodes:
+            counterparts.of(node)
 
 
-def _require_same_nodes(reference: fx.GraphModule, nodes: Iterable[fx.Node]) -> None:
-    """Raise `PassError` if `reference` has no node of one of these names."""
-    names = {node.name for node in reference.graph.nodes}
-    for node in nodes:
-        if node.name not in names:
+class Counterparts:
+    """Which nodes of the float graph compute what those of the quantized one do, in float.
+
+    They have the same names, but for copies of calls, which read float values where the call reads
+    integers (`fxquant.passes.KeepFloats`): theirs is the same call of the same things.
+    """
+
+    def __init__(self, reference: fx.GraphModule) -> None:
+        self._named = {node.name: node for node in reference.graph.nodes}
+
+    def of(self, node: fx.Node) -> fx.Node:
+        """Return the counterpart; raise `PassError` if there is none."""
+        found = self._find(node)
+        if found is None:
             raise PassError(
                 f"the reference has no node {node.name!r}: give a copy made before QuantizeWeights"
             )
+        return found
+
+    def _find(self, node: fx.Node) -> fx.Node | None:
+        named, gm = self._named.get(node.name), node.graph.owning_module
+        if named is not None or gm is None:
+            return named
+        if as_own(module_of(gm, node)).rounds:
+            return self._find(source_of(node))
+        sources = {each: self._find(each) for each in node.all_input_nodes}
+        wanted = fx.node.map_arg((node.args, node.kwargs), sources.__getitem__)
+        for source in filter(None, sources.values()):
+            for user in source.users:
+                if user.target == node.target and (user.args, user.kwargs) == wanted:
+                    return user
+        return None
 
 
 class SideBySide(ABC, Generic[_Unit]):
@@ -69,7 +97,7 @@ class SideBySide(ABC, Generic[_Unit]):
     ) -> None:
         self.lesson, self.gm = lesson, gm
         floats = lesson.reference_batches
-        self._nodes = {node.name: node for node in lesson.reference.graph.nodes}
+        self._counterparts = Counterparts(lesson.reference)
         self._sizes = Batches(lesson.batches).sizes
         self._quantized = Stream(gm, lesson.batches, store)
         self._float = Stream(lesson.reference, lesson.batches if floats is None else floats, store)
@@ -119,8 +147,8 @@ class LayersSideBySide(SideBySide[Subgraph]):
     def _float_nodes(self, subgraph: Subgraph) -> list[fx.Node]:
         """Return all targets, then the inputs of those calls whose quantized ones come too late."""
         final, ahead = _split(subgraph)
-        targets = [self._nodes[call.output.name] for call in (*final, *ahead)]
-        stand_ins = [self._float.inputs(self._nodes[call.node.name])[0] for call in ahead]
+        targets = [self._counterparts.of(call.output) for call in (*final, *ahead)]
+        stand_ins = [self._float.inputs(self._counterparts.of(call.node))[0] for call in ahead]
         return targets + stand_ins
 
 

@@ -164,6 +164,13 @@ def test_fold_before_gives_a_bias_for_each_output_of_its_own_storage() -> None:
     assert not layer.bias.any()
 
 
+@pytest.mark.parametrize("fold", [fold_before, fold_after])
+def test_the_bias_of_a_single_output_can_be_viewed_as_bytes(fold: Any) -> None:
+    layer = nn.Linear(1, 1, bias=False)
+    fold(layer, torch.ones(1), torch.zeros(1))
+    assert layer.bias.stride() == (1,)
+
+
 def test_scale_and_shift_by_hand() -> None:
     batchnorm = nn.BatchNorm2d(1, eps=1.0).eval()
     for tensor, value in zip(

@@ -33,7 +33,7 @@ class BlocksSideBySide(SideBySide[Block]):
 
     def _float_nodes(self, block: Block) -> list[fx.Node]:
         """Return the entry and the exit of each path."""
-        return [self._nodes[node.name] for node in ends_in_float(self.gm, block)]
+        return [self._counterparts.of(node) for node in ends_in_float(self.gm, block)]
 
 
 def ends_in_float(gm: fx.GraphModule, block: Block) -> list[fx.Node]:

@@ -323,3 +323,13 @@ def test_biases_are_corrected_by_what_calibration_saw() -> None:
     assert seen.keys() == kept.keys()
     assert all(torch.equal(each, seen[name]) for name, each in kept.items())
     assert all(each.rounding is not None for each in layers(quantized).values())
+
+
+def test_learns_behind_a_part_that_is_taken_of_float_values() -> None:
+    net = Net(lambda m, x: (m.a(x.narrow(1, 0, 1)), m.b(x)), a=nn.Linear(1, 8), b=nn.Linear(12, 8))
+    x = torch.randn(64, 12)
+    x[:, 0] *= 1e-3  # the steps of the whole would be too coarse for it
+    recipe = Recipe.adaround(blocks=True, steps=2, samples=64)
+    quantized = whole(fxquant.quantize(net, [x], recipe))
+    assert "narrow_1 = x.narrow(1, 0, 1)" in graph_text(quantized)
+    assert all(each.rounding is not None for each in layers(quantized).values())
