@@ -25,6 +25,7 @@ from fxquant.int8.operands import Geometry, Result, Uint8, Weight
 _logger = logging.getLogger("fxquant")
 _MOST_IMAGES = 4  # or threads: larger batches are taken for as many, and are not checked again
 _MOST_ROWS = 16  # of linear layers: beyond there is one check for each power of two
+_MOST_VALUES = 2**28  # of an image
 _MOST_CALLS = 4096  # whose arrangements are kept
 _EDGE = 3  # rows at either end and in the middle that are compared; of one axis 9
 
@@ -126,14 +127,27 @@ def why_in_float(
     shape: tuple[int, ...],
     zero_point: int,
     weight: Weight,
-    geometry: Geometry | None,
+    geometry: Geometry,
     activation: str,
     result: Result,
     adds: bool,
 ) -> str | None:
-    """Return why an input of that shape is computed in float32, or None if oneDNN computes it."""
+    """Return why a convolution of that shape is computed in float32, or None if oneDNN computes it.
+
+    None too of a shape that a file made up.
+    """
+    if not _fits(Shapes(shape, tuple(weight.integers.shape), geometry, False)):
+        return None
     key = _key(shape, zero_point, weight, geometry, activation, result, adds, verify=True)
     return _chosen(Call._make(key))[1]
+
+
+def _fits(shapes: Shapes) -> bool:
+    """Say whether a convolution can have such an input, of not too many values an image."""
+    x, weight = shapes.x, shapes.weight
+    if len(x) != len(weight) or min(x) < 1 or math.prod(x[1:]) > _MOST_VALUES:
+        return False
+    return x[1] == weight[1] * shapes.geometry.groups and min(shapes.outputs()) > 0
 
 
 def _key(

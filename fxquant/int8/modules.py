@@ -154,14 +154,6 @@ class Int8Layer(PackedWeights, Int8Module):
         buffers: Any = self._buffers  # not as attributes, each of which takes PyTorch 0.6 µs
         return Weight(buffers["weight_integers"], buffers["weight_scale"], buffers["bias"])
 
-    def why_in_float(self, shape: tuple[int, ...] | None) -> str | None:
-        """Return why an input of that shape is computed in float32; None if not, or not known."""
-        if shape is None or not self.verify:
-            return None
-        geometry, adds = getattr(self, "geometry", None), self.other is not None
-        layer = (self._weight(), geometry, self.activation, self.result, adds)
-        return checked.why_in_float(shape, self.input.zero_point, *layer)
-
     def extra_repr(self) -> str:
         """Return what is computed."""
         parts = [str(self.weight_spec), *([self.activation] if self.activation != "none" else [])]
@@ -251,6 +243,14 @@ class Int8Conv(Int8Layer):
         accumulator = other.clone() if self.keep_other else other
         operand = Uint8.of(accumulator, self.other)
         return operators.call(checked.conv_add, *product, operand, self.result, self.verify)
+
+    def why_in_float(self, shape: tuple[int, ...] | None) -> str | None:
+        """Return why an input of that shape is computed in float32; None if not, or not known."""
+        if shape is None or not self.verify:
+            return None
+        layer = (self._weight(), self.geometry, self.activation, self.result)
+        adds = self.other is not None
+        return checked.why_in_float(shape, self.input.zero_point, *layer, adds)
 
     def _shape(self, x: Tensor) -> tuple[int, ...]:
         """Return the shape of the result."""

@@ -80,7 +80,8 @@ class LowerLayers(Pass):
                     modified = True
             fusion = _fusion(gm, node, layer)
             module = _module_of(layer, x, fusion, self.verify)
-            reason = module.why_in_float(record(node).input_shape)
+            if isinstance(module, Int8Conv):
+                reason = module.why_in_float(record(node).input_shape)
             if reason is not None:
                 refuse(node, "not lowered", reason)
                 continue

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import fxquant
 from fxquant import Recipe, Rule, TensorSpec
-from fxquant.graph.records import value_of
+from fxquant.graph.records import annotate, value_of
 from fxquant.int8 import checked
 from fxquant.int8.integers import affine_of
 from fxquant.int8.modules import Int8Conv, Int8Layer, Int8Linear
@@ -274,6 +274,16 @@ def test_refuses_a_layer_whose_kernel_is_wrong_on_this_machine(
     assert apply(LowerLayers(verify=False), trusting)
     assert refusals(trusting) == {}
     assert not any(layer.verify for layer in layers(trusting).values())
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 4), (2, 3, 8, 8), (-1, 4, 8, 8), (2, 4, 1, 0), (2, 4, 2**20, 2**20), ()], ids=str
+)
+def test_a_shape_that_a_file_made_up_is_not_checked(shape: tuple[int, ...]) -> None:
+    gm = on_integers(simulated(Net(lambda m, x: m.b(m.a(x)), a=conv(), b=conv()), images()))
+    annotate(node(gm, "a"), input_shape=shape)
+    assert apply(LowerLayers(), gm)
+    assert list(layers(gm)) == ["a", "b"]
 
 
 def test_refuses_weights_with_zero_points() -> None:
