@@ -88,7 +88,7 @@ def require_same(name: str, facts: Mapping[str, str]) -> None:
         more = f" (and {len(differing) - 1} differences more)" if len(differing) > 1 else ""
         raise RankError(
             f"{name}: the ranks do not have the same to work on: {differing[0]}{more}: give all of "
-            "them the same model and recipe"
+            "them the same model, recipe and example_inputs"
         )
 
 

@@ -78,6 +78,6 @@ def test_all_take_rank_0s_tensors_where_they_differ(tmp_path: Path) -> None:
     for error in ranks(3, taken, tmp_path):
         assert error == (
             "RankError: the quantized model: the ranks do not have the same to work on: bias is "
-            "float32 (1,) on rank 0 and 1, missing on rank 2: give all of them the same model and "
-            "recipe"
+            "float32 (1,) on rank 0 and 1, missing on rank 2: give all of them the same model, "
+            "recipe and example_inputs"
         )

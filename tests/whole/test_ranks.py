@@ -18,7 +18,7 @@ from fxquant.streaming.identity import digest
 from tests.processes import ranks
 
 LEARNT = Recipe.adaround(steps=9, samples=8)
-GIVE = "give all of them the same model and recipe"
+GIVE = "give all of them the same model, recipe and example_inputs"
 
 
 class Picky(nn.Module):
@@ -173,10 +173,28 @@ FAILING: dict[Callable[[int, pytest.MonkeyPatch], object], str] = {
 }
 
 
+class Sized(nn.Module):
+    """Decides on the size of its inputs, which each rank's first batch tells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(x)
+        return y.relu() if x.shape[3] > 6 else y
+
+
+def other_sizes(rank: int, _: pytest.MonkeyPatch) -> object:
+    torch.manual_seed(0)
+    batches = [torch.ones(2, 3, 6, 8 if rank else 6)]
+    return quantized(rank, Recipe.minmax(), batches, model=Sized().eval())
+
+
 def all_of_them(rank: int) -> dict[str, str]:
     """Return how each of the above ends, one after the other: ranks stay in step."""
     ended = {}
-    for function in (*DIFFERING, *FAILING):
+    for function in (*DIFFERING, *FAILING, other_sizes):
         with pytest.MonkeyPatch.context() as patch:
             try:
                 ended[function.__name__] = str(function(rank, patch))
@@ -211,6 +229,17 @@ def test_a_rank_that_fails_ends_all_and_is_named_with_the_cause(
     place = "(ReconstructRounding: )?rank 1 failed: (quantize|convert)"
     assert re.fullmatch(f"RankError: {place}: {cause}", first)
     assert re.match(cause, second)
+
+
+def test_graphs_that_differ_by_what_they_were_traced_with_are_told(
+    ended: list[dict[str, str]],
+) -> None:
+    for each in ended:
+        assert re.fullmatch(
+            r"RankError: quantize, once prepared: .*: line \d of the graph is .* on rank 0, .* on "
+            rf"rank 1 \(and \d differences more\): {GIVE}",
+            each["other_sizes"],
+        )
 
 
 def test_ranks_are_in_step_after_failures(ended: list[dict[str, str]]) -> None:

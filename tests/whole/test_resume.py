@@ -16,6 +16,7 @@ import fxquant
 from fxquant import Recipe, StorageError
 from fxquant.rounding import learners
 from fxquant.rounding.adaround import learn_rounding
+from fxquant.streaming.checkpoint import Checkpoint
 from fxquant.streaming.whole_files import write_whole
 from tests.helpers import whole
 
@@ -154,6 +155,11 @@ def test_a_full_disk_keeps_the_finished_layers(
             convert(tmp_path)
     assert len(list(tmp_path.glob("*.pt"))) == 3
     assert_same(state(convert(tmp_path)), state(convert()))
+
+
+def test_a_second_run_is_refused_while_the_first_one_works(tmp_path: Path) -> None:
+    with Checkpoint(tmp_path, {}), pytest.raises(StorageError, match="works in it: wait until"):
+        convert(tmp_path)
 
 
 OTHERS: dict[str, tuple[str, Callable[[Path], object]]] = {
