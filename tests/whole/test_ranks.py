@@ -188,7 +188,8 @@ class Sized(nn.Module):
 def other_sizes(rank: int, _: pytest.MonkeyPatch) -> object:
     torch.manual_seed(0)
     batches = [torch.ones(2, 3, 6, 8 if rank else 6)]
-    return quantized(rank, Recipe.minmax(), batches, model=Sized().eval())
+    model = Sized().eval()
+    return quantized(rank, Recipe.minmax(), batches, model=model, leaf_modules=())
 
 
 def all_of_them(rank: int) -> dict[str, str]:
