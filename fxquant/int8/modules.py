@@ -20,7 +20,7 @@ from fxquant.modules.layers import is_transposed
 from fxquant.modules.own import OwnModule
 from fxquant.modules.packed_weights import PackedWeights
 from fxquant.modules.quantized_layer import QuantizedLayer
-from fxquant.numerics.affine import AffineNumbers
+from fxquant.numerics.affine import Affine, AffineNumbers, Grid
 from fxquant.recipe.spec import TensorSpec
 from fxquant.stored_names import stored_as
 
@@ -49,6 +49,14 @@ class Int8Module(OwnModule):
         super().__init__()
         self.input, self.other, self.output, self.clamp = input, other, output, clamp
         self.result = Result.of(output, clamp)
+
+    def check_stored(self) -> None:
+        """Raise `ValueError` if the fields of a file contradict each other."""
+        maps = [each for each in (self.input, self.other, self.output) if each is not None]
+        if any(each.grid.quant_min != 0 or each.grid.quant_max > 255 for each in maps):
+            raise ValueError(f"integers that are no uint8: {[each.grid for each in maps]}")
+        if self.result != Result.of(self.output, self.clamp):
+            raise ValueError(f"{self.result}, where {Result.of(self.output, self.clamp)} is right")
 
     def input_figures(self) -> list[Figures]:
         """Return what a report shows of both operands."""
@@ -134,6 +142,24 @@ class Int8Layer(PackedWeights, Int8Module):
         self.register_buffer("weight_scale", layer.weight_scale.reshape(-1))
         self.register_buffer("bias", None if bias is None else bias.detach().to(torch.float32))
 
+    def check_stored(self) -> None:
+        """Raise `ValueError` if the tensors of a file are not those of such a layer."""
+        super().check_stored()
+        integers, scale, bias = self._weight()
+        if integers.dtype != torch.int8 or 0 in integers.shape or integers.dim() < 2:
+            raise ValueError(f"a weight of {integers.dtype}, {tuple(integers.shape)}")
+        error = self._why_not_on_grid(integers, "weight_integers")
+        if error is not None:
+            raise ValueError(error)
+        outputs = (len(integers),)
+        self._affine(scale).check((1,), outputs)
+        if bias is not None and (bias.dtype, tuple(bias.shape)) != (torch.float32, outputs):
+            raise ValueError(f"a bias of {bias.dtype}, {tuple(bias.shape)}, not {outputs}")
+
+    def _affine(self, scale: Tensor) -> Affine:
+        zero_point = torch.zeros_like(scale, dtype=torch.int32)
+        return Affine(scale, zero_point, Grid.of(self.weight_spec.bits, signed=True))
+
     @property
     def weight(self) -> Tensor:
         """What the weight's integers stand for: code around a region may ask for it."""
@@ -202,6 +228,17 @@ class Int8Conv(Int8Layer):
         padding = tuple(even_padding(layer) or ())
         self.geometry = Geometry(tuple(conv.stride), padding, tuple(conv.dilation), conv.groups)
         self.stride, self.padding, self.dilation, self.groups = self.geometry
+
+    def check_stored(self) -> None:
+        """Raise `ValueError` if the geometry of a file is none for its weight."""
+        super().check_stored()
+        sizes, num_axes = self.geometry[:3], self.weight_integers.dim() - 2
+        own = Geometry(self.stride, self.padding, self.dilation, self.groups)
+        is_one = all(len(each) == num_axes for each in sizes) and num_axes in (1, 2, 3)
+        if not is_one or own != self.geometry or min(self.padding) < 0:
+            raise ValueError(f"{self.geometry} for {num_axes} axes")
+        if self.out_channels % self.groups:
+            raise ValueError(f"{self.out_channels} outputs in {self.groups} groups")
 
     @property
     def in_channels(self) -> int:

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxquant.numerics.packing import pack_bits, packed_size, unpack_bits
+from fxquant.numerics.packing import axis_order, in_order, pack_bits, packed_size, unpack_bits
 from fxquant.recipe.spec import TensorSpec
 
 _INTEGERS, _PACKED, _SHAPE = "weight_integers", "weight_packed", "weight_shape"
+_ORDER = "weight_order"
 _ZERO_POINT = "weight_zero_point"
 
 
@@ -29,6 +30,8 @@ class PackedWeights(nn.Module):
     weight_spec: TensorSpec
     weight_shape: tuple[int, ...]
     """Of the integers, in a pickle that holds them packed."""
+    weight_order: list[int] | None
+    """Of their axes in memory, there too."""
     weight_sqnr: float
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -111,16 +114,18 @@ class PackedWeights(nn.Module):
             integers = buffers.pop(_INTEGERS)
             assert integers is not None
             buffers[_PACKED] = pack_bits(integers, self.weight_spec.bits)
-            state.update({"_buffers": buffers, _SHAPE: tuple(integers.shape)})
+            order = axis_order(integers)
+            state.update({"_buffers": buffers, _SHAPE: tuple(integers.shape), _ORDER: order})
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
-        shape = state.pop(_SHAPE, None)
+        shape, order = state.pop(_SHAPE, None), state.pop(_ORDER, None)
         if shape is not None:
             buffers = dict(state["_buffers"])
             packed = buffers.pop(_PACKED)
-            buffers[_INTEGERS] = unpack_bits(packed, state["weight_spec"].bits, shape)
+            integers = unpack_bits(packed, state["weight_spec"].bits, shape)
+            buffers[_INTEGERS] = in_order(integers, order)
             state["_buffers"] = buffers
         super().__setstate__(state)  # type: ignore[no-untyped-call]
 

@@ -169,6 +169,11 @@ class AffineNumbers:
     zero_point: int
     grid: Grid
 
+    def check_stored(self) -> None:
+        """Raise `ValueError` if a file holds numbers that are no map."""
+        zero_point = torch.tensor(self.zero_point, dtype=torch.int32)
+        Affine(torch.tensor(self.scale, dtype=torch.float32), zero_point, self.grid).check(())
+
 
 def _usable(scale: Tensor) -> Tensor:
     """Return `scale` in float32, with its inverse finite, and 1 where it is 0."""

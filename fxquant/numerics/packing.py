@@ -82,6 +82,32 @@ def unpack_bits(packed: Tensor, bits: int, shape: Sequence[int], *, signed: bool
     return codes.view(torch.int8) if signed else codes
 
 
+def axis_order(tensor: Tensor) -> list[int] | None:
+    """Return the axes of a dense tensor as they lie in memory, the slowest first.
+
+    None for rows, and where values share memory or leave gaps.
+
+    >>> axis_order(torch.ones(2, 3, 4, 5).to(memory_format=torch.channels_last))
+    [0, 2, 3, 1]
+    """
+    order = sorted(range(tensor.dim()), key=lambda axis: -tensor.stride(axis))
+    if tensor.is_contiguous() or not tensor.permute(order).is_contiguous():
+        return None
+    return order
+
+
+def in_order(tensor: Tensor, order: Sequence[int] | None = None) -> Tensor:
+    """Return the same values with the axes in that order in memory, as `axis_order` tells it.
+
+    Raises:
+        RuntimeError: that is no order of the axes.
+    """
+    if order is None:
+        return tensor
+    back = sorted(range(len(order)), key=order.__getitem__)
+    return tensor.permute(tuple(order)).contiguous().permute(back)
+
+
 def _word(bits: int) -> tuple[int, int, torch.dtype]:
     """Return how many values make a word, of how many bytes, and the dtype to compute it in."""
     common = math.gcd(bits, 8)

@@ -43,8 +43,8 @@ _MODULE_PACKAGES = (
     "torchvision.models", "torchvision.ops", "torchvision.transforms",
 )  # fmt: skip
 _REFUSED_MODULES = ("torchvision.models._api", "torchvision.models.feature_extraction")
-_REFUSED_CLASSES = ("Lambda",)
-"""Modules that call what they hold."""
+_REFUSED_CLASSES = ("Lambda", "PSRoIPool")
+"""Modules that call what they hold, or end the process for sizes of 0."""
 _OBJECTS = (
     "torchvision.models.detection._utils:BalancedPositiveNegativeSampler",
     "torchvision.models.detection._utils:BoxCoder",

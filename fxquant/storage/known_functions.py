@@ -36,7 +36,7 @@ _REFUSED = re.compile(
     r"|.*unsafe.*|.*backward.*|.*resize.*|.*sparse.*|.*(csr|csc|bsr|bsc)(_tensor)?|.*coalesced?.*"
     r"|(cudnn|miopen|mkldnn|fbgemm|quantized|native|sym_constrain|batch_norm|q|lu|ldl)_.+"
     r"|embedding_renorm_?|fused_.*|choose_qparams.*|segment_reduce|to_mkldnn|.*vulkan.*"
-    r"|record_stream|retain_grad"
+    r"|record_stream|retain_grad|ps_roi_pool"
     r"|(gru|lstm|rnn_tanh|rnn_relu)(_cell)?|hspmm|smm|sspaddmm|saddmm|spmm|dsmm|hsmm|lobpcg|ctc_loss"
 )
 """Functions that take files or callables, hand out memory, or are kernels without guards."""
@@ -68,7 +68,7 @@ _OPERATORS = {  # namespaces of torch.ops: the module that registers them, and w
         "torch.ao.quantization.fx._decomposed", r"(de)?quantize_per_(tensor|channel)",
     ),
     "torchvision": (
-        "torchvision", r"nms|(ps_)?roi_(align|pool)|deform_conv2d",
+        "torchvision", r"nms|(ps_)?roi_align|roi_pool|deform_conv2d",
     ),
 }  # fmt: skip
 _METHODS = (

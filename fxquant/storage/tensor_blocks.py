@@ -2,9 +2,11 @@
 
     a Parameter of float32, (2, 3)    →  ["fc.weight", "torch.float32", [2, 3], "parameter", true]
     zeros of int32, (64,)             →  ["=00000000", "torch.int32", [64], "tensor", false]
+    a tensor with channels last       →  ["conv.weight", …, "tensor", false, [0, 2, 3, 1]]
     a view of memory of 24 bytes      →  ["memory.0", …, "tensor", false, [3, 1], 0]
 
-A tensor has a block of its own, contiguous, named by its place in the model. Where all its values
+A tensor has a block of its own, contiguous, named by its place in the model; the order in which its
+axes lie in memory, where that is another, stands beside it: kernels choose by it. Where all its values
 are the same, as symmetric zero-points are, the value stands behind "=". Tensors that share memory
 have a block of bytes together, and say where in it they lie.
 """
@@ -20,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from fxquant.errors import StorageError
+from fxquant.numerics.packing import axis_order, in_order
 from fxquant.storage.fields import matches
 from fxquant.storage.plain_values import NAMED, Json
 
@@ -32,6 +35,7 @@ _NATIVE = (
 )  # fmt: skip
 """What every version of safetensors holds; other tensors are bytes there."""
 _ENTRY = tuple[str, str, list[int], str, bool]
+_ORDERED = tuple[str, str, list[int], str, bool, list[int]]
 _VIEW = tuple[str, str, list[int], str, bool, list[int], int]
 
 
@@ -68,7 +72,8 @@ def split_into_blocks(
             continue
         name = _free_name(path, blocks)
         blocks[name] = values if tensor.dtype in _NATIVE else _bytes(values)
-        entries.append([name, *known])
+        order = axis_order(tensor)
+        entries.append([name, *known, *([] if order is None else [order])])
     return entries, blocks
 
 
@@ -97,7 +102,8 @@ def _free_name(name: str, blocks: Mapping[str, Tensor]) -> str:
 
 
 def _bytes(values: Tensor) -> Tensor:
-    return values.reshape(-1).view(torch.uint8)
+    """Return the bytes of contiguous values; of one value the strides may be anything."""
+    return values.as_strided((values.numel(),), (1,)).view(torch.uint8)
 
 
 def _only_value(values: Tensor) -> bytes | None:
@@ -145,19 +151,20 @@ class _Reader:
 
     def read(self, entry: Any) -> Tensor:
         """Return the tensor of one entry."""
-        if not (matches(entry, _ENTRY) or matches(entry, _VIEW)) or entry[1] not in NAMED:
+        is_one = any(matches(entry, kind) for kind in (_ENTRY, _ORDERED, _VIEW))
+        if not is_one or entry[1] not in NAMED:
             raise StorageError(f"{_brief(entry)} describes no tensor")
         name, dtype_name, shape, kind, requires_grad, *place = entry
         dtype = NAMED[dtype_name]
         if not isinstance(dtype, torch.dtype) or min([*shape, 0]) < 0:
             raise StorageError(f"{_brief(entry)} describes no tensor")
         num_bytes = math.prod(shape) * dtype.itemsize
-        if place:
+        if len(place) == 2:
             tensor = self._view(name, dtype, shape, num_bytes, *place)
         elif name.startswith("="):
             tensor = self._filled(bytes.fromhex(name[1:]), dtype, shape, num_bytes)
         else:
-            tensor = self._whole(name, dtype, shape, num_bytes)
+            tensor = in_order(self._whole(name, dtype, shape, num_bytes), *place)
         if kind == "parameter":
             return nn.Parameter(tensor, requires_grad)
         return tensor.requires_grad_(requires_grad)

@@ -30,9 +30,10 @@ class Masked(nn.Module):
         return y if mask is None else y * mask
 
 
-def quantized(bits: int = 4, model: nn.Module | None = None) -> nn.Module:
+def quantized(bits: int = 4, model: nn.Module | None = None, x: Tensor | None = None) -> nn.Module:
     model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)) if model is None else model
-    return fxquant.quantize(model, [torch.randn(8, 4)], Recipe.minmax(weight_bits=bits))
+    batch = torch.randn(8, 4) if x is None else x
+    return fxquant.quantize(model, [batch], Recipe.minmax(weight_bits=bits))
 
 
 @pytest.fixture
@@ -132,6 +133,19 @@ def test_hooks_that_are_registered_later_replace_none(path: Path) -> None:
     for _ in range(50):
         loaded.stem.register_forward_pre_hook(lambda *_: None)
     assert len(loaded.stem._forward_pre_hooks) == number + 50
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_memory_formats_are_kept(bits: int, path: Path) -> None:
+    net: Any = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)).eval()
+    model = quantized(bits, net.to(memory_format=torch.channels_last), torch.randn(2, 3, 8, 8))
+    fxquant.save(model, path)
+    loaded, x = fxquant.load(path), torch.randn(2, 3, 8, 8)
+    for name, tensor in model.state_dict().items():
+        assert loaded.state_dict()[name].stride() == tensor.stride(), name
+    assert model.get_submodule("0").weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[union-attr,operator]
+    assert loaded.get_submodule("0").weight.stride() == model.get_submodule("0").weight.stride()  # type: ignore[union-attr,operator]
+    assert torch.equal(loaded(x), model(x))
 
 
 def test_modes_and_gradients_are_kept(path: Path) -> None:

@@ -74,6 +74,18 @@ def contents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
+def lowered(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("files") / "model.fxq"
+    try:
+        model = fxquant.lower(fxquant.quantize(Small().eval(), [torch.randn(2, 1, 5, 5)]))
+    except fxquant.LoweringError as error:
+        pytest.skip(str(error))
+    fxquant.save(model, path)
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="module")
 def watch() -> Watch:
     return Watch()
 
@@ -300,6 +312,45 @@ def test_the_file_that_is_changed_loads(contents: dict[str, bytes], tmp_path: Pa
     for content in contents.values():
         (tmp_path / "model.fxq").write_bytes(put_together(take_apart(content)))
         fxquant.load(tmp_path / "model.fxq")
+
+
+def of_int8(**fields: Any) -> Change:
+    """Change the fields of a convolution on integers, and its geometry, which says some again."""
+
+    def write(parts: Parts) -> None:
+        known = named(parts.model, "Int8Conv")
+        known.update(fields)
+        known["geometry"][2:] = [
+            known[each] for each in ("stride", "padding", "dilation", "groups")
+        ]
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("reason", "change"),
+    [
+        ("Geometry.stride is a tuple: not positive", of_int8(stride=["tuple", 0, 1])),
+        ("Geometry.dilation is a tuple: not positive", of_int8(dilation=["tuple", 1, -1])),
+        ("for 2 axes", of_int8(padding=["tuple", -1, 0])),
+        ("for 2 axes", of_int8(stride=["tuple", 1], padding=["tuple", 1], dilation=["tuple", 1])),
+        ("4 outputs in 3 groups", of_int8(groups=3)),
+        ("is right", lambda parts: named(parts.model, "Int8Conv")["result"].__setitem__(3, 1000)),
+        ("no int", lambda parts: named(parts.model, "Int8Conv")["result"].__setitem__(3, 1.5)),
+        ("that are not all on", lambda parts: named(parts.model, "Numbers").update(zero_point=900)),
+        ("not all positive", lambda parts: named(parts.model, "Numbers").update(scale=0.0)),
+        ("that are no uint8", lambda parts: named(parts.model, "Grid").update(quant_max=999)),
+        ("scales of shape (2,)", block("conv.weight_scale", lambda scale: scale[:2])),
+        ("a bias of torch.float32, (3,)", block("conv.bias", lambda bias: bias[:3])),
+        ("a weight of torch.int16", block("conv.weight_integers", lambda each: each.short())),
+    ],
+)
+def test_a_lowered_model_whose_kernels_would_read_elsewhere_is_refused(
+    reason: str, change: Change, lowered: bytes, tmp_path: Path, watch: Watch
+) -> None:
+    parts = take_apart(lowered)
+    change(parts)
+    assert reason in refusal(put_together(parts), tmp_path / "model.fxq", watch)
 
 
 def test_an_observer_of_other_sizes_is_refused(

@@ -34,6 +34,8 @@ def through(tensors: Sequence[Tensor]) -> list[Tensor]:
 def test_a_tensor_comes_back_to_the_bit(tensor: Tensor) -> None:
     restored = through([tensor])[0]
     assert type(restored) is Tensor
+    if tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size() > 0:
+        assert restored.stride() == tensor.stride()
     assert (restored.dtype, restored.shape) == (tensor.dtype, tensor.shape)
     bits = [each.resolve_conj().contiguous().reshape(-1) for each in (restored, tensor)]
     assert torch.equal(*(each.view(torch.uint8) for each in bits))
@@ -92,6 +94,20 @@ def test_blocks_have_names_of_their_own() -> None:
 def test_what_safetensors_does_not_hold_is_bytes_there() -> None:
     _, blocks = split_into_blocks([torch.randn(2) * 1j], ["a"])
     assert (blocks["a"].dtype, blocks["a"].shape) == (torch.uint8, (16,))
+
+
+def test_one_value_of_any_stride_is_stored() -> None:
+    assert through([torch.tensor(2.0).expand(1).clone()[:]])[0].tolist() == [2.0]
+    assert through([torch.tensor(2.0).expand(1, 1)])[0].tolist() == [[2.0]]
+
+
+@pytest.mark.parametrize("order", [[0, 0, 1, 2], [0, 1, 2], [0, 1, 2, 9]])
+def test_an_order_that_is_none_is_an_error(order: list[int]) -> None:
+    tensor = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    entries, blocks = split_into_blocks([tensor], ["a"])
+    entries[0][5] = order
+    with pytest.raises((RuntimeError, IndexError)):
+        read_tensors(entries, ["a"], blocks.__getitem__, CPU)
 
 
 def test_a_block_too_few_or_too_many_is_an_error() -> None:
