@@ -21,7 +21,7 @@ from fxquant.numerics.cross_entropy import cross_entropy_range
 from fxquant.numerics.decibels import decibels, sqnr
 from fxquant.numerics.differences import Difference, find_differences
 from fxquant.numerics.histogram import NUM_BINS, Histogram, count_values
-from fxquant.numerics.packing import pack_bits, packed_size, unpack_bits
+from fxquant.numerics.packing import axis_order, in_order, pack_bits, packed_size, unpack_bits
 from fxquant.numerics.weight_ranges import weight_range
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "activation_grid",
     "activation_range",
     "along_axis",
+    "axis_order",
     "batch_range",
     "channel_bits",
     "channel_moments",
@@ -46,6 +47,7 @@ __all__ = [
     "decibels",
     "find_differences",
     "holds_the_same",
+    "in_order",
     "is_own_container",
     "items_of",
     "made_like",

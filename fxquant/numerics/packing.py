@@ -90,7 +90,8 @@ def axis_order(tensor: Tensor) -> list[int] | None:
     >>> axis_order(torch.ones(2, 3, 4, 5).to(memory_format=torch.channels_last))
     [0, 2, 3, 1]
     """
-    order = sorted(range(tensor.dim()), key=lambda axis: -tensor.stride(axis))
+    strides = tensor.stride()
+    order = sorted(range(tensor.dim()), key=lambda axis: -strides[axis])
     if tensor.is_contiguous() or not tensor.permute(order).is_contiguous():
         return None
     return order

@@ -5,10 +5,10 @@
     a tensor with channels last       →  ["conv.weight", …, "tensor", false, [0, 2, 3, 1]]
     a view of memory of 24 bytes      →  ["memory.0", …, "tensor", false, [3, 1], 0]
 
-A tensor has a block of its own, contiguous, named by its place in the model; the order in which its
-axes lie in memory, where that is another, stands beside it: kernels choose by it. Where all its values
-are the same, as symmetric zero-points are, the value stands behind "=". Tensors that share memory
-have a block of bytes together, and say where in it they lie.
+A tensor has a block of its own, contiguous, named by its place in the model. The order in which its
+axes lie in memory stands beside it where that is another: kernels choose by it. Where all values
+are the same, as symmetric zero-points are, one stands behind "=". Tensors that share memory have a
+block of bytes together, and say where in it they lie.
 """
 
 from __future__ import annotations
