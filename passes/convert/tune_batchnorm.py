@@ -102,8 +102,8 @@ class _Moments:
         self._count = torch.zeros((), dtype=torch.float64, device=device)
 
     def add(self, y: Tensor, axis: int) -> None:
-        """Count a batch, (N, …) with its channels along `axis`, from the end."""
-        values = y.to(torch.float64).movedim(axis, 0).flatten(1)
+        """Count a batch, (N, …), or one sample, with its channels along `axis`, from the end."""
+        values = y.to(torch.float64).movedim(axis, 0).reshape(y.shape[axis], -1)
         self._sums += torch.stack([values.sum(dim=1), values.square().sum(dim=1)])
         self._count += values.shape[1]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
@@ -12,12 +13,19 @@ from fxquant.graph.mutations import is_inplace, read_instead, run_out_of_place
 from fxquant.graph.operations import module_of
 from fxquant.modules.own import as_own
 from fxquant.modules.quantized_layer import QuantizedLayer
+from fxquant.numerics.decibels import sqnr
 from fxquant.rounding.blocks.find import Block, Path
 from fxquant.rounding.blocks.learned_scale import Quantizer
 from fxquant.streaming.running import laid_out_for
 
+_MIN_SAME_SQNR = 40.0  # dB; sums in another order agree to 60 in float16
+
 Round = Callable[[Quantizer, Tensor, bool], Tensor]
 """(quantizer, tensor, whether that is the block's input) -> the rounded tensor."""
+
+
+def _as_it_is(quantizer: Quantizer, value: Tensor, is_input: bool) -> Tensor:
+    return value
 
 
 class BlockForward:
@@ -70,6 +78,24 @@ class BlockForward:
         result = values[path.exit]
         assert isinstance(result, Tensor)
         return result
+
+    def takes_any_number(self, path: Path, x: Tensor) -> bool:
+        """Say whether samples go through the path one by one: twice as many give the same twice.
+
+        They do not where it reads a tensor for one batch, as a recurrent cell its first state does,
+        or reshapes to numbers that are written in it.
+        """
+        weights = {
+            module: module.weight.float()
+            for module in self._modules.values()
+            if isinstance(module, QuantizedLayer)
+        }
+        try:
+            once, twice = (self(path, each, weights, _as_it_is) for each in (x, torch.cat([x, x])))
+        except Exception:  # running the caller's code, which may raise anything
+            return False
+        wanted = torch.cat([once, once])
+        return wanted.shape == twice.shape and sqnr(wanted, twice) > _MIN_SAME_SQNR
 
     def _run_layer(self, node: fx.Node, weight: Tensor, args: Any, kwargs: Any) -> Any:
         layer: Any = self._reference.get_submodule(str(node.target))

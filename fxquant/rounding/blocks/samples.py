@@ -95,7 +95,12 @@ class Samples:
         self._shares = torch.empty(0)
 
     def add(
-        self, path: Path, inputs: Tensor, floats: Tensor, targets: Tensor, num_samples: int
+        self,
+        path: Path,
+        inputs: Tensor,
+        floats: Tensor,
+        targets: Tensor,
+        num_samples: int | None,
     ) -> None:
         """Keep a share of one batch.
 
@@ -104,12 +109,12 @@ class Samples:
             inputs: x̂.
             floats: x.
             targets: the float network's value of the path's exit.
-            num_samples: of the batch; where the tensors' first axis is another, the batch stays
-                whole, for what belongs together is not known.
+            num_samples: of the batch; None, where the path takes no other number of them. There,
+                and where the tensors' first axis is another, the batch stays whole.
         """
         values = [inputs, targets, *[floats] * (self._options.drop > 0)]
         is_whole = any(each.dim() == 0 or len(each) != num_samples for each in values)
-        if not is_whole:
+        if num_samples is not None and not is_whole:
             bytes_each = sum(each[:1].nbytes for each in values)
             wanted = min(self._options.samples, _MAX_BYTES / bytes_each)
             share = min(1.0, wanted / self._num_samples)

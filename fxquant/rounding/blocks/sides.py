@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import fx
 
 from fxquant.graph.operations import source_of
-from fxquant.rounding.blocks.find import Block, is_quantizer
+from fxquant.rounding.blocks.find import Block, Path, is_quantizer
+from fxquant.rounding.blocks.forward import BlockForward
 from fxquant.rounding.blocks.samples import Samples
 from fxquant.rounding.side_by_side import SideBySide
 
@@ -17,6 +18,8 @@ class BlocksSideBySide(SideBySide[Block]):
         """Return what goes into the block and what should come out."""
         total = sum(self._sizes) * len(block.paths)
         found = Samples(block.name, total, self.lesson.options, number)
+        forward = BlockForward(block, self.gm, self.lesson.reference)
+        takes_any: dict[Path, bool] = {}
         quantized = self._quantized.values(*self._inputs(block))
         floats = self._float.values(*self._float_nodes(block))
         for size, inputs, wanted in zip(self._sizes, quantized, floats, strict=True):
@@ -24,7 +27,9 @@ class BlocksSideBySide(SideBySide[Block]):
             ends = zip(wanted[::2], wanted[1::2], strict=True)
             for path, (entry, target) in zip(block.paths, ends, strict=True):
                 x = entry if path.is_ahead else next(remaining)
-                found.add(path, x, entry, target, size)
+                if path not in takes_any:
+                    takes_any[path] = x.dim() == 0 or forward.takes_any_number(path, x)
+                found.add(path, x, entry, target, size if takes_any[path] else None)
         found.close()
         return found
 

@@ -139,3 +139,27 @@ def test_says_what_is_wrong_before_any_work() -> None:
         TuneBatchNorm(other, [(torch.rand(1, 3, 9, 9),)])(rounded)
     with pytest.raises(CalibrationError, match="0: NaN or infinity in its output"):
         TuneBatchNorm(reference, [(torch.full((1, 3, 9, 9), torch.nan),)])(rounded)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (nn.Linear(6, 3), (6,)),
+        (nn.Linear(6, 3), (4, 6)),
+        (nn.Conv1d(3, 5, 3), (3, 8)),
+        (nn.ConvTranspose2d(3, 5, 3), (3, 6, 6)),
+    ],
+    ids=["a vector", "rows", "a signal", "an image"],
+)
+def test_inputs_may_be_samples_without_a_batch(model: nn.Module, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    data = [torch.randn(shape) for _ in range(16)]
+    recipe = Recipe.minmax(weight_bits=3, activation_bits=None, batchnorm_tuning=True)
+    quantized = fxquant.quantize(nn.Sequential(model), data, recipe)
+    axis = -1 if isinstance(model, nn.Linear) else -len(shape)
+    with torch.no_grad():
+        ours, floats = (
+            torch.stack([each(x) for x in data]).movedim(axis, 0).flatten(1).mean(1)
+            for each in (quantized, nn.Sequential(model))
+        )
+    torch.testing.assert_close(ours, floats)
