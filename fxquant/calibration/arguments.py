@@ -214,11 +214,15 @@ def bind_arguments(
     """Return what a call gives to `function`, defaults filled in, as positional arguments.
 
     Raises:
-        TypeError: it takes no such arguments, or takes some by keyword only.
+        TypeError: it takes no such arguments.
+        CalibrationError: it takes some by keyword only.
     """
     call = _bound(function, args, kwargs)
     if call.kwargs:
-        raise TypeError(_only_by_keyword(call))
+        raise CalibrationError(
+            f"forward: {_only_by_keyword(call)}, and inputs are kept by position, for what learns "
+            "from them: quantize a module whose forward takes them so, and calls this one"
+        )
     return call.args
 
 

@@ -16,7 +16,7 @@ from fxquant.calibration.arguments import positional
 from fxquant.calibration.batching import Batches
 from fxquant.capture.naming import find_regions
 from fxquant.capture.region import Region
-from fxquant.numerics.containers import map_leaves
+from fxquant.numerics.containers import map_leaves, tensors_in
 from fxquant.streaming.distributed import object_from_first_rank
 from fxquant.streaming.running import Arguments, run
 from fxquant.streaming.value_store import ValueStore
@@ -107,7 +107,7 @@ def are_aligned(one: Sequence[Arguments], other: Sequence[Arguments]) -> bool:
         return False
     far = total = 0
     for mine, theirs in zip(one, other, strict=True):
-        tensors, others = _tensors(mine), _tensors(theirs)
+        tensors, others = tensors_in(mine), tensors_in(theirs)
         if [each.shape for each in tensors] != [each.shape for each in others]:
             return False
         for a, b in zip(tensors, others, strict=True):
@@ -117,12 +117,6 @@ def are_aligned(one: Sequence[Arguments], other: Sequence[Arguments]) -> bool:
                 far += int((error > 0.5 * power).sum())
                 total += len(error)
     return far <= _MAX_FAR * total
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    found: list[Tensor] = []
-    map_leaves(value, lambda each: found.append(each) if isinstance(each, Tensor) else None)
-    return found
 
 
 def regions_in_order(model: nn.Module, batches: Sequence[Arguments]) -> dict[str, fx.GraphModule]:

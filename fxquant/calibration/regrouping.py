@@ -10,14 +10,14 @@ import contextlib
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
+from torch import fx, nn
 
 from fxquant.calibration.batching import Batches
 from fxquant.capture.naming import find_regions
 from fxquant.capture.recording.state import left_as_it_is
 from fxquant.modules.copies import copy_module
 from fxquant.modules.own import as_own
+from fxquant.numerics.containers import tensors_in
 from fxquant.streaming.running import Arguments, copied_to, device_of, interpreted
 
 
@@ -56,7 +56,7 @@ def _ranks(model: nn.Module, arguments: Arguments) -> set[int]:
         for gm in find_regions(model).values():
             stack.enter_context(interpreted(gm, _Unobserved(gm)))
         output = model.forward(*copied_to(device_of(model), arguments))
-    return {leaf.dim() for leaf in tree_leaves(output) if isinstance(leaf, Tensor)}
+    return {each.dim() for each in tensors_in(output)}
 
 
 class _Unobserved(fx.Interpreter):

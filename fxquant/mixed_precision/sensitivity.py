@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from fxquant.calibration.arguments import arguments_of
 from fxquant.calibration.batching import Batches
@@ -34,6 +33,7 @@ from fxquant.graph.states import require_prepared
 from fxquant.mixed_precision.options import Option
 from fxquant.mixed_precision.placing import place_probes
 from fxquant.modules.copies import copy_module, detach_results
+from fxquant.numerics.containers import tensors_in
 from fxquant.recipe.budget import Budget
 from fxquant.streaming.distributed import gather_objects, together
 from fxquant.streaming.long_runs import bar
@@ -135,8 +135,8 @@ def sensitivities_on(
 def _outputs(model: nn.Module, arguments: Arguments, where: str) -> list[Tensor]:
     """Run the model; return those of its outputs that have a gradient."""
     with torch.enable_grad():
-        leaves = tree_leaves(model(*copied_to(device_of(model), arguments)))
-    outputs = [each for each in leaves if isinstance(each, Tensor) and each.requires_grad]
+        found = tensors_in(model(*copied_to(device_of(model), arguments)))
+    outputs = [each for each in found if each.requires_grad]
     if not outputs:
         raise CalibrationError(
             f"{where}: none of the model's outputs has a gradient, so nothing tells what roundings "

@@ -16,6 +16,7 @@ from fxquant.numerics.containers import (
     items_of,
     made_like,
     map_leaves,
+    tensors_in,
 )
 from fxquant.numerics.cross_entropy import cross_entropy_range
 from fxquant.numerics.decibels import decibels, sqnr
@@ -55,6 +56,7 @@ __all__ = [
     "pack_bits",
     "packed_size",
     "sqnr",
+    "tensors_in",
     "uneven_affine",
     "unpack_bits",
     "weight_range",

@@ -65,6 +65,18 @@ def map_leaves(value: Any, function: Callable[[Any], Any]) -> Any:
     return made_like(value, mapped)
 
 
+def tensors_in(value: Any) -> list[Tensor]:
+    """Return the tensors in a nest of containers, in order.
+
+    >>> tensors_in({"logits": torch.tensor(1), "others": ("text", [torch.tensor(2)])})
+    [tensor(1), tensor(2)]
+    """
+    items = items_of(value)
+    if items is None:
+        return [value] if isinstance(value, Tensor) else []
+    return [tensor for each in items.values() for tensor in tensors_in(each)]
+
+
 def cloned(value: Any) -> Any:
     """Return a nest of containers with clones of its tensors: whoever gets it may write to them."""
     return map_leaves(value, lambda each: each.clone() if isinstance(each, Tensor) else each)

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from fxquant.calibration.arguments import Forward, call_on_batch
 from fxquant.errors import CalibrationError
+from fxquant.numerics.containers import tensors_in
 from fxquant.reporting.running_copies import copy_to_run
 from fxquant.streaming.distributed import gather_objects
 
@@ -18,7 +18,7 @@ from fxquant.streaming.distributed import gather_objects
 class Agreement:
     """The percentage of samples, or of positions, on which a model decides as `model` does.
 
-    It decides for the largest value along axis 1 of its first output that is a tensor.
+    It decides for the largest value along axis 1 of its first output that is a tensor with axes.
 
     Args:
         model: the float one; left as it is, as are those that it is compared with.
@@ -60,7 +60,7 @@ class Agreement:
         return torch.cat(decided)
 
     def _logits(self, output: object) -> Tensor:
-        tensors = [each for each in tree_leaves(output) if isinstance(each, Tensor)]
+        tensors = [each for each in tensors_in(output) if each.dim() > 0]  # a loss is none
         if tensors and tensors[0].dim() > 1 and tensors[0].shape[1] > 1:
             return tensors[0]
         shown = f"a tensor {tuple(tensors[0].shape)}" if tensors else type(output).__name__

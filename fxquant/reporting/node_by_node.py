@@ -23,7 +23,7 @@ from fxquant.graph.records import record, value_of
 from fxquant.int8 import kernels
 from fxquant.modules.fake_quantize import FakeQuantize
 from fxquant.numerics.affine import AffineNumbers
-from fxquant.numerics.containers import cloned, map_leaves
+from fxquant.numerics.containers import cloned, tensors_in
 from fxquant.reporting.comparison import Comparison, Difference, NodeComparison
 from fxquant.reporting.float_form import first_of, graphs_of_both
 from fxquant.streaming.running import interpreted
@@ -112,15 +112,7 @@ class _Values:
 
 def _versions(value: Any) -> list[int]:
     """Return how often each tensor in a nest was changed in place."""
-    found: list[int] = []
-
-    def note(each: Any) -> Any:
-        if isinstance(each, Tensor):
-            found.append(0 if each.is_inference() else each._version)
-        return each
-
-    map_leaves(value, note)
-    return found
+    return [0 if each.is_inference() else each._version for each in tensors_in(value)]
 
 
 class _Recorder(fx.Interpreter):

@@ -159,3 +159,22 @@ def test_an_input_whose_samples_are_numbers_has_a_batch_axis() -> None:
         gm(torch.arange(3), torch.randn(3, 4))
     assert kept(gm).num_samples == 5
     assert [len(ids) for ids, _ in kept(gm).batches] == [3, 2]
+
+
+class ByKeyword(nn.Module):
+    """Cannot be traced whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+
+    def forward(self, x: Tensor, *, y: Any = 1.0) -> Tensor:
+        return self.fc(x + y) if x.sum() > -1e9 else x
+
+
+def test_what_is_given_by_keyword_only_is_not_kept() -> None:
+    recipe, x = Recipe.adaround(steps=1, samples=4), torch.randn(4, 4)
+    assert fxquant.report(fxquant.quantize(ByKeyword(), [x], recipe)).num_quantized == 1
+    assert fxquant.report(fxquant.quantize(ByKeyword(), [{"x": x, "y": x}])).num_quantized == 1
+    with pytest.raises(CalibrationError, match="forward: y can be given by keyword only, and inp"):
+        fxquant.quantize(ByKeyword(), [{"x": x, "y": x}], recipe)

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -321,6 +322,37 @@ def test_a_model_that_was_not_prepared_is_refused() -> None:
 def test_no_batch_is_an_error() -> None:
     with pytest.raises(CalibrationError, match="`batches` is empty"):
         measure_sensitivities(fxquant.prepare(network(), WEIGHTS_ONLY), [], BUDGET)
+
+
+@dataclass
+class Result:
+    logits: Tensor
+    number: int = 0
+
+
+class Carries(nn.Module):
+    """Returns a class of its own; goes on from what the last call computed."""
+
+    last: Any = 0.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Result:
+        if x.sum() > 1e9:
+            return Result(x)
+        self.last = self.fc(x + self.last)
+        return Result(self.last)
+
+
+def test_what_a_model_carries_from_call_to_call_has_no_gradients() -> None:
+    prepared = fxquant.prepare(Carries())
+    batches = [torch.randn(4, 4) for _ in range(3)]
+    fxquant.calibrate(prepared, batches)
+    options = fxquant.measure_sensitivities(prepared, batches, Budget(average_bits=4), draws=2)
+    assert {each.side for each in options} == {"weights", "activations"}
+    assert all(each.loss > 0 for each in options)
 
 
 def test_outputs_without_a_gradient_are_an_error() -> None:

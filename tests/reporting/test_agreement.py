@@ -1,5 +1,7 @@
 """How often two models decide the same."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -44,6 +46,23 @@ def test_leaves_the_model_in_its_mode() -> None:
     agreement = Agreement(model, [(torch.randn(8, 3),)], "test")
     assert model.training
     assert agreement(model) == 100
+
+
+@dataclass
+class Result:
+    loss: Tensor
+    logits: Tensor
+
+
+class Judged(Table):
+    def forward(self, x: Tensor) -> object:
+        logits = super().forward(x)
+        assert isinstance(logits, Tensor)
+        return Result(logits.sum(), logits)
+
+
+def test_looks_into_results_of_any_class_and_past_a_loss() -> None:
+    assert Agreement(Judged(0, 1, 2, 3), INPUTS, "test")(Judged(0, 1, 2, 0)) == 75
 
 
 @pytest.mark.parametrize(
