@@ -74,8 +74,7 @@ def learn(
 ) -> Learned:
     """Return what `options.method` makes of a layer, the same on all ranks."""
     learned = _METHODS[options.method](rounding, rows, activation, options)
-    for each in (learned.integers, learned.scale, learned.shift):
-        copy_from_first_rank(each)
+    copy_from_first_rank(learned.integers, learned.scale, learned.shift)
     return learned
 
 
@@ -136,8 +135,7 @@ def _mean_product(one: Tensor, other: Tensor) -> Tensor:
 def _over_ranks(sums: Tensor, rows: Tensor) -> Tensor:
     count = sums.new_full((), float(rows.shape[1]))
     if num_ranks() > 1:
-        sum_over_ranks(sums)
-        sum_over_ranks(count)
+        sum_over_ranks(sums, count)
     return sums / count
 
 

@@ -172,8 +172,7 @@ class Moments:
         self._gram = torch.bmm(rows.inputs.mT, rows.inputs).mul_(scale)
         residual = rows.outputs - rows.targets
         self._cross = torch.bmm(residual.mT, rows.inputs).mul_(scale)
-        sum_over_ranks(self._gram)
-        sum_over_ranks(self._cross)
+        sum_over_ranks(self._gram, self._cross)
 
     def steps(self, number: int) -> nullcontext[None]:
         """Return an empty context: the moments are summed over ranks, once."""
@@ -190,7 +189,8 @@ class Moments:
 def _input_power(rows: Rows) -> Tensor:
     power: Tensor = torch.linalg.vector_norm(rows.inputs, dim=(1, 2)).square()
     power /= rows.inputs[0].numel() * num_ranks()
-    return sum_over_ranks(power)
+    sum_over_ranks(power)
+    return power
 
 
 def cheaper_loss(

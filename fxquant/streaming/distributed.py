@@ -86,20 +86,20 @@ def object_from_first_rank(value: Any, what: str = "an object of rank 0") -> Any
     return gather_objects(value if rank() == 0 else None, what)[0]
 
 
-def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """Add up `tensor` over the ranks, in place, and return it."""
+def sum_over_ranks(*tensors: Tensor) -> None:
+    """Add up each of `tensors` over the ranks, in place."""
     if num_ranks() > 1:
-        _exchange(f"a sum of {_described(tensor)}")
-        _in_touch(partial(distributed.all_reduce, tensor))
-    return tensor
+        _exchange(f"the sum of {_described(*tensors)}")
+        for each in tensors:
+            _in_touch(partial(distributed.all_reduce, each))
 
 
-def copy_from_first_rank(tensor: Tensor) -> Tensor:
-    """Put rank 0's values into `tensor` and return it."""
+def copy_from_first_rank(*tensors: Tensor) -> None:
+    """Put rank 0's values into `tensors`."""
     if num_ranks() > 1:
-        _exchange(f"a copy of {_described(tensor)}")
-        _in_touch(partial(distributed.broadcast, tensor, src=0))
-    return tensor
+        _exchange(f"a copy of {_described(*tensors)}")
+        for each in tensors:
+            _in_touch(partial(distributed.broadcast, each, src=0))
 
 
 class SumsOfSteps:
@@ -170,10 +170,10 @@ def _in_touch(call: Callable[[], object]) -> None:
     try:
         call()
     except RuntimeError as error:
-        raise RankError(_who_is_missing()) from error
+        raise RankError(_who_is_missing(error)) from error
 
 
-def _who_is_missing() -> str:
+def _who_is_missing(error: RuntimeError) -> str:
     """Say which ranks have ended, as far as can be told here, and what to do."""
     for _ in range(20):  # a process closes its connections a little before it has ended
         ended = [number for number, each in enumerate(_processes) if each.has_ended()]
@@ -184,12 +184,14 @@ def _who_is_missing() -> str:
     other = f"rank {1 - rank()}" if num_ranks() == 2 else "one of the other ranks"
     return (
         f"{other} does not answer: it has ended, or takes longer than the timeout that "
-        "init_process_group was given: see what it printed"
+        f"init_process_group was given: see what it printed ({_first_line(error)[:100]}…)"
     )
 
 
-def _described(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+def _described(*tensors: Tensor) -> str:
+    types = (str(each.dtype).removeprefix("torch.") for each in tensors)
+    sizes = (tuple(each.shape) for each in tensors)
+    return ", ".join(f"{kind} {size}" for kind, size in zip(types, sizes, strict=True))
 
 
 def _first_line(error: BaseException) -> str:

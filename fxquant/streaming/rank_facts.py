@@ -117,7 +117,9 @@ def take_first_ranks(model: nn.Module) -> None:
     digests = gather_objects({name: digest([each]) for name, each in tensors.items()})
     for name, each in tensors.items():
         if len({own[name] for own in digests}) > 1:
-            each.data.copy_(copy_from_first_rank(each.detach().clone().contiguous()))
+            taken = each.detach().clone().contiguous()
+            copy_from_first_rank(taken)
+            each.data.copy_(taken)
 
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -71,10 +71,9 @@ class ReconstructRounding(Lesson, Pass):
         rounding = Rounding.of(layer, reference)
         learned_from, judged = pool.rows(rounding.weight, reference.bias)
         learned = learn(rounding, learned_from, subgraph.activation, self.options)
-        errors = [
-            sum_over_ranks(each.error(rounding, judged, subgraph.activation))
-            for each in (Learned.nearest(rounding), learned)
-        ]
+        both = (Learned.nearest(rounding), learned)
+        errors = torch.stack([each.error(rounding, judged, subgraph.activation) for each in both])
+        sum_over_ranks(errors)
         signal = errors[0][1].item()
         result = LearnedRounding(
             method=self.options.method,

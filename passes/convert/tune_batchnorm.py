@@ -109,7 +109,6 @@ class _Moments:
 
     def result(self) -> tuple[Tensor, Tensor]:
         """Return mean and deviation, float64 (channels,), over all ranks."""
-        sum_over_ranks(self._sums)
-        sum_over_ranks(self._count)
+        sum_over_ranks(self._sums, self._count)
         mean, square = self._sums / self._count
         return mean, (square - mean.square()).clamp_min(0).sqrt()
