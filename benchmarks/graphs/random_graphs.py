@@ -96,7 +96,8 @@ def _reasons(found: Sequence[Found]) -> str:
 def _kind(finding: Finding) -> tuple[str, str]:
     """Return the invariant, and its words without what differs from model to model."""
     words = re.sub(r"'[^']*'|-?\binf\b|-?\d+(\.\d+)?", "…", finding.words)
-    return finding.invariant, words.partition(": batch")[0]
+    words = re.sub(r"…((, | and |; not lowered: )…( more)?)+", "…", words)
+    return finding.invariant, words
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
