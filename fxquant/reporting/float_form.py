@@ -82,12 +82,12 @@ def _float_form(
 ) -> nn.Module:
     """Return a copy of the caller's model, captured as `model` was, and prepared as it was."""
     require_module(reference)
-    paths = list(find_regions(model))
+    call, paths = batch_call(reference, batch, forward), list(find_regions(model))
     form = capture(
         reference,
         leaf_modules=list(_leaves(unwrapped(reference), model)),
         regions=None if "" in paths else paths,
-        call=(call := batch_call(reference, batch, forward)),
+        call=call,
     ).model
     if call is not None:
         run_examples(form, call)

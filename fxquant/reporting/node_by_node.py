@@ -149,8 +149,8 @@ class _Comparer(fx.Interpreter):
         self._alone: dict[fx.Node, Any] = {}
         self._names: dict[fx.Node, str] = {}
         """Of each node whose value the first model computes: that of the node there."""
-        self._reached, self._is_step = 0, False
-        """When the first model runs the last node that it has too; whether that is not this one."""
+        self._reached = self._reads_at = 0
+        """When the first model runs the last node that both have; when it reads what this reads."""
         self.rows: dict[fx.Node, NodeComparison] = {}
         for node in gm.graph.nodes:
             name = value_of(node)
@@ -171,8 +171,9 @@ class _Comparer(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         row = self.rows.get(n)
         if row is not None:
-            self._reached = self._values.time(self._names[n])
-        self._is_step = row is None
+            self._reached = self._reads_at = self._values.time(self._names[n])
+        else:  # a step on the way, next to the node before it
+            self._reads_at = self._reached + 1
         if n.op not in ("placeholder", "output"):
             args, kwargs = fx.node.map_arg((n.args, n.kwargs), self._wanted)
             alone = getattr(self, n.op)(n.target, args, kwargs)
@@ -189,7 +190,7 @@ class _Comparer(fx.Interpreter):
         """Return what `node` should have computed: as the first model did, or from there."""
         name = self._names.get(node)
         if name is not None and name in self._values:
-            wanted = self._values.read(name, self._reached + self._is_step)
+            wanted = self._values.read(name, self._reads_at)
         else:
             wanted = self._alone.get(node, self.env.get(node))
         known = record(node).integers
