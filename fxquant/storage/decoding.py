@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from fxquant.capture.graph_state import with_state
+from fxquant.capture.recording.sources import forget_sources
 from fxquant.capture.region import build_region, reserve_hook_numbers
 from fxquant.errors import StorageError
 from fxquant.storage.allowed import Allowed
@@ -84,6 +85,8 @@ class Decoder:
             raise
         except Exception as error:  # made by hand, or for classes that have changed since
             raise StorageError(f"it cannot be built: {type(error).__name__}: {error}") from error
+        finally:
+            forget_sources()
         return value
 
     def _value(self, tree: Json) -> Any:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.ao import quantization as ao
+from torch.fx import graph_module
 
 import fxquant
 from fxquant import CaptureError, Recipe, StorageError
@@ -221,6 +222,16 @@ def test_what_a_lowered_forward_reads_is_kept(path: Path) -> None:
             pytest.skip(str(error))
         fxquant.save(model, path)
         assert torch.equal(fxquant.load(path)(x), model(x))
+
+
+def test_saving_and_loading_leave_no_sources_of_graphs(path: Path) -> None:
+    model, sizes = quantized(), list[int]()
+    for _ in range(4):
+        for _ in range(5):
+            fxquant.save(model, path)
+            fxquant.load(path)
+        sizes.append(len(graph_module._loader.eval_cache))
+    assert max(sizes[1:]) <= sizes[0]
 
 
 # One's own classes.
