@@ -56,6 +56,7 @@ class ToQdq(Pass):
         """Replace each `FakeQuantize` and each call of a `QuantizedLayer`."""
         submodules = Submodules(gm)
         quantizers = set()
+        reads = _Reads(gm)
         modified = False
         for node in list(gm.graph.nodes):
             module = module_of(gm, node)
@@ -64,7 +65,7 @@ class ToQdq(Pass):
                 quantizers.add(str(node.target))
                 modified = True
             elif isinstance(module, QuantizedLayer):
-                _expose_layer(gm, node, module)
+                _expose_layer(reads, node, module)
                 modified = True
         submodules.drop_unused(quantizers)
         return modified
@@ -110,12 +111,24 @@ def _dtype(grid: Grid) -> torch.dtype:
     return torch.int8 if grid.quant_min < 0 else torch.uint8
 
 
-def _expose_layer(gm: fx.GraphModule, node: fx.Node, layer: QuantizedLayer) -> None:
-    x, target = data_input(node), str(node.target)
+class _Reads(dict[str, fx.Node]):
+    """One node for each tensor of layers, however often they are called: as unpickling has it."""
+
+    def __init__(self, gm: fx.GraphModule) -> None:
+        super().__init__()
+        self.gm = gm
+
+    def __missing__(self, target: str) -> fx.Node:
+        self[target] = self.gm.graph.get_attr(target)
+        return self[target]
+
+
+def _expose_layer(reads: _Reads, node: fx.Node, layer: QuantizedLayer) -> None:
+    gm, x, target = reads.gm, data_input(node), str(node.target)
     with gm.graph.inserting_before(node):
-        weight = _weight(gm, target, layer)
+        weight = _weight(reads, target, layer)
         known: Any = layer
-        bias = None if known.bias is None else gm.graph.get_attr(f"{target}.bias")
+        bias = None if known.bias is None else reads[f"{target}.bias"]
         function, geometry = _function(known)
         if function is not F.linear and not is_transposed(known) and known.padding_mode != "zeros":
             sides = tuple(known._reversed_padding_repeated_twice)
@@ -124,21 +137,21 @@ def _expose_layer(gm: fx.GraphModule, node: fx.Node, layer: QuantizedLayer) -> N
     Chain.behind(gm, node).replace(exposed)
 
 
-def _weight(gm: fx.GraphModule, target: str, layer: QuantizedLayer) -> fx.Node:
+def _weight(reads: _Reads, target: str, layer: QuantizedLayer) -> fx.Node:
     """Return a node that computes the layer's weight from its integers."""
-    operators = torch.ops.quantized_decomposed
+    gm, operators = reads.gm, torch.ops.quantized_decomposed
     known: Any = layer
     grid = Grid.of(layer.weight_spec.bits, signed=True)
     ends = (grid.quant_min, grid.quant_max, torch.int8)
-    integers = gm.graph.get_attr(f"{target}.weight_integers")
+    integers = reads[f"{target}.weight_integers"]
     if layer.weight_scale.dim() == 0:
         affine = layer.weight_affine.numbers()
         per_tensor = (affine.scale, affine.zero_point, *ends)
         return gm.graph.call_function(
             operators.dequantize_per_tensor.default, (integers, *per_tensor)
         )
-    scale = gm.graph.get_attr(f"{target}.weight_scale")
-    zero_point = gm.graph.get_attr(f"{target}.weight_zero_point")
+    scale = reads[f"{target}.weight_scale"]
+    zero_point = reads[f"{target}.weight_zero_point"]
     groups = num_groups(known) if is_transposed(known) else 1
     if groups > 1:  # outputs lie along two axes
         integers = _swapped_within_groups(integers, groups)

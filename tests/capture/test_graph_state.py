@@ -25,9 +25,12 @@ WAYS = [pytest.param(fxquant.lower, marks=needs_int8), fxquant.to_qdq]
 
 
 def forward(m: Any, x: Any) -> Any:
-    """Compute what has an addition, a concatenation, pools, a padding and a mean in integers."""
+    """Compute what has an addition, a concatenation, pools, a padding and a mean in integers.
+
+    One layer is called twice.
+    """
     y = F.relu(m.a(x))
-    y = torch.cat([m.b(y) + y, F.max_pool2d(y, 3, 1, 1)], 1)
+    y = torch.cat([m.b(m.b(y)) + y, F.max_pool2d(y, 3, 1, 1)], 1)
     y = F.avg_pool2d(F.pad(y, (1, 1)), 2).sigmoid()
     return m.fc(m.c(y).mean((2, 3)))
 
