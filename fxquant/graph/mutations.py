@@ -40,6 +40,14 @@ _OPERATORS = (
     operator.ixor,
 )
 
+_VIEWS = {
+    "T", "mT", "H", "mH", "data", "real", "imag", "t", "adjoint", "swapdims", "movedim",
+    "moveaxis", "select", "diagonal", "unfold", "as_strided", "detach", "to", "type", "type_as",
+    "float", "cpu", "cuda", "ravel", "tensor_split", "hsplit", "vsplit", "dsplit", "broadcast_to",
+    "view_as_real", "view_as_complex", "squeeze_",
+}  # fmt: skip
+"""Calls and attributes whose result may share memory, beside the operations that move values."""
+
 _KNOWN_PACKAGES = ("torch.", "fxquant.", "torchvision.ops.", "math", "operator")
 
 
@@ -181,7 +189,14 @@ def views_of(gm: fx.GraphModule, node: fx.Node) -> set[fx.Node]:
 
 def may_be_view(gm: fx.GraphModule, node: fx.Node) -> bool:
     """Say whether the node's result may share memory with its input, unless it changes that."""
-    if node.target is operator.getitem:
+    if node.target is operator.getitem or _name(node) in _VIEWS:
         return True
     moves = operation_of(gm, node).moves_only or is_overridden(module_of(gm, node))
     return moves and not is_inplace(gm, node)
+
+
+def _name(node: fx.Node) -> str:
+    """Return the name of what is called, or of the attribute that is read."""
+    if node.target is getattr:
+        return str(node.args[1])
+    return str(getattr(node.target, "__name__", node.target))

@@ -243,6 +243,18 @@ CHANGED: dict[str, tuple[Callable[[Any, Any], Any], dict[str, str]]] = {
         lambda m, x: (y := x.exp(), F.relu_(y), y.add_(1), y.sin())[-1],
         {"exp": "add_", "relu_": "add_"},
     ),
+    "its transpose": (
+        lambda m, x: (y := x.exp(), y.t().add_(1), y.sin())[-1],
+        {"exp": "add_", "t": "add_"},
+    ),
+    "its transpose, as an attribute": (
+        lambda m, x: (y := x.exp(), y.mT.add_(1), y.sin())[-1],
+        {"exp": "add_", "getattr_1": "add_"},
+    ),
+    "itself, detached": (
+        lambda m, x: (y := x.exp(), y.detach().add_(1), y.sin())[-1],
+        {"exp": "add_", "detach": "add_"},
+    ),
     "in a row": (
         lambda m, x: (y := x.exp(), y.mul_(2).sub_(1), y.sin())[-1],
         {"exp": "sub_", "mul_": "sub_"},

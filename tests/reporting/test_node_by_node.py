@@ -158,6 +158,7 @@ IN_PLACE: dict[str, Any] = {
     "a call on its own": lambda m, x: (y := m.one(x), y.mul_(0.5), m.two(y))[-1],
     "in a row": lambda m, x: (y := m.one(x), y.mul_(0.5).sub_(1), m.two(y))[-1],
     "through a view": lambda m, x: (y := m.one(x), y.view(-1).mul_(0.5), m.two(y))[-1],
+    "through a transpose": lambda m, x: (y := m.one(x), y.t().mul_(0.5), m.two(y))[-1],
     "of a part": lambda m, x: (y := m.one(x), operator.setitem(y, 0, 0.5), m.two(y))[-1],
     "of the input": lambda m, x: m.two(torch.relu_(m.one(x.mul_(2).sub_(1)))),
     "read before and behind": lambda m, x: (
