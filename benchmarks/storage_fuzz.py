@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import copy
 import hashlib
 import io
 import json
@@ -173,15 +172,15 @@ _WRAPPED: list[Callable[[Any, random.Random], Any]] = [
 def changed(files: list[Parts], seed: int) -> bytes:
     """Return a file in which something is other than `fxquant.save` writes it."""
     rng = random.Random(seed)
-    parts = copy.deepcopy(rng.choice(files))
+    parts = _copied(rng.choice(files))
     if rng.random() < 0.1:
         return _changed_bytes(put_together(parts), rng)
     for _ in range(rng.choice((1, 1, 1, 2, 3, 8))):
         where = rng.random()
         if where < 0.75:
-            parts.model = _changed_tree(parts.model, rng.choice(files).model, rng)
+            _change_tree(parts.model, rng.choice(files).model, rng)
         elif where < 0.9:
-            parts.entries = _changed_tree(parts.entries, rng.choice(files).entries, rng)
+            _change_tree(parts.entries, rng.choice(files).entries, rng)
         elif parts.blocks:
             name = rng.choice(sorted(parts.blocks))
             block = parts.blocks.pop(name)
@@ -204,16 +203,22 @@ def _changed_bytes(content: bytes, rng: random.Random) -> bytes:
     return with_digest(bytes(altered), stated)
 
 
-def _changed_tree(tree: Any, other: Any, rng: random.Random) -> Any:
-    """Return a tree with one part replaced, dropped, or put in twice."""
-    places = list(_places(tree))
-    holder, key = rng.choice(places)
+def _copied(parts: Parts) -> Parts:
+    fields, model, entries = (
+        json.loads(json.dumps(each)) for each in (parts.fields, parts.model, parts.entries)
+    )
+    return Parts(fields, model, entries, dict(parts.blocks))
+
+
+def _change_tree(tree: Any, other: Any, rng: random.Random) -> None:
+    """Replace, drop, or put in twice one part of a tree."""
+    holder, key = _some_place(tree, rng)
     part, how = holder[key], rng.random()
     if how < 0.3:
         holder[key] = rng.choice(_SCALARS)
     elif how < 0.5:
-        place, foreign = rng.choice(list(_places(other)))
-        holder[key] = copy.deepcopy(place[foreign])
+        place, foreign = _some_place(other, rng)
+        holder[key] = json.loads(json.dumps(place[foreign]))
     elif how < 0.65:
         holder[key] = rng.choice(_WRAPPED)(part, rng)
     elif how < 0.85 and isinstance(part, str):
@@ -221,19 +226,21 @@ def _changed_tree(tree: Any, other: Any, rng: random.Random) -> Any:
     elif how < 0.9:
         del holder[key]
     elif isinstance(holder, list):
-        holder.insert(key, copy.deepcopy(part))
+        holder.insert(key, part)
     else:
         holder[rng.choice(_NAMES)] = part
-    return tree
 
 
-def _places(tree: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield every part of a tree by what holds it and its key there."""
-    items = enumerate(tree) if isinstance(tree, list) else tree.items()
-    for key, part in items:
-        yield tree, key
-        if isinstance(part, (list, dict)):
-            yield from _places(part)
+def _some_place(tree: Any, rng: random.Random) -> tuple[Any, Any]:
+    """Return what holds some part of a tree, and its key there: at the end of a way down, or near."""
+    way, part = list[tuple[Any, Any]](), tree
+    while isinstance(part, (list, dict)) and part:
+        keys = list(range(len(part))) if isinstance(part, list) else list(part)
+        inner = [key for key in keys if isinstance(part[key], (list, dict))]
+        key = rng.choice(inner if inner and rng.random() < 0.9 else keys)
+        way.append((part, key))
+        part = part[key]
+    return way[max(0, len(way) - rng.choice((1, 1, 2, 3, 5)))]
 
 
 class Watch:

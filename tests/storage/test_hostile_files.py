@@ -424,7 +424,7 @@ def test_of_2000_changed_files_none_does_harm_or_raises_something_else(
     assert len(outcomes) == 2_000
     counts = [list(outcomes.values()).count(each) for each in ("refused", "loaded and runs")]
     assert counts[0] > 1_500  # the changes reach what is checked
-    assert counts[1] > 50  # and some leave a model as good as before
+    assert counts[1] > 20  # and some leave a model as good as before
 
 
 def test_the_originals_load(tmp_path: Path) -> None:
