@@ -232,7 +232,7 @@ def _change_tree(tree: Any, other: Any, rng: random.Random) -> None:
 
 
 def _some_place(tree: Any, rng: random.Random) -> tuple[Any, Any]:
-    """Return what holds some part of a tree, and its key there: at the end of a way down, or near."""
+    """Return what holds some part of a tree, and its key there: near the end of a way down."""
     way, part = list[tuple[Any, Any]](), tree
     while isinstance(part, (list, dict)) and part:
         keys = list(range(len(part))) if isinstance(part, list) else list(part)
