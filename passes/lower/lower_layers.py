@@ -10,15 +10,19 @@ it. A result that nobody quantizes is float32. A layer that the kernels cannot c
 is, and the reason is recorded.
 
 The kernels' results are channels-last in memory, so that `view` may fail on them: it becomes
-`reshape`. What is changed in place through a view is made contiguous first.
+`reshape`. What is changed in place through a view is made contiguous first; so are 5-D tensors that
+pixels are shuffled of, and where a call tells or goes by strides, the results of all convolutions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn import functional as F
 
 from fxquant.graph.chains import Chain
 from fxquant.graph.mutations import changed_while_read, may_be_view
@@ -30,7 +34,7 @@ from fxquant.graph.operations import (
     operation_of,
     relu_bounds,
 )
-from fxquant.graph.records import record, refuse
+from fxquant.graph.records import annotate, record, refuse
 from fxquant.graph.submodules import Submodules, free_name
 from fxquant.int8.integers import (
     affine_of,
@@ -46,6 +50,12 @@ from fxquant.modules.quantized_layer import QuantizedLayer
 from fxquant.numerics.affine import AffineNumbers
 from fxquant.passes.pipeline import Pass
 from fxquant.passes.starting_points import CONVERTED
+
+_SHUFFLES = (nn.PixelShuffle, nn.PixelUnshuffle, F.pixel_shuffle, F.pixel_unshuffle)
+"""What PyTorch refuses of 5-D tensors that are channels-last."""
+_GO_BY_STRIDES = (
+    torch.as_strided, torch.view_as_complex, "as_strided", "stride", "is_contiguous",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +103,7 @@ class LowerLayers(Pass):
             modified = True
         if modified:
             _keep_views(gm)
+            _keep_strides(gm)
         return modified | drop_unused_dequantize(gm)
 
 
@@ -170,7 +181,39 @@ def _keep_views(gm: fx.GraphModule) -> None:
         has_views = any(user in changed for user in users)
         if not has_views or may_be_view(gm, node) or node.op in ("placeholder", "get_attr"):
             continue
-        with gm.graph.inserting_after(node):
-            contiguous = gm.graph.call_method("contiguous", (node,))
-        for user in users:
-            user.replace_input_with(node, contiguous)
+        _make_contiguous(node, users)
+
+
+def _keep_strides(gm: fx.GraphModule) -> None:
+    """Make contiguous what calls take by strides that are not those of the simulation."""
+    nodes = list(gm.graph.nodes)
+    go_by_strides = any(_target(gm, node) in _GO_BY_STRIDES for node in nodes)
+    has_volumes = False
+    for node in nodes:
+        module, source = module_of(gm, node), data_input(node)
+        if isinstance(module, Int8Conv):
+            has_volumes |= len(module.stride) == 3
+            if go_by_strides:
+                _make_contiguous(node, node.users)
+        elif has_volumes and source is not None and _target(gm, node) in _SHUFFLES:
+            _make_contiguous(source, [node])
+
+
+def _target(gm: fx.GraphModule, node: fx.Node) -> Any:
+    """Return what is called: of a module its type."""
+    module = module_of(gm, node)
+    if module is not None:
+        return type(module)
+    return node.target if node.op in ("call_function", "call_method") else None
+
+
+def _make_contiguous(node: fx.Node, users: Iterable[fx.Node]) -> None:
+    """Let `users` read the result of `node` in the order of its axes."""
+    users = list(users)
+    if all(user.target == "contiguous" for user in users):
+        return
+    with node.graph.inserting_after(node):
+        contiguous = node.graph.call_method("contiguous", (node,))
+    annotate(contiguous, integers=record(node).integers)
+    for user in users:
+        user.replace_input_with(node, contiguous)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from fxquant.graph.operations import module_of, operation_of, readers
+from fxquant.graph.submodules import Submodules
 from fxquant.int8 import kernels
 from fxquant.int8.modules import Int8Conv, Int8Module
 from fxquant.passes.pipeline import Pass
@@ -33,6 +34,7 @@ class ReuseOperands(Pass):
     def run(self, gm: fx.GraphModule) -> bool:
         """Set `keep_other` of each `Int8Conv` that adds an operand."""
         position = {node: number for number, node in enumerate(gm.graph.nodes)}
+        submodules = Submodules(gm)
         modified = False
         for node in gm.graph.nodes:
             module = module_of(gm, node)
@@ -45,7 +47,7 @@ class ReuseOperands(Pass):
             seen_by = readers(gm, other)
             earlier = all(position[reader] <= position[node] for reader in seen_by)
             if earlier and all(_is_new(gm, each) for each in (other, *seen_by)):
-                module.keep_other = False
+                submodules.separate([node]).keep_other = False
                 modified = True
         return modified
 

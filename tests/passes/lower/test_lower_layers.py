@@ -454,6 +454,31 @@ def test_what_is_changed_through_a_view_stays_what_is_read(view: str) -> None:
     assert names(gm) == ["quantize", "a", "contiguous", view, "add_", "quantize_1", "b"]
 
 
+@pytest.mark.parametrize("shuffle", [F.pixel_shuffle, F.pixel_unshuffle])
+def test_pixels_are_shuffled_of_contiguous_volumes(shuffle: Any) -> None:
+    lowered(lambda m, x: shuffle(m.a(x), 2), torch.randn(2, 2, 4, 4, 4), a=nn.Conv3d(2, 4, 1))
+    layer = nn.PixelShuffle(2) if shuffle is F.pixel_shuffle else nn.PixelUnshuffle(2)
+    gm = lowered(
+        lambda m, x: m.s(m.a(x).relu()), torch.randn(2, 2, 4, 4, 4), a=nn.Conv3d(2, 4, 1), s=layer
+    )
+    assert names(gm) == ["quantize", "a", "contiguous", "s"]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x: m.a(x).exp().as_strided((2, 16), (16, 1)),
+        lambda m, x: torch.as_strided(F.max_pool2d(m.a(x).relu(), 2), (2, 16), (16, 1)),
+        lambda m, x: torch.as_strided((m.a(x) + x).relu(), (2, 16), (16, 1)),
+        lambda m, x: torch.as_strided(m.b(F.adaptive_avg_pool2d(m.a(x), 4)), (2, 16), (16, 1)),
+        lambda m, x: torch.view_as_real(torch.view_as_complex(m.a(x).unflatten(-1, (4, 2)))),
+        lambda m, x: m.a(x) + m.b(m.a(x)).stride(1) / 64,
+    ],
+)
+def test_calls_that_go_by_strides_find_those_of_the_simulation(function: Function) -> None:
+    assert "contiguous" in names(lowered(function, a=conv(), b=conv()))
+
+
 def test_a_view_as_another_type_stays_a_view() -> None:
     gm = lowered(lambda m, x: m.a(x).view(torch.int32).view(torch.float32), a=conv())
     assert node(gm, "view").target == node(gm, "view_1").target == "view"

@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import fxquant
+from benchmarks.graphs.alone import sibling
 from fxquant.int8.modules import Int8Conv
 from fxquant.passes import (
     LowerAdditions,
@@ -127,6 +128,14 @@ def test_keeps_an_operand_that_may_be_read_later(function: Function) -> None:
 
 def test_a_broadcast_operand_is_never_overwritten() -> None:
     check(lambda m, x: m.c(m.b(m.d(y := m.a(x).relu()).relu()) + y.amax((2, 3), keepdim=True)))
+
+
+def test_another_graph_over_the_modules_keeps_its_operands() -> None:
+    gm, _ = on_integers(REUSED["the result of a layer"], torch.randn(2, 4, 8, 8))
+    other = sibling(gm)
+    assert apply(ReuseOperands(), gm)
+    assert not any(module.keep_other for module in adding(gm))
+    assert all(module.keep_other for module in adding(other))
 
 
 def test_works_without_a_batch() -> None:
