@@ -2,7 +2,8 @@
 
 `relu_`, `a += b`, `ReLU(inplace=True)` and `x[0] = y` change their first argument. Where values are
 kept beyond the call, they are computed on a copy, and what comes later reads the call's result
-instead of the changed tensor; there, changes through a view of a tensor are not followed.
+instead of the changed tensor. Changes through a view of a tensor are not followed there; what they
+reach is known.
 
 A function that fx does not look into (`fx.wrap`) may do so too. One whose result nobody reads is
 called for just that. Of any other, integers take no chances.
@@ -24,6 +25,7 @@ from fxquant.graph.operations import (
     module_of,
     operation_of,
     readers,
+    reads_values,
 )
 from fxquant.numerics.containers import cloned
 
@@ -110,18 +112,43 @@ def run_out_of_place(node: fx.Node, function: Any, args: Any, kwargs: Any) -> An
 
 def read_instead(gm: fx.GraphModule) -> dict[fx.Node, dict[fx.Node, fx.Node]]:
     """Return for each node that reads a tensor changed in place what it is to read instead."""
+    return _follow(gm)[0]
+
+
+def not_followed(gm: fx.GraphModule) -> dict[fx.Node, fx.Node]:
+    """Return the nodes whose values are not right where they are kept, with the change they miss.
+
+    `read_instead` follows a tensor, not what else lies in its memory: where `x.relu_()` is called,
+    not `x[0]` of before; where `x[0].relu_()` is called, not `x`.
+    """
+    return _follow(gm)[1]
+
+
+def _follow(
+    gm: fx.GraphModule,
+) -> tuple[dict[fx.Node, dict[fx.Node, fx.Node]], dict[fx.Node, fx.Node]]:
     latest: dict[fx.Node, fx.Node] = {}
     found: dict[fx.Node, dict[fx.Node, fx.Node]] = {}
+    outdated: dict[fx.Node, fx.Node] = {}  # from here on
+    missed: dict[fx.Node, fx.Node] = {}
+    made: set[fx.Node] = set()
     for node in gm.graph.nodes:
         replaced = {each: latest[each] for each in node.all_input_nodes if each in latest}
         if replaced:
             found[node] = replaced
+        for each in node.all_input_nodes:
+            read = replaced.get(each, each)
+            if read in outdated and reads_values(gm, node, each):
+                missed[node] = outdated[node] = outdated[read]
         source = data_input(node)
         if source is not None and is_inplace(gm, node):
             base = latest.get(source, source)
             latest.update({each: node for each in (source, base)})
             latest.update({each: node for each, last in latest.items() if last is base})
-    return found
+            others = (each for each in _aliases(gm, source) & made if latest.get(each) is not node)
+            outdated.update(dict.fromkeys(others, node))
+        made.add(node)
+    return found, missed
 
 
 def changed_while_read(gm: fx.GraphModule) -> dict[fx.Node, fx.Node]:

@@ -24,7 +24,8 @@ class ChannelObserver(Observer):
     Args:
         spec: what the ranges will be chosen by.
         clamp: as in `Observer`.
-        axis: of the channels, from the end.
+        axis: of the channels, from the end. A tensor that has no such axis, as a bias that is added
+            to images, is one channel.
     """
 
     sized_by_data = (
@@ -52,8 +53,11 @@ class ChannelObserver(Observer):
         self.register_buffer("max_positions", torch.tensor(0))
 
     def _watch(self, x: Tensor) -> None:
-        seen, num_channels = self.num_batches.clone(), x.shape[self.axis]
+        seen = self.num_batches.clone()
         super()._watch(x)
+        if x.dim() < -self.axis:
+            return
+        num_channels = x.shape[self.axis]
         finite = self.num_batches > seen
         if self.channel_low.numel() == 0:
             for name in self.sized_by_data:

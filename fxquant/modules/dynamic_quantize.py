@@ -64,7 +64,9 @@ class DynamicQuantize(FixedDtypeModule):
 
     def _has_positions(self, x: Tensor) -> bool:
         """Say whether a channel has more than one position: the report's condition."""
-        return self.axis is not None and x.numel() > x.shape[0] * x.shape[self.axis]
+        if self.axis is None or x.dim() < -self.axis:
+            return False
+        return x.numel() > x.shape[0] * x.shape[self.axis]
 
     def output_figures(self) -> list[Figures]:
         """Return the spec: each batch has a scale of its own."""

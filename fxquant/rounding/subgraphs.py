@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.graph.chains import Chain
+from fxquant.graph.mutations import not_followed
 from fxquant.graph.operations import data_input, module_of, operation_of, reads_values
+from fxquant.graph.records import refuse
 from fxquant.modules.figures import LearnedRounding
 from fxquant.modules.layers import as_layer
 from fxquant.modules.quantized_layer import QuantizedLayer
@@ -82,14 +84,27 @@ def find_subgraphs(gm: fx.GraphModule) -> list[Subgraph]:
 
     A layer that is called several times waits until the inputs of all its calls are final. Where
     they depend on one another, as in a recurrence, the first call counts, and the others are
-    `ahead`.
+    `ahead`. Left out, and recorded, are those at whose input or target a change through a view is
+    not followed (`fxquant.graph.mutations.not_followed`).
     """
     calls: dict[QuantizedLayer, list[fx.Node]] = {}
     for node in gm.graph.nodes:
         module = module_of(gm, node)
         if isinstance(module, QuantizedLayer):
             calls.setdefault(module, []).append(node)
-    return [_subgraph(gm, layer, calls[layer], ahead) for layer, ahead in _in_order(gm, calls)]
+    found = [_subgraph(gm, layer, calls[layer], ahead) for layer, ahead in _in_order(gm, calls)]
+    missed = not_followed(gm)
+    return [each for each in found if not _misses_a_change(each, missed)]
+
+
+def _misses_a_change(subgraph: Subgraph, missed: dict[fx.Node, fx.Node]) -> bool:
+    """Say, and record, whether values that the layer would learn from are not right."""
+    nodes = [each for call in subgraph.calls for each in (call.node, call.output)]
+    change = next((missed[node] for node in nodes if node in missed), None)
+    if change is not None:
+        reason = f"{change.name} changes a tensor in place that is read through a view of it"
+        refuse(subgraph.calls[0].node, "not learned from values", reason)
+    return change is not None
 
 
 def _in_order(

@@ -10,7 +10,13 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import fxquant
-from fxquant.graph.mutations import changed_while_read, is_inplace, read_instead, run_out_of_place
+from fxquant.graph.mutations import (
+    changed_while_read,
+    is_inplace,
+    not_followed,
+    read_instead,
+    run_out_of_place,
+)
 from fxquant.int8.onednn import why_unavailable
 from fxquant.numerics.decibels import sqnr
 from tests.helpers import Net, node
@@ -176,6 +182,34 @@ def test_a_written_item_is_read_behind_the_call_that_wrote_it() -> None:
     graph.output(graph.call_method("mul", (x, 2)))
     gm = fx.GraphModule({}, graph)
     assert read_instead(gm) == {node(gm, "mul"): {node(gm, "x"): node(gm, "setitem")}}
+
+
+NOT_FOLLOWED: dict[str, tuple[Callable[[Any, Any], Any], dict[str, str]]] = {
+    "a view of before": (
+        lambda m, x: (v := x[0], F.relu_(x), v.sin() + x)[-1],
+        {"sin": "relu_", "add": "relu_", "output": "relu_"},
+    ),
+    "what a view is of": (
+        lambda m, x: (F.relu_(x[0]), x.sin(), x.exp() + x.shape[0])[-1],
+        {"sin": "relu_", "exp": "relu_", "add": "relu_", "output": "relu_"},
+    ),
+    "another view, and a change of that": (
+        lambda m, x: (y := x.exp(), v := y.t(), F.relu_(y[0]), v.mul_(2), v * 1)[-1],
+        {"mul_": "relu_", "mul": "relu_", "output": "relu_"},
+    ),
+    "the changed tensor": (lambda m, x: (F.relu_(x), x.add_(1), x[0] * x.sin())[-1], {}),
+    "the changed view": (lambda m, x: (v := x[0], F.relu_(v), v * 2)[-1], {}),
+    "a view of before, read before": (lambda m, x: (y := x[0] * 2, F.relu_(x), x * y)[-1], {}),
+    "a size": (lambda m, x: (F.relu_(x[0]), torch.ones(2) * x.shape[0])[-1], {}),
+}
+
+
+@pytest.mark.parametrize(("function", "expected"), NOT_FOLLOWED.values(), ids=NOT_FOLLOWED)
+def test_knows_which_values_miss_a_change(
+    function: Callable[[Any, Any], Any], expected: dict[str, str]
+) -> None:
+    found = not_followed(fx.symbolic_trace(Net(function)))
+    assert {each.name: by.name for each, by in found.items()} == expected
 
 
 @fx.wrap

@@ -119,3 +119,14 @@ def test_a_model_with_dynamic_ranges_is_converted_already() -> None:
     quantized = fxquant.convert(fxquant.prepare(model, Recipe.minmax(dynamic=True)))
     with pytest.raises(fxquant.PassError, match="a converted model"):
         fxquant.convert(quantized)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_tensor_without_the_axis_of_channels_has_one_range(dynamic: bool) -> None:
+    bias = torch.randn(8)
+    model = Net(lambda m, x: m.conv(x * 2 + m.b), b=nn.Parameter(bias), conv=nn.Conv2d(3, 4, 1))
+    x = torch.randn(4, 3, 8, 8)
+    recipe = Recipe.minmax(per_channel=True, dynamic=dynamic)
+    quantized = fxquant.quantize(model, [x], recipe, progress=False)
+    with torch.no_grad():
+        assert sqnr(model(x), quantized(x)) > 35

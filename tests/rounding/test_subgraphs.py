@@ -13,7 +13,7 @@ import fxquant
 from fxquant import Recipe
 from fxquant.rounding.activations import Clamp, Differentiated, Identity
 from fxquant.rounding.subgraphs import Subgraph, find_subgraphs
-from tests.helpers import Net, node, whole
+from tests.helpers import Net, node, refusals, whole
 
 Function = Callable[[Any, Any], Any]
 
@@ -209,3 +209,17 @@ def test_calls_with_different_activations_have_none(first: Function, second: Fun
     subgraph = only(quantized(lambda m, x: first(m, m.a(x)) - second(m, m.a(x * 2))))
     assert subgraph.activation == Identity()
     assert calls(subgraph) == [("a", "a"), ("a_1", "a_1")]
+
+
+def test_a_layer_that_misses_a_change_through_a_view_is_left_out_with_all_behind_it() -> None:
+    def function(m: Any, x: Any) -> Any:
+        first = m.a(x)
+        row = first[:1]
+        F.relu_(first)
+        return m.b(first) + m.d(m.c(row))
+
+    gm = quantized(function)
+    assert names(find_subgraphs(gm)) == ["a", "b"]
+    reason = "relu_ changes a tensor in place that is read through a view of it"
+    found = refusals(gm)
+    assert found["c"] == found["d"] == (f"not learned from values: {reason}",)

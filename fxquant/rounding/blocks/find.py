@@ -28,6 +28,7 @@ from fxquant.graph.records import refuse
 from fxquant.modules.fake_quantize import FakeQuantize
 from fxquant.modules.figures import LearnedRounding
 from fxquant.modules.own import as_own
+from fxquant.modules.quantized_layer import QuantizedLayer
 from fxquant.rounding.blocks.flow import Flow
 from fxquant.rounding.subgraphs import Subgraph, find_subgraphs
 
@@ -147,6 +148,15 @@ class _Region:
             outside = [user.name for user in self._flow.users[node] if user not in self.nodes]
             if outside:
                 return f"{node.name} inside of it also feeds {outside[0]}"
+        change = next(
+            (each for node, each in self._flow.missed.items() if node in self.nodes), None
+        )
+        if change is not None:
+            return f"{change.name} changes a tensor in place that is read through a view of it"
+        learned = {call.node for layer in layers for call in layer.calls}
+        for node in self._flow.sorted(self.nodes - learned):
+            if isinstance(module_of(self._flow.gm, node), QuantizedLayer):
+                return f"{node.name} in it is not learned"
         for layer in layers:
             if any(call.node not in self.nodes for call in layer.calls):
                 return f"{layer.name} is called outside of it too"

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from torch import fx
 
-from fxquant.graph.mutations import read_instead
+from fxquant.graph.mutations import not_followed, read_instead
 from fxquant.graph.operations import reads_values
 from fxquant.graph.submodules import users_by_module
 
@@ -30,6 +30,8 @@ class Flow:
         self.users: dict[fx.Node, list[fx.Node]] = {}
         self.dominator: dict[fx.Node, fx.Node | None] = {}
         self._depth: dict[fx.Node | None, int] = {None: 0}
+        self.missed = not_followed(gm)
+        """Nodes whose values are not right where they are kept, with the change that they miss."""
         instead = read_instead(gm)
         for node in gm.graph.nodes:
             replaced = instead.get(node, {})

@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 import fxquant
 from fxquant import CalibrationError, PassError, Recipe
 from fxquant.modules.quantized_layer import QuantizedLayer
+from fxquant.numerics.decibels import sqnr
 from fxquant.passes import QuantizeWeights, TuneBatchNorm
-from tests.helpers import apply, outputs
+from tests.helpers import Net, apply, outputs
 
 BATCHES = 4
 
@@ -163,3 +165,16 @@ def test_inputs_may_be_samples_without_a_batch(model: nn.Module, shape: tuple[in
             for each in (quantized, nn.Sequential(model))
         )
     torch.testing.assert_close(ours, floats)
+
+
+def test_leaves_a_layer_behind_a_change_through_a_view_as_it_is() -> None:
+    def zeroed(m: Any, x: Tensor) -> Any:
+        row = x[:, :1]
+        F.relu_(x)
+        return m.fc(row)
+
+    torch.manual_seed(0)
+    model, x = Net(zeroed, fc=nn.Linear(8, 4)), torch.randn(16, 4, 8) - 1
+    recipe = Recipe.minmax(batchnorm_tuning=True)
+    quantized = fxquant.quantize(model, [x.clone()], recipe, progress=False)
+    assert sqnr(model(x.clone()), quantized(x.clone())) > 35

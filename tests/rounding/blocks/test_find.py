@@ -241,3 +241,31 @@ def test_torchvision_models_fall_into_their_blocks(name: str, sizes: dict[int, i
     apply(QuantizeWeights(FLOAT), gm)
     assert Counter(len(block.subgraphs) for block in find_blocks(gm)) == sizes
     assert refusals(gm) == {}
+
+
+def test_no_block_misses_a_change_through_a_view() -> None:
+    def function(m: Any, x: Any) -> Any:
+        y = m.a(x)
+        z = m.b(y)
+        part = z[:, :2]
+        F.relu_(z)
+        return m.d(m.c(z) + part.repeat(1, 2, 1, 1) + y)
+
+    gm = quantized(function, FLOAT)
+    assert names(find_blocks(gm)) == ["a", "b", "c"]
+    reason = "relu_ changes a tensor in place that is read through a view of it"
+    found = refusals(gm)
+    assert found["d"] == (f"not learned from values: {reason}",)
+    assert found["add_1"] == (f"not learned as one block: {reason}",)
+
+
+def test_no_block_holds_a_layer_that_misses_a_change_elsewhere() -> None:
+    def function(m: Any, x: Any) -> Any:
+        y = F.relu(m.a(x) + m.b(m.c(x)))
+        part = y[:, :2]
+        F.relu_(y)
+        return m.a(part.repeat(1, 2, 1, 1))
+
+    gm = quantized(function, FLOAT)
+    assert names(find_blocks(gm)) == ["c", "b"]
+    assert refusals(gm)["relu"] == ("not learned as one block: a in it is not learned",)
