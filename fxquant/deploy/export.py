@@ -19,6 +19,7 @@ from fxquant.deploy.onnx_graph import (
     drop_notes,
     keep_in_float,
     name_batch,
+    name_inputs,
     pack_weights,
     split_biases,
 )
@@ -180,6 +181,7 @@ def _translate(
             refused = f"torch.export cannot take the model: {error}; nor can tracing: "
         else:
             name_batch(translated)
+            name_inputs(translated, named_inputs(model, arguments).keys())
             return translated, FreeAxes()
     try:
         traced, axes = translate_call(model, arguments, dynamic_batch, opset)

@@ -162,6 +162,19 @@ def name_batch(model: ModelProto) -> None:
             axis.dim_param = "batch"
 
 
+def name_inputs(model: ModelProto, names: Collection[str]) -> None:
+    """Call the inputs by `names` again: one that is returned is "x_orig" to the exporter."""
+    links = Links(model)
+    for value in model.graph.input:
+        given, name = value.name, value.name.removesuffix("_orig")
+        if given in names or name not in names or links.producer(name) is not None:
+            continue
+        value.name = name
+        for node in links.readers(given):
+            inputs = [name if each == given else each for each in node.input]
+            node.input[:] = inputs
+
+
 def drop_notes(model: ModelProto) -> None:
     """Drop what the exporter noted of its own work.
 

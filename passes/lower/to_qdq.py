@@ -7,7 +7,8 @@ After:   quantize = quantized_decomposed.quantize_per_tensor(x, 0.02, 114, 0, 25
          conv = F.conv2d(dequantize, weight, conv.bias, …)
 
 The values are the same. This is the form that `torch.export` hands to inductor, ExecuTorch and
-ONNX; weights stay the int8 tensors that they are.
+ONNX; weights stay the int8 tensors that they are. Of more than 8 bits there are no such operators:
+those activations stay as they are, with the reason in the report.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch.nn import functional as F
 from fxquant.capture.graph_state import holds_numbers
 from fxquant.graph.chains import Chain
 from fxquant.graph.operations import data_input, module_of
+from fxquant.graph.records import refuse
 from fxquant.graph.submodules import Submodules, free_name
 from fxquant.modules.fake_quantize import FakeQuantize
 from fxquant.modules.layers import is_transposed, layer_type, num_groups
@@ -60,7 +62,10 @@ class ToQdq(Pass):
         modified = False
         for node in list(gm.graph.nodes):
             module = module_of(gm, node)
-            if isinstance(module, FakeQuantize) and self._has_operator(module):
+            reason = module.why_no_integers() if isinstance(module, FakeQuantize) else None
+            if reason is not None:
+                refuse(node, "stays simulated", reason)
+            elif isinstance(module, FakeQuantize) and self._has_operator(module):
                 _expose_quantizer(gm, node, module, submodules)
                 quantizers.add(str(node.target))
                 modified = True

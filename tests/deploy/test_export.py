@@ -350,6 +350,31 @@ def test_the_first_axis_is_fixed_where_that_is_asked_for(
     torch.testing.assert_close(file.run(x)[0], run(model, x))
 
 
+def test_a_batch_of_one_that_becomes_channels_is_fixed_where_that_is_asked_for(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    net = Net(lambda m, x: m.conv(torch.cat([x, x]).transpose(0, 1)), conv=nn.Conv2d(2, 4, 1))
+    x = torch.randn(1, 3, 5, 5)
+    model = quantized(net, x)
+    capfd.readouterr()
+    found = message(LoweringError, exported, tmp_path, model, x)
+    assert "to have 2 channels, but got 4 channels instead" in found
+    assert found.endswith("; dynamic_batch=False fixes the length of the batch, which may help")
+    assert capfd.readouterr() == ("", "")
+    assert sqnr(run(model, x), exported(tmp_path, model, x, dynamic_batch=False).run(x)[0]) > 60
+
+
+@pytest.mark.parametrize("dynamic_batch", [True, False])
+def test_a_model_may_return_its_inputs(tmp_path: Path, dynamic_batch: bool) -> None:
+    net = Net(lambda m, x: (x, m.fc(x), x, {"input": x}), fc=nn.Linear(3, 2))
+    x = torch.randn(4, 3)
+    model = quantized(net, x)
+    file = exported(tmp_path, model, x, dynamic_batch=dynamic_batch)
+    assert file.inputs == ["x"]
+    assert file.outputs == ["output_0", "output_1", "output_2", "output_3_input"]
+    assert torch.equal(file.run(x)[0], x)
+
+
 def test_a_batch_that_becomes_an_axis_of_images_stays_free() -> None:
     model = Net(lambda m, x: m.fc(m.conv(x[None].permute(0, 3, 1, 2)).permute(0, 2, 3, 1)[0]))
     model.conv, model.fc = nn.Conv2d(8, 16, (1, 3)), nn.Linear(16, 8)

@@ -16,6 +16,7 @@ from fxquant.deploy.onnx_graph import (  # noqa: E402
     drop_notes,
     keep_in_float,
     name_batch,
+    name_inputs,
     pack_weights,
     split_biases,
 )
@@ -179,6 +180,15 @@ def test_names_the_batch() -> None:
     for value, size in ((x, 4), (out, 3)):
         first, second = value.type.tensor_type.shape.dim
         assert (first.dim_param, second.dim_value) == ("batch", size)
+
+
+def test_names_an_input_that_is_returned() -> None:
+    made = model("out = Identity(x)")
+    made.graph.input[0].name = made.graph.node[0].input[0] = "x_orig"
+    name_inputs(made, ["y"])
+    assert made.graph.input[0].name == "x_orig"
+    name_inputs(made, ["x"])
+    assert made.graph.input[0].name == made.graph.node[0].input[0] == "x"
 
 
 def test_drops_notes() -> None:

@@ -60,8 +60,8 @@ def translate_call(
     axes = free_axes(model, arguments, dynamic_batch)
     _keep_plain_tensors(model)
     _ask_tensors_for_what_is_required(model)
-    call = _Call(model, of_two(model, arguments, axes))
     try:
+        call = _Call(model, of_two(model, arguments, axes))
         traced = _trace(call, axes, opset)
     except StorageError:
         raise
@@ -105,7 +105,8 @@ class _Call(nn.Module):
         self.model = model
         self._arguments = arguments
         self.inputs = list(named_inputs(model, arguments))
-        self.outputs = list(named_outputs(model, model(*arguments)))
+        with quiet_exporter():  # fx prints the line that fails
+            self.outputs = list(named_outputs(model, model(*arguments)))
         found: list[Tensor] = []
         map_leaves(arguments, lambda each: found.append(each) if isinstance(each, Tensor) else None)
         self.tensors = tuple(found)

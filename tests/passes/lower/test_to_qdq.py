@@ -12,7 +12,7 @@ import fxquant
 from fxquant import PassError, Recipe, TensorSpec
 from fxquant.modules.fake_quantize import FakeQuantize
 from fxquant.passes import ToQdq
-from tests.helpers import Net, apply, graph_text, outputs, whole
+from tests.helpers import Net, apply, graph_text, outputs, refusals, whole
 
 MINMAX = Recipe.minmax()
 IMAGE = torch.randn(4, 8, 9, 9, generator=torch.Generator().manual_seed(0))
@@ -132,6 +132,18 @@ def test_computes_the_same(
     assert apply(ToQdq(), gm)
     assert torch.equal(outputs(gm, 2 * x), expected)
     assert not any(isinstance(each, FakeQuantize) for each in gm.modules())
+    assert not apply(ToQdq(), gm)
+
+
+def test_activations_of_16_bits_stay_with_a_reason() -> None:
+    recipe = Recipe.minmax(activation_bits=16)
+    gm = quantized(nn.Sequential(nn.Linear(8, 4)), torch.randn(3, 8), recipe)
+    expected = outputs(gm, torch.ones(3, 8))
+    assert apply(ToQdq(), gm)
+    assert torch.equal(outputs(gm, torch.ones(3, 8)), expected)
+    assert refusals(gm) == {
+        "quantizers_input_1": ("stays simulated: activations of 16 bits: choose 2 to 8",)
+    }
     assert not apply(ToQdq(), gm)
 
 
