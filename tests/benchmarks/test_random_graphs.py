@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import fxquant
 from benchmarks.graphs import random_graphs
@@ -13,11 +14,14 @@ from benchmarks.graphs.choices import Choices, Steps, shrink
 from benchmarks.graphs.drawing import MOST_STEPS, STEPS, Subject, draw, subject_of
 from benchmarks.graphs.invariants import Finding, check
 from benchmarks.graphs.layer_steps import convolution, linear
-from benchmarks.graphs.noise import with_noise
+from benchmarks.graphs.noise import Noise, with_noise
 from benchmarks.graphs.other_steps import activation
 from benchmarks.graphs.random_graphs import Found, least, main, subject_of_seed, table
+from fxquant import Recipe, TensorSpec
 from fxquant.modules.fake_quantize import FakeQuantize
+from fxquant.numerics.affine import Affine, Grid
 from fxquant.numerics.decibels import sqnr
+from tests.helpers import Net
 
 PLAIN = [[], [], [], [STEPS.index(convolution)], [STEPS.index(activation)], [STEPS.index(linear)]]
 
@@ -191,8 +195,73 @@ def test_noise_in_the_place_of_rounding_costs_what_rounding_does() -> None:
     with torch.no_grad():
         expected = copy.deepcopy(subject.model)(x)
         rounded = sqnr(expected, converted(x))
-        noisy = sqnr(expected, with_noise(prepared, converted)(x))
+        noisy = sqnr(expected, with_noise(prepared, converted, [{"x": x}])(x))
     assert noisy == pytest.approx(rounded, abs=3)
+
+
+def _noise_of_two_batches(spec: TensorSpec, values: Tensor, high: float) -> Tensor:
+    """Return what noise makes of `values`, where ±8 was seen, and 0 to `high` is kept."""
+    scale = torch.tensor(high / 255)
+    noise = Noise(spec, Affine(scale, torch.tensor(0, dtype=torch.int32), Grid(0, 255)))
+    noise(torch.tensor([-8.0, 8.0]))
+    made = noise(values)
+    assert isinstance(made, Tensor)
+    return made
+
+
+def test_noise_is_as_wide_as_a_step_over_all_batches() -> None:
+    values = torch.zeros(1000)
+    noise = _noise_of_two_batches(TensorSpec(), values, 8.0)
+    assert noise.abs().max() == pytest.approx(16 / 255 / 2, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("spec", "high", "kept"),
+    [
+        (TensorSpec(), 5.0, 8.0),
+        (TensorSpec(range="aciq"), 5.0, 5.0),
+        (TensorSpec(range="aciq"), 1.0, 4.0),
+        (TensorSpec(range="percentile"), 1.0, 1.0),
+    ],
+    ids=["minmax", "aciq", "aciq of too little", "percentile"],
+)
+def test_noise_clips_what_ranges_are_to_clip(spec: TensorSpec, high: float, kept: float) -> None:
+    made = _noise_of_two_batches(spec, torch.full((100,), 8.0), high)
+    assert float(made.mean()) == pytest.approx(kept, abs=0.05)
+
+
+@pytest.mark.parametrize(("size", "verdict"), [(1, "explained"), (9, "broken")])
+def test_a_correction_of_biases_takes_no_account_of_padding(
+    size: int, verdict: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert = fxquant.convert
+
+    def shifted(*args: Any, **kwargs: Any) -> nn.Module:
+        model = convert(*args, **kwargs)
+        with torch.no_grad():
+            model.get_parameter("conv.bias").add_(1)
+        return model
+
+    monkeypatch.setattr(fxquant, "convert", shifted)
+    torch.manual_seed(0)
+    subject = Subject(
+        "",
+        Net(lambda m, x: m.conv(x), conv=nn.Conv2d(2, 2, 2, padding=2)).eval(),
+        [{"x": torch.randn(2, 2, size, size)} for _ in range(2)],
+        Recipe.minmax(bias_correction=True), True, [],
+    )  # fmt: skip
+    verdicts = {each.invariant: each.verdict for each in check(subject, passes=False)}
+    assert verdicts["convert"] == verdict
+
+
+def test_a_value_may_jump_over_a_threshold_in_one_draw_of_weights_of_many() -> None:
+    fc = nn.Linear(2, 1, bias=False)
+    fc.weight.data = torch.tensor([[1.29, 0.501]])  # rounded to 49 steps of 1.29/127, below 0.5
+    model = Net(lambda m, x: F.hardshrink(m.fc(x)), fc=fc).eval()
+    recipe = Recipe.minmax(activation_bits=None, bias_correction=False)
+    subject = Subject("", model, [{"x": torch.eye(2)}] * 2, recipe, True, [])
+    verdicts = {each.invariant: each.verdict for each in check(subject, passes=False)}
+    assert verdicts["convert"] == "explained"
 
 
 def test_the_table_counts_and_names_reasons_and_seeds() -> None:
