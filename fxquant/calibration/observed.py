@@ -66,6 +66,8 @@ def has_one_range(observer: Observer) -> bool:
 class FloatValues:
     """The float values of what is made of observed tensors: the same calls, past the observers.
 
+    Of a tensor that is changed in place there is none: the change is made to what is observed.
+
     Args:
         gm: copies of calls are put into it.
         observers: by their calls.
@@ -76,6 +78,7 @@ class FloatValues:
         self._gm = gm
         self._observers = observers
         self._past_all = past_all
+        self._changed = changed_while_read(gm)
         self._known: dict[fx.Node, fx.Node] = {}
         self.read: set[fx.Node] = set()
         """Observed nodes whose float value was asked for."""
@@ -87,6 +90,8 @@ class FloatValues:
         return self._known[node]
 
     def _of(self, node: fx.Node) -> fx.Node:
+        if node in self._changed:
+            return node
         if node in self._observers:
             if record(node).for_all and not self._past_all:
                 return node

@@ -182,11 +182,12 @@ def test_the_callers_model_stays_parametrized(
     assert torch.equal(model(x), expected)
 
 
-def test_a_computed_tensor_as_an_attribute_is_an_error() -> None:
-    layer = nn.Linear(4, 4)
+def test_a_computed_tensor_as_an_attribute_is_copied_without_its_gradients() -> None:
+    layer, x = nn.Linear(4, 4), torch.randn(2, 4)
     layer.kept = layer.weight * 2
     model = nn.Sequential(layer)
-    assert failure(model).startswith("Sequential cannot be copied: Only Tensors created explicitly")
+    assert torch.equal(fxquant.trace(model)(x), model(x))
+    assert layer.kept.requires_grad
 
 
 @pytest.mark.parametrize(

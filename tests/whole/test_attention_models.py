@@ -53,6 +53,7 @@ def swin() -> Any:
 
 
 SEQUENCES = torch.randn(2, 6, 16)
+torch.manual_seed(0)  # models are made while this file is read
 MODELS: dict[str, tuple[nn.Module, Any, int]] = {  # what they are called with; their layers
     "encoder": (encoder(activation=F.gelu), SEQUENCES, 8),
     "padded encoder": (encoder(), {"src": SEQUENCES, "src_key_padding_mask": PADDING}, 8),

@@ -219,13 +219,8 @@ class Two(Keyword):
             "Two cannot be called with one argument: missing a required argument: 'y'; give dicts "
             "of keywords",
         ),
-        (
-            Keyword(),
-            {"x": torch.ones(2, 4), "scale": 2.0},
-            "Keyword.forward: scale can be given by keyword only",
-        ),
     ],
-    ids=["text", "unknown keyword", "two arguments", "keyword only"],
+    ids=["text", "unknown keyword", "two arguments"],
 )
 def test_arguments_that_do_not_fit_are_an_error(model: nn.Module, batch: Any, message: str) -> None:
     prepared = fxquant.prepare(model)
