@@ -85,16 +85,17 @@ def unpack_bits(packed: Tensor, bits: int, shape: Sequence[int], *, signed: bool
 def axis_order(tensor: Tensor) -> list[int] | None:
     """Return the axes of a dense tensor as they lie in memory, the slowest first.
 
-    None for rows, and where values share memory or leave gaps.
+    None for rows, and where values share memory or leave gaps. Axes of length 1 count: PyTorch
+    takes (4, 3, 1, 1) for channels-last by their strides alone.
 
     >>> axis_order(torch.ones(2, 3, 4, 5).to(memory_format=torch.channels_last))
     [0, 2, 3, 1]
     """
-    strides = tensor.stride()
-    order = sorted(range(tensor.dim()), key=lambda axis: -strides[axis])
-    if tensor.is_contiguous() or not tensor.permute(order).is_contiguous():
-        return None
-    return order
+    shape, strides = tensor.shape, tensor.stride()
+    axes = list(range(tensor.dim()))
+    order = sorted(axes, key=lambda axis: (-strides[axis], -shape[axis]))
+    is_dense = tensor.numel() > 0 and tensor.permute(order).is_contiguous()
+    return order if is_dense and order != axes else None
 
 
 def in_order(tensor: Tensor, order: Sequence[int] | None = None) -> Tensor:
@@ -106,7 +107,8 @@ def in_order(tensor: Tensor, order: Sequence[int] | None = None) -> Tensor:
     if order is None:
         return tensor
     back = sorted(range(len(order)), key=order.__getitem__)
-    return tensor.permute(tuple(order)).contiguous().permute(back)
+    in_rows = tensor.permute(tuple(order)).clone(memory_format=torch.contiguous_format)
+    return in_rows.permute(back)
 
 
 def _word(bits: int) -> tuple[int, int, torch.dtype]:

@@ -6,9 +6,9 @@
     a view of memory of 24 bytes      →  ["memory.0", …, "tensor", false, [3, 1], 0]
 
 A tensor has a block of its own, contiguous, named by its place in the model. The order in which its
-axes lie in memory stands beside it where that is another: kernels choose by it. Where all values
-are the same, as symmetric zero-points are, one stands behind "=". Tensors that share memory have a
-block of bytes together, and say where in it they lie.
+axes lie in memory stands beside it where that is another: kernels choose by it. Where all values of
+a tensor in rows are the same, as symmetric zero-points are, one stands behind "=". Tensors that
+share memory have a block of bytes together, and say where in it they lie.
 """
 
 from __future__ import annotations
@@ -65,14 +65,14 @@ def split_into_blocks(
             entries.append([numbers[memory], *known, *place])
             continue
         values = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-        value = _only_value(values)
+        order = axis_order(tensor)
+        value = _only_value(values) if order is None else None
         if value is not None and num_filled + num_bytes <= MAX_FILLED:
             num_filled += num_bytes
             entries.append([f"={value.hex()}", *known])
             continue
         name = _free_name(path, blocks)
         blocks[name] = values if tensor.dtype in _NATIVE else _bytes(values)
-        order = axis_order(tensor)
         entries.append([name, *known, *([] if order is None else [order])])
     return entries, blocks
 

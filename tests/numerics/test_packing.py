@@ -1,6 +1,7 @@
 """Packing loses nothing and wastes nothing."""
 
 import math
+from itertools import permutations
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fxquant.numerics.packing import pack_bits, packed_size, unpack_bits
+from fxquant.numerics.packing import axis_order, in_order, pack_bits, packed_size, unpack_bits
 
 BITS = range(2, 9)
 
@@ -60,6 +61,18 @@ def test_a_weight_keeps_its_shape_and_order_whatever_its_strides(bits: int) -> N
     for strided in (weight, weight.transpose(0, 3), weight.to(memory_format=torch.channels_last)):
         unpacked = unpack_bits(pack_bits(strided, bits), bits, strided.shape)
         assert torch.equal(unpacked, strided)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (4, 3, 1, 1), (4, 1, 5, 5), (1, 1, 2, 1), (1, 1)])
+def test_the_order_of_axes_gives_the_strides_back(shape: tuple[int, ...]) -> None:
+    for axes in permutations(range(len(shape))):
+        values = torch.randn([shape[axis] for axis in axes])
+        tensor = values.permute([axes.index(axis) for axis in range(len(shape))])
+        in_rows = tensor.clone(memory_format=torch.contiguous_format)
+        restored = in_order(in_rows, axis_order(tensor))
+        assert (restored.shape, restored.stride()) == (shape, tensor.stride())
+        assert torch.equal(restored, tensor)
+    assert axis_order(torch.randn(shape)) is None
 
 
 def test_eight_bits_are_the_bytes_themselves() -> None:

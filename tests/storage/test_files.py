@@ -139,7 +139,7 @@ def test_hooks_that_are_registered_later_replace_none(path: Path) -> None:
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_memory_formats_are_kept(bits: int, path: Path) -> None:
-    net: Any = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)).eval()
+    net: Any = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)).eval()
     model = quantized(bits, net.to(memory_format=torch.channels_last), torch.randn(2, 3, 8, 8))
     fxquant.save(model, path)
     loaded, x = fxquant.load(path), torch.randn(2, 3, 8, 8)

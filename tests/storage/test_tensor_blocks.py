@@ -16,6 +16,8 @@ CPU = torch.device("cpu")
 def through(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Return `tensors` after they were JSON and bytes."""
     entries, blocks = split_into_blocks(tensors, [f"t{n}" for n in range(len(tensors))])
+    in_rows = torch.contiguous_format
+    blocks = {name: block.clone(memory_format=in_rows) for name, block in blocks.items()}
     return read_tensors(json.loads(json.dumps(entries)), list(blocks), blocks.__getitem__, CPU)
 
 
@@ -27,6 +29,9 @@ def through(tensors: Sequence[Tensor]) -> list[Tensor]:
         torch.tensor(-0.0), torch.tensor([torch.nan, torch.inf]), torch.randn(2) * 1j,
         torch.randn(2, dtype=torch.cfloat).conj(), torch.randn(4, 6).t(), torch.randn(8)[::2],
         torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last), torch.zeros(4, 5),
+        torch.randn(4, 1, 1, 3).permute(0, 3, 1, 2),
+        torch.randn(4, 1, 5, 5).to(memory_format=torch.channels_last),
+        torch.ones(2, 3, 4, 5).to(memory_format=torch.channels_last),
         torch.full((3,), torch.nan), torch.ones(3).expand(2, 3),
     ],
     ids=lambda tensor: f"{tensor.dtype} {tuple(tensor.shape)} {tensor.stride()}",
