@@ -165,7 +165,7 @@ _WRAPPED: list[Callable[[Any, random.Random], Any]] = [
     lambda part, rng: ["object", rng.choice(_NAMES), {"state": part}],
     lambda part, _: ["dict", {"a": part}],
     lambda part, _: ["weakref", part],
-    lambda part, _: ["set", part, part],
+    lambda part, _: ["set", part, _again(part)],
 ]
 
 
@@ -204,21 +204,25 @@ def _changed_bytes(content: bytes, rng: random.Random) -> bytes:
 
 
 def _copied(parts: Parts) -> Parts:
-    fields, model, entries = (
-        json.loads(json.dumps(each)) for each in (parts.fields, parts.model, parts.entries)
-    )
+    fields, model, entries = map(_again, (parts.fields, parts.model, parts.entries))
     return Parts(fields, model, entries, dict(parts.blocks))
+
+
+def _again(tree: Any) -> Any:
+    return json.loads(json.dumps(tree))
 
 
 def _change_tree(tree: Any, other: Any, rng: random.Random) -> None:
     """Replace, drop, or put in twice one part of a tree."""
+    if not tree:
+        return
     holder, key = _some_place(tree, rng)
     part, how = holder[key], rng.random()
     if how < 0.3:
-        holder[key] = rng.choice(_SCALARS)
+        holder[key] = _again(rng.choice(_SCALARS))
     elif how < 0.5:
         place, foreign = _some_place(other, rng)
-        holder[key] = json.loads(json.dumps(place[foreign]))
+        holder[key] = _again(place[foreign])
     elif how < 0.65:
         holder[key] = rng.choice(_WRAPPED)(part, rng)
     elif how < 0.85 and isinstance(part, str):
@@ -226,9 +230,9 @@ def _change_tree(tree: Any, other: Any, rng: random.Random) -> None:
     elif how < 0.9:
         del holder[key]
     elif isinstance(holder, list):
-        holder.insert(key, part)
+        holder.insert(key, _again(part))
     else:
-        holder[rng.choice(_NAMES)] = part
+        holder[rng.choice(_NAMES)] = _again(part)
 
 
 def _some_place(tree: Any, rng: random.Random) -> tuple[Any, Any]:
