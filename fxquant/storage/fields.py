@@ -29,6 +29,7 @@ _METHODS = (
     FunctionType, staticmethod, classmethod, property, types.BuiltinFunctionType,
     types.MethodDescriptorType, types.WrapperDescriptorType,
 )  # fmt: skip
+_NOTHING = object()
 _BLANK = vars(nn.Module())
 REGISTRIES = ("_parameters", "_buffers", "_modules")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -67,8 +68,11 @@ def check_fields(kind: type, state: Mapping[str, Any]) -> None:
         if is_module and (name in _OF_MODULES or name in _BLANK):
             _check_modules_own(kind, name, value)
             continue
-        hidden = inspect.getattr_static(kind, name, None)
-        _require(not isinstance(hidden, _METHODS), kind, name, value, "the name of a method")
+        hidden = inspect.getattr_static(kind, name, _NOTHING)
+        # PyTorch and fx call what a class has under private names, as _compiled_call_impl.
+        is_called = name.startswith("_") and hidden is not _NOTHING and callable(value)
+        is_method = isinstance(hidden, _METHODS) or is_called
+        _require(not is_method, kind, name, value, "the name of a method")
         if name in hints:
             _require(matches(value, hints[name]), kind, name, value, f"no {_text(hints[name])}")
         elif is_own and not _is_open(kind):

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 import fxquant
-from fxquant import CalibrationError, Pass, PassError, Pipeline, Recipe, Reconstruction, passes
+from benchmarks.graphs.alone import passes_in_order, sibling
+from fxquant import CalibrationError, Pass, PassError, Pipeline, Recipe, passes
 from fxquant.int8.onednn import why_unavailable
 from tests.helpers import Net, randomize_batchnorms, refusals
 
@@ -125,16 +126,6 @@ def made(name: str) -> nn.Module:
     return model.eval()
 
 
-def sibling(gm: fx.GraphModule) -> fx.GraphModule:
-    """Return another graph over the very modules of `gm`."""
-    graph = fx.Graph()
-    graph.output(graph.graph_copy(gm.graph, {}))
-    made = fx.GraphModule(gm, graph)
-    for name, module in gm.named_children():  # with what no node names: the journal
-        made._modules[name] = module
-    return made
-
-
 def contents(model: nn.Module) -> dict[str, Any]:
     """Return all that `model` holds: modules by identity, tensors by value."""
     modules = {name: id(module) for name, module in model.named_modules()}
@@ -158,44 +149,10 @@ def assert_as_before(model: nn.Module, before: dict[str, Any], where: str) -> No
     assert torch.equal(now["y"], before["y"]), where
 
 
-def passes_in_order(gm: fx.GraphModule) -> Iterator[tuple[Pass, fx.GraphModule]]:
+def in_order(gm: fx.GraphModule) -> Iterator[tuple[Pass, fx.GraphModule]]:
     """Yield all passes, each with a graph in a state that it starts from."""
-    each: Pass
     recipe = Recipe.adaround(weight_bits=4, activation_bits=7, bias_correction=True)
-    for each in (
-        passes.DropIdentities(), passes.FoldConstants(), passes.LiftProducts(),
-        passes.LiftFunctionals(), passes.FoldBatchNorm(), passes.AbsorbBatchNorm(),
-        passes.EqualizeLayers(), passes.AbsorbBiases(), passes.ExpandSilu(),
-        passes.ClampBeforePool(),
-        passes.MarkFusedRelu(), passes.InsertObservers(recipe),
-    ):  # fmt: skip
-        yield each, gm
-    computed(gm)
-    reference = copy.deepcopy(gm)
-    yield passes.DropObservers(), reference
-    options = Reconstruction(steps=5, samples=8)
-    batches = [(IMAGES,)]
-    for each in (
-        passes.KeepFloats(), passes.ChooseRanges(), passes.QuantizeWeights(recipe),
-        passes.ReconstructRounding(reference, batches, options), passes.CorrectBias(reference),
-        passes.ReconstructBlocks(reference, batches, options),
-        passes.TuneBatchNorm(reference, batches),
-    ):  # fmt: skip
-        yield each, gm
-    yield passes.CorrectWeights(reference), sibling(gm)
-    standard = sibling(gm)
-    for each in (passes.RepeatQuantizers(), passes.ToQdq()):
-        yield each, standard
-    yield passes.ClampFloats(), sibling(standard)
-    yield passes.FitXnnpack(), sibling(standard)
-    yield passes.ClampIntegers(), standard
-    if why_unavailable() is None:
-        for each in (
-            passes.SplitQuantizers(), passes.SinkDequantize(), passes.LowerLayers(),
-            passes.LowerAdditions(), passes.LowerAverages(), passes.RequantizeIntegers(),
-            passes.ReuseOperands(),
-        ):  # fmt: skip
-            yield each, gm
+    return passes_in_order(gm, [(IMAGES,)], recipe, computed)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -205,7 +162,7 @@ def test_a_pass_leaves_what_other_models_hold_as_it_was(name: str) -> None:
     leaves = (Block,) if name == "a part called alone" else ()
     traced = fxquant.trace(model, leaf_modules=leaves).graph  # over the model's own modules:
     modified = set()
-    for each, gm in passes_in_order(fx.GraphModule(model, traced)):
+    for each, gm in in_order(fx.GraphModule(model, traced)):
         where = f"{type(each).__name__}, {name}"
         other = sibling(gm)
         other_before, code = contents(other), gm.code
@@ -229,7 +186,7 @@ def test_every_pass_takes_part_and_changes_one_of_the_models() -> None:
     changed: set[str] = set()
     taken: set[str] = set()
     for name in MODELS:
-        for each, gm in passes_in_order(fxquant.trace(made(name), leaf_modules=(Block,))):
+        for each, gm in in_order(fxquant.trace(made(name), leaf_modules=(Block,))):
             taken.add(type(each).__name__)
             if each(gm).modified:
                 changed.add(type(each).__name__)
