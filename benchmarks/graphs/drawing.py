@@ -21,6 +21,7 @@ from benchmarks.graphs import layer_steps, other_steps
 from benchmarks.graphs.choices import Choices
 from benchmarks.graphs.draft import Draft
 from benchmarks.graphs.recipes import draw_recipe
+from fxquant.numerics.containers import cloned
 
 SETTINGS = 3
 """So many steps come before those that make the model: inputs, outputs, recipe."""
@@ -216,12 +217,13 @@ def subject_of(code: str) -> Subject:
 
 
 def _runs(subject: Subject) -> bool:
-    """Say whether the model takes all its batches."""
-    model = copy.deepcopy(subject.model).eval()
+    """Say whether the model takes all its batches, one behind the other and each as the first."""
+    once = copy.deepcopy(subject.model).eval()
     with torch.no_grad():
         try:
             for batch in subject.batches:
-                model(**{name: x.clone() for name, x in batch.items()})
+                once(**cloned(batch))
+                copy.deepcopy(subject.model).eval()(**cloned(batch))
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
             return False
     return True

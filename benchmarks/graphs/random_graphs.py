@@ -13,6 +13,7 @@ that broke, the first models are shrunk and printed as Python code. The exit sta
 from __future__ import annotations
 
 import argparse
+import sys
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -45,11 +46,15 @@ def subject_of_seed(seed: int) -> tuple[Subject, Steps]:
 
 
 def check_seeds(seeds: Iterable[int], *, passes: bool = True, onnx: bool = False) -> list[Found]:
-    """Return what became of all invariants of all models, with a progress bar."""
+    """Return what became of all invariants of all models; what breaks is printed at once."""
     found = []
     for seed in tqdm(seeds, disable=None):
         subject, _ = subject_of_seed(seed)
-        found += [Found(seed, each) for each in check(subject, passes=passes, onnx=onnx)]
+        findings = check(subject, passes=passes, onnx=onnx)
+        found += [Found(seed, each) for each in findings]
+        for each in findings:
+            if each.verdict == "broken":
+                tqdm.write(f"seed {seed}: {each.invariant}: {each.words}", file=sys.stderr)
     return found
 
 
