@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from benchmarks.graphs import layer_steps, other_steps
 from benchmarks.graphs.choices import Choices
-from benchmarks.graphs.draft import Draft
+from benchmarks.graphs.draft import Draft, Impossible
 from benchmarks.graphs.recipes import draw_recipe
 from fxquant.numerics.containers import cloned
 
@@ -136,7 +136,11 @@ class _Inputs:
 
 
 def draw(choices: Choices) -> Subject:
-    """Return a model with its inputs and recipe, in eval mode or not."""
+    """Return a model with its inputs and recipe, in eval mode or not.
+
+    Raises:
+        Impossible: the steps gave one that does not run, about one in a thousand.
+    """
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return _drawn(choices)
@@ -173,8 +177,8 @@ def _drawn(choices: Choices) -> Subject:
         made = ",\n".join(f"    {inputs.batch(each)}" for each in lengths)
         subject = subject_of(code.replace("{batches}", made))
         if _runs(subject):
-            break
-    return subject
+            return subject
+    raise Impossible("the model does not take its inputs")
 
 
 def _indented(lines: list[str]) -> str:

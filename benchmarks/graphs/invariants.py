@@ -70,8 +70,13 @@ _REARRANGING = {
     "AbsorbBatchNorm",
     "EqualizeLayers",
     "AbsorbBiases",
+    "FoldConstants",
 }
-"""Passes that compute the same in another order of operations."""
+"""Passes that compute the same in another order of operations.
+
+What folding makes of a computed weight requires a gradient, and with such a one PyTorch's `linear`
+takes another way through inputs that are not contiguous.
+"""
 _REARRANGED = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 """Modules that are captured as other operations than they run."""
 _logger = logging.getLogger("fxquant")

@@ -13,8 +13,8 @@ that broke, the first models are shrunk and printed as Python code. The exit sta
 from __future__ import annotations
 
 import argparse
-import sys
 import re
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from benchmarks.graphs.choices import Choices, Steps, shrink
+from benchmarks.graphs.draft import Impossible
 from benchmarks.graphs.drawing import MOST_STEPS, SETTINGS, Subject, draw
 from benchmarks.graphs.invariants import Finding, Verdict, check
 
@@ -49,7 +50,11 @@ def check_seeds(seeds: Iterable[int], *, passes: bool = True, onnx: bool = False
     """Return what became of all invariants of all models; what breaks is printed at once."""
     found = []
     for seed in tqdm(seeds, disable=None):
-        subject, _ = subject_of_seed(seed)
+        try:
+            subject, _ = subject_of_seed(seed)
+        except Impossible as error:
+            found.append(Found(seed, Finding("drawn", "explained", str(error))))
+            continue
         findings = check(subject, passes=passes, onnx=onnx)
         found += [Found(seed, each) for each in findings]
         for each in findings:
@@ -65,7 +70,10 @@ def least(seed: int, finding: Finding, most_tries: int = 400) -> tuple[Subject, 
 
     def fails(smaller: Steps) -> bool:
         nonlocal best
-        subject = draw(Choices(smaller))
+        try:
+            subject = draw(Choices(smaller))
+        except Impossible:
+            return False
         is_of_pass = finding.invariant == "passes"
         for each in check(subject, passes=is_of_pass, onnx=finding.invariant == "export_onnx"):
             if each.verdict == "broken" and _kind(each) == _kind(finding):
