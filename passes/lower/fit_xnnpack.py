@@ -15,7 +15,7 @@ that it takes and computes wrongly, without a word, or does not load (ExecuTorch
     a layer reads a padding that is not zeros   wrong                        quantized again behind
                                                                              the padding
 
-The values are the same.
+The values are the same. What is changed in place and read again is left to all its readers.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from fxquant.graph.chains import Chain
+from fxquant.graph.mutations import changed_while_read, is_inplace
 from fxquant.graph.operations import data_input, relu_bounds, source_of
 from fxquant.graph.submodules import Submodules, free_name
 from fxquant.numerics.affine import Grid
@@ -43,6 +44,13 @@ _LAYERS = (
 )
 
 _CLAMPS = ("clamp", "clip")
+_NAMES = {
+    (False, False): F.relu,
+    (False, True): F.relu_,
+    (True, False): F.hardtanh,
+    (True, True): F.hardtanh_,
+}
+"""By whether there is an upper bound, and whether others see the operand change."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,14 +66,15 @@ class FitXnnpack(Pass):
 
 
 def _name_clamps(gm: fx.GraphModule) -> bool:
-    modified = False
+    modified, changed = False, changed_while_read(gm)
     for node in list(gm.graph.nodes):
         bounds = relu_bounds(gm, node)
         name = str(getattr(node.target, "__name__", node.target))
         if bounds is None or node.op == "call_module" or not name.startswith(_CLAMPS):
             continue
-        function: Any = F.relu if math.isinf(bounds[1]) else F.hardtanh
-        arguments: tuple[Any, ...] = (source_of(node), *([] if function is F.relu else bounds))
+        has_top, is_seen = not math.isinf(bounds[1]), source_of(node) in changed
+        function: Any = _NAMES[has_top, is_seen and is_inplace(gm, node)]
+        arguments: tuple[Any, ...] = (source_of(node), *(bounds if has_top else ()))
         with gm.graph.inserting_before(node):
             named = gm.graph.call_function(function, arguments)
         Chain.behind(gm, node).replace(named)
@@ -132,8 +141,10 @@ def _part_biases(gm: fx.GraphModule) -> bool:
 
 def _part_readers(gm: fx.GraphModule) -> bool:
     target = torch.ops.quantized_decomposed.dequantize_per_tensor.default
-    modified = False
+    modified, changed = False, changed_while_read(gm)
     for node in gm.graph.find_nodes(op="call_function", target=target):
+        if node in changed:  # another one would be without the change
+            continue
         for reader in list(node.users)[1:]:
             with gm.graph.inserting_before(reader):
                 reader.replace_input_with(node, gm.graph.node_copy(node))

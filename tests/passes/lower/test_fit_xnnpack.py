@@ -94,3 +94,26 @@ def test_a_layer_whose_result_is_not_quantized_at_once_is_refused() -> None:
     apply(ToQdq(), gm)
     with pytest.raises(LoweringError, match=r"^to_qdq: the results of 'a', 'b' are not quantized"):
         require_quantized_results(gm)
+
+
+def test_what_is_changed_in_place_is_changed_for_all_that_read_it() -> None:
+    def call(m: Any, x: torch.Tensor) -> torch.Tensor:
+        y = m.a(x)
+        y[:, 0] = 0
+        return m.b(y)  # type: ignore[no-any-return]
+
+    gm = standard(Net(call, a=conv(), b=conv()))
+    expected = outputs(gm, X)
+    apply(FitXnnpack(), gm)
+    assert torch.equal(outputs(gm, X), expected)
+
+
+def test_a_clamp_in_place_is_seen_by_all_that_read_its_operand() -> None:
+    def call(m: Any, x: torch.Tensor) -> torch.Tensor:
+        y = m.a(x)
+        y.clamp_(0, 6)
+        return m.b(y) + y.sigmoid()  # type: ignore[no-any-return]
+
+    model = Net(call, a=conv(), b=conv())
+    quantized = fxquant.quantize(model, [X], Recipe.minmax(target="executorch"), progress=False)
+    assert torch.equal(outputs(fxquant.to_qdq(quantized), X), outputs(quantized, X))
