@@ -82,10 +82,10 @@ class Reconstruction:
         _require(self.method in get_args(Method), self, "method", f"one of {_LISTED}")
         for name in ("parallel", "blocks"):
             _require(type(getattr(self, name)) is bool, self, name, "True or False")
-        if self.blocks and (self.parallel or self.method != "adaround"):
+        if self.blocks and (self.parallel or self.method == "gram"):
             raise RecipeError(
                 f"Reconstruction: blocks=True with method={self.method!r}, parallel={self.parallel}"
-                ": blocks are learned by AdaRound, one behind the other"
+                ": blocks are learned by 'adaround' or 'adaquant', one behind the other"
             )
         _require(0 <= self.drop < 1, self, "drop", "a share in [0, 1)")
         _require(

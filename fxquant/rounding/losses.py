@@ -222,13 +222,12 @@ def product_dtype(inputs: Tensor, num_outputs: int) -> torch.dtype:
     AVX-512, and the weight is large enough; else float32.
     """
     is_large = inputs.shape[0] == 1 and inputs.shape[2] * num_outputs >= _LARGE
-    return (
-        torch.bfloat16 if is_large and _multiplies_bfloat16(inputs.device.type) else torch.float32
-    )
+    return torch.bfloat16 if is_large and multiplies_bfloat16(inputs.device.type) else torch.float32
 
 
 @cache
-def _multiplies_bfloat16(device: str) -> bool:
+def multiplies_bfloat16(device: str) -> bool:
+    """Say whether the processor or the GPU has instructions for products of bfloat16."""
     if device == "cuda":
         return torch.cuda.get_device_capability() >= (8, 0)
     if device != "cpu":

@@ -39,6 +39,8 @@ from fxquant.rounding.side_by_side import Lesson
 from fxquant.streaming.distributed import num_ranks
 from fxquant.streaming.value_store import ValueStore
 
+_NAMES = {"adaround": "blocks", "adaquant": "blocks, AdaQuant"}
+
 
 @dataclass(frozen=True, eq=False)
 class ReconstructBlocks(Lesson, Pass):
@@ -70,7 +72,9 @@ class ReconstructBlocks(Lesson, Pass):
         samples = sides.samples(block, number)
         learned = BlockLearner(block, sides.gm, self.reference, samples, self.options).learn()
         result = LearnedRounding(
-            method="blocks",
+            method="blocks"
+            if self.options.method == "adaround"
+            else f"{self.options.method} blocks",
             steps=self.options.steps,
             seconds=(time.perf_counter() - start) / len(block.subgraphs),  # they add up in a report
             error_nearest=learned.error_nearest,
@@ -79,7 +83,7 @@ class ReconstructBlocks(Lesson, Pass):
         for subgraph in block.subgraphs:
             layer = subgraph.layer
             if result.kept:
-                layer.weight_integers.copy_(learned.integers[layer])
+                learned.layers[layer].write_to(layer)
             reference: Any = self.reference.get_submodule(subgraph.name)
             layer.weight_sqnr = sqnr(reference.weight.detach().float(), layer.weight.float())
             layer.rounding = result

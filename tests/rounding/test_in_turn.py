@@ -13,6 +13,7 @@ import fxquant
 from fxquant import Recipe
 from fxquant.modules.figures import LearnedRounding
 from fxquant.passes import QuantizeWeights
+from fxquant.recipe.reconstruction import Method
 from fxquant.rounding.blocks.find import Block, find_blocks
 from fxquant.rounding.in_turn import Unit, learn_in_turn
 from fxquant.rounding.side_by_side import LayersSideBySide, Lesson
@@ -122,14 +123,19 @@ def layer_of(gm: fx.GraphModule) -> Subgraph:
     return find_subgraphs(gm)[0]
 
 
-@pytest.mark.parametrize("unit_of", [layer_of, block_of])
-def test_a_unit_comes_back_from_its_state(unit_of: Callable[[fx.GraphModule], Unit]) -> None:
+@pytest.mark.parametrize(("unit_of", "cost"), [(layer_of, 100_012), (block_of, 200_020)])
+@pytest.mark.parametrize("method", ["adaround", "adaquant"])
+def test_a_unit_comes_back_from_its_state(
+    unit_of: Callable[[fx.GraphModule], Unit], cost: int, method: Method
+) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1))
-    recipe = Recipe.adaround(weight_bits=3, steps=5, samples=8, blocks=unit_of is block_of)
+    recipe = Recipe.adaround(
+        weight_bits=3, steps=5, samples=8, blocks=unit_of is block_of, method=method
+    )
     learned = whole(fxquant.quantize(model, [torch.rand(8, 3, 4, 4)], recipe, progress=False))
     nearest = whole(fxquant.quantize(model, [torch.rand(8, 3, 4, 4)], Recipe.minmax(weight_bits=3)))
     one, other = unit_of(learned), unit_of(nearest)
     other.restore(one.state())
     assert other.rounding == one.rounding
     assert all(map(torch.equal, other.values(), one.values()))
-    assert one.cost == other.cost == 12 + 100_000
+    assert one.cost == other.cost == cost

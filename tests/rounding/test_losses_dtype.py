@@ -14,9 +14,9 @@ LARGE, SMALL = torch.empty(1, 2, 4608), torch.empty(1, 2, 27)
 
 @pytest.fixture(autouse=True)
 def forget() -> Iterator[None]:
-    precision._multiplies_bfloat16.cache_clear()
+    precision.multiplies_bfloat16.cache_clear()
     yield
-    precision._multiplies_bfloat16.cache_clear()
+    precision.multiplies_bfloat16.cache_clear()
 
 
 def flags(monkeypatch: pytest.MonkeyPatch, text: str) -> None:

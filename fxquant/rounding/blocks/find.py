@@ -9,6 +9,10 @@ reaches the join, its immediate dominator. A ReLU behind the join belongs to it.
 be read from outside. Of blocks inside of each other the largest counts (Li et al., "BRECQ", 2021:
 residual blocks are where layers depend on each other most).
 
+Layers in a row outside of them make a block, too, up to one without an activation function, three
+at most: the expanded, depthwise and projecting convolutions of MobileNetV2, where its resolution
+changes; a last convolution, the pooling, and the linear layer that gives the logits.
+
 Nothing goes by names: blocks are found from the data flow, which sizes and parameters are no part
 of. A quantizer that the block alone reads belongs to it, so that its scale is learned there.
 """
@@ -16,7 +20,7 @@ of. A quantizer that the block alone reads belongs to it, so that its scale is l
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +33,7 @@ from fxquant.modules.fake_quantize import FakeQuantize
 from fxquant.modules.figures import LearnedRounding
 from fxquant.modules.own import as_own
 from fxquant.modules.quantized_layer import QuantizedLayer
+from fxquant.rounding.activations import Identity
 from fxquant.rounding.blocks.flow import Flow
 from fxquant.rounding.subgraphs import Subgraph, find_subgraphs
 
@@ -68,27 +73,21 @@ class Block:
         return self.subgraphs[0].rounding
 
     def values(self) -> list[Tensor]:
-        """Return copies of what learning may change: integers, and scales of activations."""
-        integers = [each.layer.weight_integers for each in self.subgraphs]
-        return [each.clone() for each in (*integers, *(each.scale for each in self.quantizers))]
+        """Return copies of what learning may change: of layers, and scales of activations."""
+        of_layers = [value for each in self.subgraphs for value in each.values()]
+        return [each.clone() for each in (*of_layers, *(each.scale for each in self.quantizers))]
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint holds of the block."""
-        layers = [each.layer for each in self.subgraphs]
         return {
-            "integers": [layer.weight_integers.cpu() for layer in layers],
-            "sqnr": [layer.weight_sqnr for layer in layers],
-            "rounding": vars(self.rounding),
+            "layers": [each.state() for each in self.subgraphs],
             "scales": [quantizer.scale.cpu() for quantizer in self.quantizers],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Put back what `state` returned."""
-        of_layers = zip(self.subgraphs, state["integers"], state["sqnr"], strict=True)
-        for subgraph, integers, weight_sqnr in of_layers:
-            subgraph.layer.weight_integers.copy_(integers)
-            subgraph.layer.weight_sqnr = weight_sqnr
-            subgraph.layer.rounding = LearnedRounding(**state["rounding"])
+        for subgraph, of_layer in zip(self.subgraphs, state["layers"], strict=True):
+            subgraph.restore(of_layer)
         for quantizer, scale in zip(self.quantizers, state["scales"], strict=True):
             quantizer.scale.copy_(scale)
 
@@ -109,6 +108,10 @@ def find_blocks(gm: fx.GraphModule, max_layers: int = 8) -> list[Block]:
     covered: set[Subgraph] = set()
     for region in regions:
         inside = [each for each in subgraphs if each.calls[0].node in region.nodes]
+        covered.update(inside)
+        name = _common_name([each.name for each in inside])
+        blocks[subgraphs.index(inside[0])] = _block(flow, name, [region.path()], inside)
+    for region, inside in _bottlenecks(flow, [each for each in subgraphs if each not in covered]):
         covered.update(inside)
         name = _common_name([each.name for each in inside])
         blocks[subgraphs.index(inside[0])] = _block(flow, name, [region.path()], inside)
@@ -236,6 +239,59 @@ def _relu_behind(flow: Flow, join: fx.Node) -> fx.Node:
         return flow.inputs[node] == [join] and relu_bounds(gm, node) is not None
 
     return Chain.behind(flow.gm, join, flow.users).take(is_relu).last
+
+
+def _bottlenecks(
+    flow: Flow, layers: Sequence[Subgraph], most: int = 3
+) -> Iterator[tuple[_Region, list[Subgraph]]]:
+    """Yield chains of layers that are in no block and end in one without an activation function.
+
+    Args:
+        flow: of the graph.
+        layers: to choose from.
+        most: the most of them in a chain.
+    """
+    ends = {each.calls[0].output: each for each in layers if _may_be_joined(flow, each)}
+    taken: set[Subgraph] = set()
+    for last in ends.values():
+        if not isinstance(last.activation, Identity) or last in taken:
+            continue
+        chain, region = [last], _region_of(flow, last)
+        while len(chain) < most:
+            before, between = _in_front(flow, region.entry, ends)
+            if before is None or before in taken or isinstance(before.activation, Identity):
+                break
+            in_front = _region_of(flow, before)
+            nodes = {*in_front.nodes, *between, *region.nodes}
+            longer = _Region(flow, in_front.entry, region.exit, nodes)
+            if longer.why_not(most, [before, *chain]) is not None:
+                break
+            chain, region = [before, *chain], longer
+        if len(chain) > 1:
+            taken.update(chain)
+            yield region, chain
+
+
+def _may_be_joined(flow: Flow, layer: Subgraph) -> bool:
+    return len(layer.calls) == 1 and not layer.ahead and layer.calls[0].node in flow.inputs
+
+
+def _region_of(flow: Flow, layer: Subgraph) -> _Region:
+    (call,) = layer.calls
+    return _Region(flow, flow.inputs[call.node][0], call.output, {call.node, call.output})
+
+
+def _in_front(
+    flow: Flow, entry: fx.Node, ends: Mapping[fx.Node, Subgraph]
+) -> tuple[Subgraph | None, list[fx.Node]]:
+    """Return the layer whose result alone `entry` is made of, and the nodes behind the layer."""
+    between: list[fx.Node] = []
+    while entry not in ends:
+        if len(flow.inputs[entry]) != 1:
+            return None, []
+        between.append(entry)
+        (entry,) = flow.inputs[entry]
+    return ends[entry], between
 
 
 def _paths(flow: Flow, subgraph: Subgraph) -> Iterator[Path]:

@@ -12,13 +12,14 @@ from torch import Tensor
 from fxquant.errors import CalibrationError
 from fxquant.recipe.reconstruction import Reconstruction
 from fxquant.rounding.blocks.find import Path
+from fxquant.rounding.blocks.windows import Cut, Windows
 
 _MAX_BYTES = 2 << 30  # of a block's samples: one of ResNet-50's first block has 4.8 MB
 
 
 # As many samples a step as in BRECQ and QDrop, fewer where each has many positions: on ResNet-20,
 # weights of 2 bits, 8 of them give logits of 10.8 dB in a third of the time in which 32 give 10.9.
-_MOST, _FEWEST, _POSITIONS = 32, 8, 1024
+_MOST, _FEWEST, _POSITIONS = 32, 8, 3072
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,20 @@ class Batch:
     floats: Tensor
     """x, the float network's."""
     targets: Tensor
-    """The float network's value of the path's exit."""
+    """The float network's value of the path's exit; of a window, where that is right."""
+    cut: Cut | None = None
+    """Which part of the samples it is; None: all."""
+
+    def judged_part(self, y: Tensor) -> Tensor:
+        """Return what of the block's output `targets` are for."""
+        return y if self.cut is None else self.cut.of_outputs(y)
 
 
 class _Group:
     """Samples of one shape, of one path: x̂, x and target of each."""
 
-    def __init__(self, path: Path, is_whole: bool) -> None:
-        self._path, self._is_whole = path, is_whole
+    def __init__(self, path: Path, is_whole: bool, windows: Windows | None) -> None:
+        self._path, self._is_whole, self._windows = path, is_whole, windows
         self._parts: list[tuple[Tensor, ...]] = []
         self._tensors: tuple[Tensor, ...] = ()
         self.learned = self.judged = torch.empty(0, dtype=torch.int64)
@@ -58,6 +65,20 @@ class _Group:
         low, high = torch.aminmax(self._tensors[place])  # both are NaN if a value is
         return bool(torch.isfinite(high - low))
 
+    @property
+    def power(self) -> float:
+        """The mean square of the targets."""
+        return float(self._tensors[1].to(torch.float32).square().mean())
+
+    def drawn(self, index: Tensor, generator: torch.Generator) -> Batch:
+        """Return the samples at `index`, or a random window of them."""
+        batch = self.batch(index)
+        if self._windows is None:
+            return batch
+        cut = self._windows.draw(generator)
+        inputs, floats = (cut.of_inputs(each) for each in (batch.inputs, batch.floats))
+        return Batch(self._path, inputs, floats, cut.of_targets(batch.targets), cut)
+
     def batch(self, index: Tensor) -> Batch:
         """Return the samples at `index`; of batches that stay whole the first."""
         if self._is_whole:
@@ -75,6 +96,8 @@ class _Group:
         target = self._tensors[1]
         channels = target.shape[1 if target.dim() >= 4 else -1]
         positions = max(1, target[0].numel() // channels)
+        if self._windows is not None:
+            positions = min(positions, self._windows.num_positions)
         return min(_MOST, max(_FEWEST, math.ceil(_POSITIONS / positions)))
 
 
@@ -92,6 +115,8 @@ class Samples:
         self._name, self._num_samples, self._options = name, num_samples, options
         self.generator = options.generator(number)
         self._groups: dict[object, _Group] = {}
+        self.power = 0.0
+        """The mean square of all targets."""
         self._shares = torch.empty(0)
 
     def add(
@@ -101,6 +126,7 @@ class Samples:
         floats: Tensor,
         targets: Tensor,
         num_samples: int | None,
+        windows: Windows | None = None,
     ) -> None:
         """Keep a share of one batch.
 
@@ -111,6 +137,7 @@ class Samples:
             targets: the float network's value of the path's exit.
             num_samples: of the batch; None, where the path takes no other number of them. There,
                 and where the tensors' first axis is another, the batch stays whole.
+            windows: how the samples may be cut up; None: not at all.
         """
         values = [inputs, targets, *[floats] * (self._options.drop > 0)]
         is_whole = any(each.dim() == 0 or len(each) != num_samples for each in values)
@@ -122,7 +149,8 @@ class Samples:
         else:
             values = [each[None] for each in values]
         key = (path, is_whole, *(each.shape[1:] for each in values))
-        self._groups.setdefault(key, _Group(path, is_whole)).add(tuple(values))
+        windows = None if is_whole else windows
+        self._groups.setdefault(key, _Group(path, is_whole, windows)).add(tuple(values))
 
     def close(self) -> None:
         """Set samples aside; then they can be drawn.
@@ -140,6 +168,7 @@ class Samples:
                         " at the calls before it, or leave it in float with a Rule(…, skip=True)"
                     )
         groups = list(self._groups.values())
+        self.power = sum(group.power for group in groups) / max(len(groups), 1)
         self._shares = torch.tensor([float(len(group.learned)) for group in groups])
         if not any(len(group.judged) for group in groups):  # too few to set one aside
             for group in groups:
@@ -149,10 +178,10 @@ class Samples:
         """Return random samples to learn from."""
         groups = list(self._groups.values())
         group = groups[int(torch.multinomial(self._shares, 1, generator=self.generator))]
-        if len(group.learned) <= group.size:
-            return group.batch(group.learned)
-        drawn = torch.randint(len(group.learned), (group.size,), generator=self.generator)
-        return group.batch(group.learned[drawn])
+        index = group.learned
+        if len(index) > group.size:
+            index = index[torch.randint(len(index), (group.size,), generator=self.generator)]
+        return group.drawn(index, self.generator)
 
     def judged(self) -> Iterator[Batch]:
         """Yield the samples that were set aside."""

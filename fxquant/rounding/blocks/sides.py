@@ -8,6 +8,7 @@ from fxquant.graph.operations import source_of
 from fxquant.rounding.blocks.find import Block, Path, is_quantizer
 from fxquant.rounding.blocks.forward import BlockForward
 from fxquant.rounding.blocks.samples import Samples
+from fxquant.rounding.blocks.windows import Windows
 from fxquant.rounding.side_by_side import SideBySide
 
 
@@ -20,6 +21,7 @@ class BlocksSideBySide(SideBySide[Block]):
         found = Samples(block.name, total, self.lesson.options, number)
         forward = BlockForward(block, self.gm, self.lesson.reference)
         takes_any: dict[Path, bool] = {}
+        windows: dict[object, Windows | None] = {}
         quantized = self._quantized.values(*self._inputs(block))
         floats = self._float.values(*self._float_nodes(block))
         for size, inputs, wanted in zip(self._sizes, quantized, floats, strict=True):
@@ -29,7 +31,13 @@ class BlocksSideBySide(SideBySide[Block]):
                 x = entry if path.is_ahead else next(remaining)
                 if path not in takes_any:
                     takes_any[path] = x.dim() == 0 or forward.takes_any_number(path, x)
-                found.add(path, x, entry, target, size if takes_any[path] else None)
+                shape = (path, *x.shape[1:])
+                if shape not in windows:
+                    windows[shape] = (
+                        forward.windows(path, entry[:1], target[:1]) if takes_any[path] else None
+                    )
+                one_by_one = size if takes_any[path] else None
+                found.add(path, x, entry, target, one_by_one, windows[shape])
         found.close()
         return found
 

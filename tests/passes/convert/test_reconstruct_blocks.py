@@ -19,6 +19,7 @@ from fxquant.passes import QuantizeWeights
 from fxquant.passes.convert.reconstruct_blocks import ReconstructBlocks
 from fxquant.rounding.blocks.learner import BlockLearner, LearnedBlock
 from fxquant.rounding.blocks.samples import Samples
+from fxquant.rounding.blocks.weights import LearnedLayer
 from fxquant.streaming.long_runs import Run
 from tests.helpers import Net, apply, assert_same_state, graph_text, node, outputs, refusals, whole
 
@@ -99,7 +100,7 @@ def test_every_layer_of_a_block_records_the_blocks_errors() -> None:
 
 
 def test_scales_of_activations_move_and_their_integers_stay() -> None:
-    nearest, learned, _ = rounded(make_model(), images(), FEW, activation_bits=4)
+    nearest, learned, _ = rounded(make_model(), images(), activation_bits=4)
     moved = 0
     for name, each in learned.named_modules():
         if isinstance(each, FakeQuantize):
@@ -132,9 +133,14 @@ def test_the_same_seed_gives_the_same_model_and_leaves_the_global_generator() ->
 
 def test_keeps_nearest_rounding_where_learning_is_worse(monkeypatch: pytest.MonkeyPatch) -> None:
     def learn(self: BlockLearner) -> LearnedBlock:
-        integers = {each: torch.zeros_like(each.weight_integers) for each in self._weights}
+        layers = {
+            each: LearnedLayer(
+                torch.zeros_like(each.weight_integers), 2 * each.weight_scale, None, each.weight
+            )
+            for each in self._weights
+        }
         scales = {each: 2 * each.scale for each in self._log_scales}
-        return LearnedBlock(integers, scales, 0.1, 0.2)
+        return LearnedBlock(layers, scales, 0.1, 0.2)
 
     monkeypatch.setattr(BlockLearner, "learn", learn)
     model, x = make_model(), images(8)

@@ -95,8 +95,26 @@ def test_a_block_is_found_where_another_output_is_still_alive() -> None:
 
 
 def test_plain_chains_are_layers_with_their_activations() -> None:
-    gm = quantized(lambda m, x: m.c(F.silu(m.b(F.max_pool2d(F.relu(m.a(x)), 2)))), FLOAT)
-    assert shown(find_blocks(gm)) == ["a: x → a relu", "b: max_pool2d → b silu", "c: silu → c"]
+    gm = quantized(lambda m, x: F.silu(m.b(F.max_pool2d(F.relu(m.a(x)), 2))), FLOAT)
+    assert shown(find_blocks(gm)) == ["a: x → a relu", "b: max_pool2d → b silu"]
+
+
+def test_layers_in_a_row_up_to_one_without_an_activation_are_a_block() -> None:
+    gm = quantized(lambda m, x: m.d(m.c(F.silu(m.b(F.max_pool2d(F.relu(m.a(x)), 2))))), FLOAT)
+    assert shown(find_blocks(gm)) == ["a to c: x → a relu max_pool2d b silu c", "d: c → d"]
+
+
+def test_no_more_than_three_of_them() -> None:
+    gm = quantized(lambda m, x: m.d(m.c(m.b(m.a(x).relu()).relu()).relu()), FLOAT)
+    assert names(find_blocks(gm)) == ["a", "b to d"]
+
+
+def test_layers_in_a_row_that_something_else_reads_are_not_joined() -> None:
+    def call(m: Any, x: Any) -> Any:
+        y = m.a(x).relu()
+        return m.b(y), y.sigmoid()
+
+    assert names(find_blocks(quantized(call, FLOAT))) == ["a", "b"]
 
 
 def gated(m: Any, x: Any) -> Any:

@@ -1,5 +1,6 @@
 """Rounded activations have LSQ's gradients, and dropped elements stay in float."""
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -92,3 +93,36 @@ def test_bits_have_the_probability_and_the_memory_format() -> None:
     assert not torch.equal(first, second)
     assert set(torch.unique(first).tolist()) == {0.0, 1.0}
     assert Drops(0.0, torch.Generator()).draw(value) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("is_last", [True, False])
+@pytest.mark.parametrize("drop", [0.0, 0.5])
+def test_in_parts_values_and_gradients_are_those_of_autograd(
+    dtype: torch.dtype, is_last: bool, drop: float
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    each = quantizer(0.47, 4, FOUR_BITS)  # no value lies between two integers
+    shape = (3, 16, 60, 60)  # three parts
+    x = (torch.randn(shape, generator=generator) * 4).to(dtype)
+    given = torch.randn(shape, generator=generator).to(dtype)
+    if is_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    dropped = Drops(drop, generator).draw(x)
+    x.requires_grad_()
+    scale = each.scale.clone().requires_grad_()
+    y = round_activation(each, x, {each: scale}, dropped)
+    by_x, by_scale = torch.autograd.grad(y, (x, scale), given)
+
+    wide = x.detach().double().requires_grad_()
+    step = each.scale.double().requires_grad_()
+    steps = wide / step
+    passes = (steps.round() == steps.round().clamp(-4, 11)).double()
+    rounded = (steps * passes + (steps.round().clamp(-4, 11) - steps * passes).detach()) * step
+    if dropped is not None:
+        rounded = torch.where(dropped > 0, wide, rounded)
+    of_x, of_scale = torch.autograd.grad(rounded, (wide, step), given.double())
+    assert y.dtype == by_x.dtype == dtype
+    torch.testing.assert_close(y.double(), rounded, rtol=1e-2, atol=1e-6)
+    torch.testing.assert_close(by_x.double(), of_x, rtol=1e-2, atol=1e-6)
+    torch.testing.assert_close(by_scale.double(), of_scale, rtol=2e-2, atol=1.0)

@@ -69,7 +69,7 @@ def test_the_block_comes_closer_and_the_errors_are_those_of_its_output() -> None
     with torch.no_grad():
         target = reference(judged)
         nearest = (gm(judged) - target).square().sum() / target.square().sum()
-        for layer, integers in learned.integers.items():
+        for layer, integers in ((layer, each.integers) for layer, each in learned.layers.items()):
             layer.weight_integers.copy_(integers)
         after = (gm(judged) - target).square().sum() / target.square().sum()
     assert learned.error_nearest == pytest.approx(float(nearest), rel=1e-4)
@@ -84,7 +84,7 @@ def test_each_weight_goes_to_one_of_the_integers_next_to_it() -> None:
     for subgraph in block.subgraphs:
         layer, weight = subgraph.layer, reference.get_parameter(f"{subgraph.name}.weight")
         steps = weight / layer.weight_scale[:, None, None, None]
-        integers = learned.integers[layer]
+        integers = learned.layers[layer].integers
         assert integers.dtype == torch.int8
         assert torch.all((integers - steps).abs() < 1 + 1e-4)
         moved += int((integers != steps.round()).sum())
@@ -94,7 +94,7 @@ def test_each_weight_goes_to_one_of_the_integers_next_to_it() -> None:
 def test_roundings_are_hard_at_the_end() -> None:
     each, *_ = learner(residual_net(), images(), Reconstruction(steps=300, drop=0.5))
     each.learn()
-    h = torch.cat([soft_rounding(weight.v).flatten() for weight in each._weights.values()])
+    h = torch.cat([soft_rounding(weight.v).flatten() for weight in each._rounded()])
     assert ((h < 0.05) | (h > 0.95)).float().mean() > 0.95
 
 
@@ -103,7 +103,7 @@ def test_what_lambda_counts_in_is_what_a_step_to_the_next_integer_costs() -> Non
     x = torch.randn(4096, 64) * 3
     each, *_ = learner(model, x, Reconstruction(samples=4096, steps=1, drop=0.0))
     each.learn()
-    (weight,) = each._weights.values()
+    (weight,) = each._rounded()
     expected = weight.scale.square() * x.square().mean() / 4  # of four outputs one changes
     ratio = weight.unit / expected
     torch.testing.assert_close(ratio / ratio.mean(), torch.ones(4, 1), rtol=0.3, atol=0)
@@ -120,8 +120,8 @@ def test_learning_does_not_depend_on_the_scale_of_the_outputs() -> None:
             scaled.get_parameter(f"{name}.bias").mul_(bias)
     learned = [learner(each, x)[0].learn() for each in (model, scaled)]
     same = [
-        (one == other).float().mean().item()
-        for one, other in zip(*(each.integers.values() for each in learned), strict=True)
+        (one.integers == other.integers).float().mean().item()
+        for one, other in zip(*(each.layers.values() for each in learned), strict=True)
     ]
     assert min(same) > 0.98
     assert learned[0].error_learned == pytest.approx(learned[1].error_learned, rel=0.1)
@@ -132,7 +132,7 @@ def test_what_is_on_the_grid_stays_there() -> None:
     with torch.no_grad():
         model.get_parameter("a.weight")[:, ::2] = 0
     each, *_ = learner(model, images())
-    integers = next(iter(each.learn().integers.values()))
+    integers = next(iter(each.learn().layers.values())).integers
     assert torch.all(integers[:, ::2] == 0)
     assert torch.any(integers[:, 1::2] != 0)
 
@@ -261,7 +261,7 @@ def test_the_seed_decides() -> None:
         learned = BlockLearner(
             block, gm, reference, gathered(block, reference, x, options), options
         ).learn()
-        results.append(torch.cat([each.flatten() for each in learned.integers.values()]))
+        results.append(torch.cat([each.integers.flatten() for each in learned.layers.values()]))
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
     assert torch.equal(torch.get_rng_state(), state)
@@ -281,5 +281,5 @@ def test_weights_may_have_one_scale_a_zero_point_and_any_dtype(
     samples = gathered(block, reference, images(64).to(dtype), options)
     learned = BlockLearner(block, gm, reference, samples, options).learn()
     assert learned.error_learned < learned.error_nearest
-    for layer, integers in learned.integers.items():
+    for layer, integers in ((layer, each.integers) for layer, each in learned.layers.items()):
         assert (integers - layer.weight_integers).abs().max() == 1
