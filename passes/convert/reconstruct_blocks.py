@@ -42,6 +42,10 @@ from fxquant.streaming.value_store import ValueStore
 _NAMES = {"adaround": "blocks", "adaquant": "blocks, AdaQuant"}
 
 
+_NAMES = {"adaround": "blocks", "adaquant": "blocks, AdaQuant"}
+"""What a report calls each way to learn a block."""
+
+
 @dataclass(frozen=True, eq=False)
 class ReconstructBlocks(Lesson, Pass):
     """Learn the roundings of the weights, block by block."""
@@ -72,9 +76,7 @@ class ReconstructBlocks(Lesson, Pass):
         samples = sides.samples(block, number)
         learned = BlockLearner(block, sides.gm, self.reference, samples, self.options).learn()
         result = LearnedRounding(
-            method="blocks"
-            if self.options.method == "adaround"
-            else f"{self.options.method} blocks",
+            method=_NAMES[self.options.method],
             steps=self.options.steps,
             seconds=(time.perf_counter() - start) / len(block.subgraphs),  # they add up in a report
             error_nearest=learned.error_nearest,
