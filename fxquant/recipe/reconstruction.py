@@ -37,7 +37,8 @@ class Reconstruction:
     quantized, give."""
     blocks: bool = False
     """Reconstruct the output of whole residual blocks, not of layers, and learn the activations'
-    scales with the roundings (`fxquant.passes.ReconstructBlocks`)."""
+    scales with the roundings, or, by "adaquant", with integers, scales and biases
+    (`fxquant.passes.ReconstructBlocks`)."""
     drop: float = 0.5
     """For blocks: the share of activations left in float in each step, drawn anew (QDrop)."""
     activation_learning_rate: float = 4e-5

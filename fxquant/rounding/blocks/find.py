@@ -20,34 +20,22 @@ of. A quantizer that the block alone reads belongs to it, so that its scale is l
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx
 
 from fxquant.graph.chains import Chain
-from fxquant.graph.operations import module_of, operation_of, relu_bounds
+from fxquant.graph.operations import module_of, relu_bounds
 from fxquant.graph.records import refuse
 from fxquant.modules.fake_quantize import FakeQuantize
 from fxquant.modules.figures import LearnedRounding
 from fxquant.modules.own import as_own
-from fxquant.modules.quantized_layer import QuantizedLayer
-from fxquant.rounding.activations import Identity
 from fxquant.rounding.blocks.flow import Flow
+from fxquant.rounding.blocks.in_a_row import layers_in_a_row
+from fxquant.rounding.blocks.region import Path, Region
 from fxquant.rounding.subgraphs import Subgraph, find_subgraphs
-
-
-@dataclass(frozen=True, eq=False)
-class Path:
-    """One way through a block: what `nodes` make of the entry's value."""
-
-    entry: fx.Node
-    exit: fx.Node
-    nodes: tuple[fx.Node, ...]
-    """In execution order, parameters and sizes that they read included, the entry not."""
-    is_ahead: bool = False
-    """The entry is not final when the block's turn comes: its float value stands in."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +99,9 @@ def find_blocks(gm: fx.GraphModule, max_layers: int = 8) -> list[Block]:
         covered.update(inside)
         name = _common_name([each.name for each in inside])
         blocks[subgraphs.index(inside[0])] = _block(flow, name, [region.path()], inside)
-    for region, inside in _bottlenecks(flow, [each for each in subgraphs if each not in covered]):
+    for region, inside in layers_in_a_row(
+        flow, [each for each in subgraphs if each not in covered]
+    ):
         covered.update(inside)
         name = _common_name([each.name for each in inside])
         blocks[subgraphs.index(inside[0])] = _block(flow, name, [region.path()], inside)
@@ -129,75 +119,10 @@ def is_quantizer(gm: fx.GraphModule, node: fx.Node) -> bool:
     return as_own(module_of(gm, node)).rounds
 
 
-class _Region:
-    """What lies between an entry and an exit: a block to be, unless something speaks against it."""
-
-    def __init__(self, flow: Flow, entry: fx.Node, exit: fx.Node, nodes: set[fx.Node]) -> None:
-        self._flow, self.entry, self.exit, self.nodes = flow, entry, exit, nodes
-        while self._is_own(self.entry):
-            self.nodes.add(self.entry)
-            self.entry = flow.inputs[self.entry][0]
-
-    def _is_own(self, entry: fx.Node) -> bool:
-        """Say whether the region alone reads the entry, which hands on, rounded or in parts."""
-        gm = self._flow.gm
-        own = as_own(module_of(gm, entry))
-        is_movable = own.rounds or own.watches or operation_of(gm, entry).kind == "split"
-        return is_movable and all(user in self.nodes for user in self._flow.users[entry])
-
-    def why_not(self, max_layers: int, layers: Sequence[Subgraph]) -> str | None:
-        """Return why it cannot be learned as one block, or None if it can."""
-        for node in self._flow.sorted(self.nodes - {self.exit}):
-            outside = [user.name for user in self._flow.users[node] if user not in self.nodes]
-            if outside:
-                return f"{node.name} inside of it also feeds {outside[0]}"
-        change = next(
-            (each for node, each in self._flow.missed.items() if node in self.nodes), None
-        )
-        if change is not None:
-            return f"{change.name} changes a tensor in place that is read through a view of it"
-        learned = {call.node for layer in layers for call in layer.calls}
-        for node in self._flow.sorted(self.nodes - learned):
-            if isinstance(module_of(self._flow.gm, node), QuantizedLayer):
-                return f"{node.name} in it is not learned"
-        for layer in layers:
-            if any(call.node not in self.nodes for call in layer.calls):
-                return f"{layer.name} is called outside of it too"
-        if len(layers) > max_layers:
-            return f"it has {len(layers)} quantized layers, more than {max_layers}"
-        foreign = self.foreign()
-        return f"it needs the size of {foreign.name}" if foreign is not None else None
-
-    def foreign(self) -> fx.Node | None:
-        """Return a node outside whose size the region is computed with, if there is one."""
-        known = {*self.nodes, self.entry}
-        needed = self._flow.sorted(self._needed())
-        read = (each for node in needed for each in self._flow.others[node])
-        return next(
-            (each for each in read if each in self._flow.inputs and each not in known), None
-        )
-
-    def _needed(self) -> set[fx.Node]:
-        """Return the parameters and sizes that the region's nodes are computed with."""
-        found: set[fx.Node] = set()
-        waiting = [each for node in self.nodes for each in self._flow.others[node]]
-        while waiting:
-            node = waiting.pop()
-            if node not in found and node not in self._flow.inputs:
-                found.add(node)
-                waiting += self._flow.others[node]
-        return found
-
-    def path(self, is_ahead: bool = False) -> Path:
-        """Return the region as a path."""
-        nodes = self._flow.sorted({*self.nodes, *self._needed()})
-        return Path(self.entry, self.exit, tuple(nodes), is_ahead)
-
-
-def _choose(flow: Flow, subgraphs: Sequence[Subgraph], max_layers: int) -> list[_Region]:
+def _choose(flow: Flow, subgraphs: Sequence[Subgraph], max_layers: int) -> list[Region]:
     """Return the largest regions that can be learned as blocks; record why others cannot."""
-    chosen: list[_Region] = []
-    refused: list[_Region] = []
+    chosen: list[Region] = []
+    refused: list[Region] = []
     taken: set[fx.Node] = set()
     for region in sorted(_regions(flow), key=lambda each: -len(each.nodes)):
         layers = [each for each in subgraphs if any(c.node in region.nodes for c in each.calls)]
@@ -213,7 +138,7 @@ def _choose(flow: Flow, subgraphs: Sequence[Subgraph], max_layers: int) -> list[
     return chosen
 
 
-def _regions(flow: Flow) -> Iterator[_Region]:
+def _regions(flow: Flow) -> Iterator[Region]:
     """Yield, for each join, what lies between it and the node where its ways parted."""
     for join, sources in flow.inputs.items():
         entry = flow.dominator[join]
@@ -229,7 +154,7 @@ def _regions(flow: Flow) -> Iterator[_Region]:
             nodes.update(new)
             waiting += new
         exit = _relu_behind(flow, join)
-        yield _Region(flow, entry, exit, {*nodes, exit})
+        yield Region(flow, entry, exit, {*nodes, exit})
 
 
 def _relu_behind(flow: Flow, join: fx.Node) -> fx.Node:
@@ -241,59 +166,6 @@ def _relu_behind(flow: Flow, join: fx.Node) -> fx.Node:
     return Chain.behind(flow.gm, join, flow.users).take(is_relu).last
 
 
-def _bottlenecks(
-    flow: Flow, layers: Sequence[Subgraph], most: int = 3
-) -> Iterator[tuple[_Region, list[Subgraph]]]:
-    """Yield chains of layers that are in no block and end in one without an activation function.
-
-    Args:
-        flow: of the graph.
-        layers: to choose from.
-        most: the most of them in a chain.
-    """
-    ends = {each.calls[0].output: each for each in layers if _may_be_joined(flow, each)}
-    taken: set[Subgraph] = set()
-    for last in ends.values():
-        if not isinstance(last.activation, Identity) or last in taken:
-            continue
-        chain, region = [last], _region_of(flow, last)
-        while len(chain) < most:
-            before, between = _in_front(flow, region.entry, ends)
-            if before is None or before in taken or isinstance(before.activation, Identity):
-                break
-            in_front = _region_of(flow, before)
-            nodes = {*in_front.nodes, *between, *region.nodes}
-            longer = _Region(flow, in_front.entry, region.exit, nodes)
-            if longer.why_not(most, [before, *chain]) is not None:
-                break
-            chain, region = [before, *chain], longer
-        if len(chain) > 1:
-            taken.update(chain)
-            yield region, chain
-
-
-def _may_be_joined(flow: Flow, layer: Subgraph) -> bool:
-    return len(layer.calls) == 1 and not layer.ahead and layer.calls[0].node in flow.inputs
-
-
-def _region_of(flow: Flow, layer: Subgraph) -> _Region:
-    (call,) = layer.calls
-    return _Region(flow, flow.inputs[call.node][0], call.output, {call.node, call.output})
-
-
-def _in_front(
-    flow: Flow, entry: fx.Node, ends: Mapping[fx.Node, Subgraph]
-) -> tuple[Subgraph | None, list[fx.Node]]:
-    """Return the layer whose result alone `entry` is made of, and the nodes behind the layer."""
-    between: list[fx.Node] = []
-    while entry not in ends:
-        if len(flow.inputs[entry]) != 1:
-            return None, []
-        between.append(entry)
-        (entry,) = flow.inputs[entry]
-    return ends[entry], between
-
-
 def _paths(flow: Flow, subgraph: Subgraph) -> Iterator[Path]:
     """Yield a path for each call of a layer that is a block by itself; none if one cannot be."""
     regions = []
@@ -302,7 +174,7 @@ def _paths(flow: Flow, subgraph: Subgraph) -> Iterator[Path]:
             refuse(call.node, "rounded to nearest", "its input does not depend on the model's")
             return
         entry = flow.inputs[call.node][0]
-        region = _Region(flow, entry, call.output, {call.node, call.output})
+        region = Region(flow, entry, call.output, {call.node, call.output})
         foreign = region.foreign()
         if foreign is not None:
             refuse(call.node, "rounded to nearest", f"it needs the size of {foreign.name}")

@@ -19,8 +19,9 @@ from fxquant.modules.quantized_layer import QuantizedLayer
 from fxquant.numerics.affine import along_axis
 from fxquant.numerics.containers import map_leaves
 from fxquant.numerics.decibels import sqnr
-from fxquant.rounding.blocks.find import Block, Path
+from fxquant.rounding.blocks.find import Block
 from fxquant.rounding.blocks.learned_scale import Quantizer
+from fxquant.rounding.blocks.region import Path
 from fxquant.rounding.blocks.samples import Batch
 from fxquant.rounding.blocks.windows import Windows
 from fxquant.streaming.running import laid_out_for

@@ -36,9 +36,10 @@ from fxquant.modules.layers import as_layer
 from fxquant.modules.quantized_layer import QuantizedLayer
 from fxquant.numerics.decibels import decibels
 from fxquant.recipe.reconstruction import Reconstruction
-from fxquant.rounding.blocks.find import Block, Path
+from fxquant.rounding.blocks.find import Block
 from fxquant.rounding.blocks.forward import BlockForward, Round
 from fxquant.rounding.blocks.learned_scale import Drops, Quantizer, round_activation
+from fxquant.rounding.blocks.region import Path
 from fxquant.rounding.blocks.samples import Batch, Samples
 from fxquant.rounding.blocks.weights import FreeWeight, LearnedLayer, LearnedWeight, RoundedWeight
 from fxquant.rounding.losses import multiplies_bfloat16

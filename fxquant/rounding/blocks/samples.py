@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fxquant.errors import CalibrationError
 from fxquant.recipe.reconstruction import Reconstruction
-from fxquant.rounding.blocks.find import Path
+from fxquant.rounding.blocks.region import Path
 from fxquant.rounding.blocks.windows import Cut, Windows
 
 _MAX_BYTES = 2 << 30  # of a block's samples: one of ResNet-50's first block has 4.8 MB

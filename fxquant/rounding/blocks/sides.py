@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import fx
 
 from fxquant.graph.operations import source_of
-from fxquant.rounding.blocks.find import Block, Path, is_quantizer
+from fxquant.rounding.blocks.find import Block, is_quantizer
 from fxquant.rounding.blocks.forward import BlockForward
+from fxquant.rounding.blocks.region import Path
 from fxquant.rounding.blocks.samples import Samples
 from fxquant.rounding.blocks.windows import Windows
 from fxquant.rounding.side_by_side import SideBySide
