@@ -2,12 +2,48 @@
 
 from fxquant.calibration.arguments import Forward, arguments_of, call_on_batch
 from fxquant.calibration.batching import Batches
-from fxquant.calibration.counted_call import count_first_call, counted_first_call, is_counted, stop_counting
-from fxquant.calibration.examples import Example, batch_call, check_folding, example_arguments, example_call, run_examples
-from fxquant.calibration.first_calls import FirstCalls, compare_first_calls, is_compared, stop_comparing, uncompared_source
-from fxquant.calibration.input_keeper import InputKeeper, collect_inputs, find_keeper, keep_inputs, stop_keeping_inputs, unbatched_rank_of
+from fxquant.calibration.counted_call import (
+    count_first_call,
+    counted_first_call,
+    is_counted,
+    stop_counting,
+)
+from fxquant.calibration.examples import (
+    Example,
+    batch_call,
+    check_folding,
+    example_arguments,
+    example_call,
+    run_examples,
+)
+from fxquant.calibration.first_calls import (
+    FirstCalls,
+    compare_first_calls,
+    is_compared,
+    stop_comparing,
+    uncompared_source,
+)
+from fxquant.calibration.input_keeper import (
+    InputKeeper,
+    collect_inputs,
+    find_keeper,
+    keep_inputs,
+    stop_keeping_inputs,
+    unbatched_rank_of,
+)
 from fxquant.calibration.nonfinite import require_finite
-from fxquant.calibration.observed import FloatValues, Observers, check_calibrated, combine_observers, erase_unread, find_observers, has_one_range, observers_of_values, place_observers, was_called
+from fxquant.calibration.observed import (
+    FloatValues,
+    Observers,
+    check_calibrated,
+    combine_observers,
+    erase_unread,
+    find_observers,
+    has_one_range,
+    observers_of_values,
+    place_observers,
+    was_called,
+)
 from fxquant.calibration.proof import prove, reference_of
 from fxquant.calibration.quantizer_choice import Quantizer, noise_of, quantizer_of, sharing_cost
 from fxquant.calibration.region_calls import are_aligned, record_calls, regions_in_order

@@ -2,7 +2,12 @@
 
 from fxquant.capture.attributes import KEY
 from fxquant.capture.example import Call, call_of
-from fxquant.capture.given_models import copy_without_wrappers, require_module, unwrapped, why_opaque
+from fxquant.capture.given_models import (
+    copy_without_wrappers,
+    require_module,
+    unwrapped,
+    why_opaque,
+)
 from fxquant.capture.graph_state import StatefulGraph, holds_numbers, with_state
 from fxquant.capture.naming import Untraced, find_regions, node_name, path_of, target_name
 from fxquant.capture.partition import Captured, capture
@@ -15,9 +20,9 @@ from fxquant.capture.tracer import trace_graph
 from fxquant.capture.tracing import trace
 
 __all__ = [
+    "KEY",
     "Call",
     "Captured",
-    "KEY",
     "Region",
     "StatefulGraph",
     "Untraced",

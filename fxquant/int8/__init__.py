@@ -1,6 +1,15 @@
 """Integer kernels, and the modules and nodes that call them."""
 
-from fxquant.int8.integers import affine_of, dequantize, drop_unused_dequantize, integers_behind, is_quantize, mark_integers, quantize, replace_chain
+from fxquant.int8.integers import (
+    affine_of,
+    dequantize,
+    drop_unused_dequantize,
+    integers_behind,
+    is_quantize,
+    mark_integers,
+    quantize,
+    replace_chain,
+)
 from fxquant.int8.kernel_arguments import kernel_activation, max_pool2d_arguments
 from fxquant.int8.modules import Int8Add, Int8Conv, Int8Layer, Int8Linear, Int8Module, why_not_int8
 from fxquant.int8.onednn import why_unavailable

@@ -8,12 +8,12 @@ from fxquant.recipe.spec import CallSpec, TensorSpec, finer
 from fxquant.recipe.target import TARGETS, Target, Way, layer_name
 
 __all__ = [
+    "TARGETS",
     "Budget",
     "CallSpec",
     "Recipe",
     "Reconstruction",
     "Rule",
-    "TARGETS",
     "Target",
     "TensorSpec",
     "Way",

@@ -1,11 +1,33 @@
 """Graphs over whole data sets: piece by piece, on disk, on many ranks, resumable."""
 
 from fxquant.streaming.checkpoint import Checkpoint
-from fxquant.streaming.distributed import SumsOfSteps, copy_from_first_rank, gather_objects, num_ranks, object_from_first_rank, rank, sum_over_ranks, together
+from fxquant.streaming.distributed import (
+    SumsOfSteps,
+    copy_from_first_rank,
+    gather_objects,
+    num_ranks,
+    object_from_first_rank,
+    rank,
+    sum_over_ranks,
+    together,
+)
 from fxquant.streaming.identity import identity_of
 from fxquant.streaming.long_runs import Run, bar, bar_of_costs
-from fxquant.streaming.rank_facts import facts_of_graphs, facts_of_model, facts_of_recipe, require_same, take_first_ranks
-from fxquant.streaming.running import Arguments, copied_to, device_of, interpreted, laid_out_for, run
+from fxquant.streaming.rank_facts import (
+    facts_of_graphs,
+    facts_of_model,
+    facts_of_recipe,
+    require_same,
+    take_first_ranks,
+)
+from fxquant.streaming.running import (
+    Arguments,
+    copied_to,
+    device_of,
+    interpreted,
+    laid_out_for,
+    run,
+)
 from fxquant.streaming.stream import Stream
 from fxquant.streaming.value_store import ValueStore
 from fxquant.streaming.whole_files import flush, temporary_folder
