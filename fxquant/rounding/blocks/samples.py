@@ -17,8 +17,7 @@ from fxquant.rounding.blocks.windows import Cut, Windows
 _MAX_BYTES = 2 << 30  # of a block's samples: one of ResNet-50's first block has 4.8 MB
 
 
-# As many samples a step as in BRECQ and QDrop, fewer where each has many positions: on ResNet-20,
-# weights of 2 bits, 8 of them give logits of 10.8 dB in a third of the time in which 32 give 10.9.
+# As many samples a step as in BRECQ and QDrop, fewer where each has many positions.
 _MOST, _FEWEST, _POSITIONS = 32, 8, 3072
 
 
