@@ -38,7 +38,7 @@ class LearnedRounding:
     error_nearest: float
     error_learned: float
     method: str = "adaround"
-    """`Reconstruction.method`, or "blocks"."""
+    """`Reconstruction.method`; of blocks "blocks", or "blocks, AdaQuant"."""
 
     @property
     def kept(self) -> bool:

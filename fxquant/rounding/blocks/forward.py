@@ -138,7 +138,7 @@ class BlockForward:
         if windows is None:
             return None
         weights = self._float_weights(path)
-        for place in ((0, 0), (windows.border + 1, windows.border + 2)):
+        for place in windows.corners():
             cut = windows.at(*place)
             try:
                 found = self(path, cut.of_inputs(x), weights, _as_it_is)
@@ -203,7 +203,7 @@ class BlockForward:
 def _is_slow_in_bfloat16(layer: nn.Module) -> bool:
     """Say whether PyTorch's gradient by the layer's input takes many times float32's.
 
-    It does on CPUs for depthwise convolutions with a stride: 50 times (PyTorch 2.15).
+    It does on CPUs for depthwise convolutions with a stride.
     """
     return (
         isinstance(layer, nn.modules.conv._ConvNd)

@@ -49,7 +49,7 @@ def round_activation(
     if not isinstance(quantizer, FakeQuantize):
         rounded = value + (quantizer(value) - value).detach()
         return rounded if dropped is None else torch.lerp(rounded, value, dropped.to(value.dtype))
-    if quantizer.axis is None and value.dtype in _IN_PARTS and _is_dense(value):
+    if quantizer.axis is None and _goes_in_parts(value):
         scale = scales.get(quantizer, quantizer.scale)
         zero_point = float(quantizer.zero_point)
         ends = (quantizer.grid.quant_min - zero_point, quantizer.grid.quant_max - zero_point)
@@ -74,6 +74,7 @@ class _RoundInParts(torch.autograd.Function):
         ctx: Any, x: Tensor, scale: Tensor, ends: tuple[float, float], dropped: Tensor | None
     ) -> Tensor:
         step, result = float(scale), torch.empty_like(x)
+        dropped = None if dropped is None else _laid_out_as(x, dropped)
         wide = torch.empty(_PART, device=x.device)
         whole = [_in_memory(each) for each in (x, result, dropped) if each is not None]
         for own, rounded, *kept in zip(*(torch.split(each, _PART) for each in whole), strict=True):
@@ -91,8 +92,7 @@ class _RoundInParts(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, result, scale, dropped = ctx.saved_tensors
         by_x = torch.empty_like(x)
-        if gradient.stride() != x.stride():
-            gradient = torch.empty_like(x).copy_(gradient)
+        gradient = _laid_out_as(x, gradient)
         whole = [_in_memory(each) for each in (x, result, gradient, by_x)]
         whole += [_in_memory(dropped)] if dropped is not None else []
         parts = list(zip(*(torch.split(each, _PART) for each in whole), strict=True))
@@ -110,10 +110,17 @@ class _RoundInParts(torch.autograd.Function):
         return by_x, (by_scale / (share * scale)).view_as(scale), None, None
 
 
-def _is_dense(value: Tensor) -> bool:
-    """Say whether the values fill their memory, in one of the usual orders."""
+def _goes_in_parts(value: Tensor) -> bool:
+    """Say whether the values lie on a CPU, which has a cache, and fill their memory in order."""
     is_last = value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last)
-    return is_last or value.is_contiguous()
+    is_dense = is_last or value.is_contiguous()
+    return value.is_cpu and value.dtype in _IN_PARTS and is_dense
+
+
+def _laid_out_as(value: Tensor, other: Tensor) -> Tensor:
+    """Return `other`, or a copy of it, in the order of memory and the dtype of `value`."""
+    is_same = other.stride() == value.stride() and other.dtype == value.dtype
+    return other if is_same else torch.empty_like(value).copy_(other)
 
 
 def _in_memory(value: Tensor) -> Tensor:

@@ -71,21 +71,19 @@ class _Group:
 
     def drawn(self, index: Tensor, generator: torch.Generator) -> Batch:
         """Return the samples at `index`, or a random window of them."""
-        batch = self.batch(index)
-        if self._windows is None:
-            return batch
-        cut = self._windows.draw(generator)
-        inputs, floats = (cut.of_inputs(each) for each in (batch.inputs, batch.floats))
-        return Batch(self._path, inputs, floats, cut.of_targets(batch.targets), cut)
+        return self.batch(index, None if self._windows is None else self._windows.draw(generator))
 
-    def batch(self, index: Tensor) -> Batch:
-        """Return the samples at `index`; of batches that stay whole the first."""
-        if self._is_whole:
-            inputs, targets, *floats = (each[index[0]] for each in self._tensors)
-        else:
-            index = index.to(self._tensors[0].device)
-            inputs, targets, *floats = (each[index] for each in self._tensors)
-        return Batch(self._path, inputs, floats[0] if floats else inputs, targets)
+    def batch(self, index: Tensor, cut: Cut | None = None) -> Batch:
+        """Return the samples at `index`, or a part of each; of whole batches the first."""
+        inputs, targets, *floats = self._tensors
+        if cut is not None:  # before anything is copied
+            targets = cut.of_targets(targets)
+            inputs, *floats = (cut.of_inputs(each) for each in (inputs, *floats))
+        index = index[0] if self._is_whole else index.to(inputs.device)
+        inputs, targets, *floats = (each[index] for each in (inputs, targets, *floats))
+        if cut is not None:
+            inputs, *floats = (_channels_last(each) for each in (inputs, *floats))
+        return Batch(self._path, inputs, floats[0] if floats else inputs, targets, cut)
 
     @property
     def size(self) -> int:
@@ -115,7 +113,7 @@ class Samples:
         self.generator = options.generator(number)
         self._groups: dict[object, _Group] = {}
         self.power = 0.0
-        """The mean square of all targets."""
+        """The mean square of the targets, of all shapes alike."""
         self._shares = torch.empty(0)
 
     def add(
@@ -187,3 +185,7 @@ class Samples:
         for group in self._groups.values():
             for index in torch.split(group.judged, group.size):
                 yield group.batch(index)
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    return images.contiguous(memory_format=torch.channels_last)

@@ -1,14 +1,14 @@
 """Windows of images that a block is learned from, in place of whole images.
 
 Of a block of convolutions an output position depends on the inputs around it alone. A step on a
-window of 14 × 14 outputs, with a border of inputs around it, costs a 64th of a step on 112 × 112,
-and another window is drawn in each.
+window of 14 × 14 outputs, with a border of inputs around it, has a 64th of the positions of
+112 × 112, and another window is drawn in each.
 
     inputs   [ border | window | border ]     a border ends where the image does
     outputs  [ wrong  | judged | wrong  ]     the block pads with zeros where the image goes on
 
-Whether a block may be cut up is found by trying: its float outputs in two windows must be those of
-the whole image.
+Whether a block may be cut up is found by trying: its float outputs in windows at the ends of the
+image and inside of it must be those of the whole image.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class Cut:
 
     def of_inputs(self, x: Tensor) -> Tensor:
         """Return the window's inputs, borders included, of (N, C, H, W)."""
-        return _dense(x[(..., *self.inputs)])
+        return x[(..., *self.inputs)]
 
     def of_targets(self, y: Tensor) -> Tensor:
         """Return the window's part of whole outputs."""
-        return _dense(y[(..., *self.outputs)])
+        return y[(..., *self.outputs)]
 
     def of_outputs(self, y: Tensor) -> Tensor:
         """Return what of the window's own outputs is right."""
@@ -73,6 +73,11 @@ class Windows:
         sides = [self._side(top, self.height), self._side(left, self.width)]
         inputs, outputs, judged = zip(*sides, strict=True)
         return Cut(inputs, outputs, judged)
+
+    def corners(self) -> list[tuple[int, int]]:
+        """Return where windows are tried: at both ends of the image, and inside of it."""
+        last = (self.height - _SIZE, self.width - _SIZE)
+        return [(0, 0), (self.border + 1, self.border + 2), last]
 
     def _start(self, size: int, generator: torch.Generator) -> int:
         return int(torch.randint(size - _SIZE + 1, (), generator=generator))
@@ -123,7 +128,3 @@ def _reach(module: Any) -> int:
     steps = dilation if isinstance(dilation, tuple) else (dilation,) * len(sizes)
     reach: int = max(step * (size - 1) for size, step in zip(sizes, steps, strict=True))
     return reach
-
-
-def _dense(value: Tensor) -> Tensor:
-    return value.contiguous(memory_format=torch.channels_last)
