@@ -27,6 +27,7 @@ from fxquant.passes.convert.keep_floats import KeepFloats
 from fxquant.passes.convert.quantize_weights import QuantizeWeights
 from fxquant.passes.convert.reconstruct_blocks import ReconstructBlocks
 from fxquant.passes.convert.reconstruct_rounding import ReconstructRounding
+from fxquant.passes.convert.smooth_inputs import SmoothInputs
 from fxquant.passes.convert.tune_batchnorm import TuneBatchNorm
 from fxquant.passes.pipeline import Pipeline
 from fxquant.passes.prepare.absorb_batchnorm import AbsorbBatchNorm
@@ -59,6 +60,7 @@ def steps(recipe: Recipe) -> list[Step]:
     table: list[tuple[object, Step]] = [
         # Calibration told the ranks that were unknown before.
         (True, OnEachGraph(Pipeline(FoldBatchNorm(), AbsorbBatchNorm()))),
+        (recipe.smoothing, OnOwnCalls(recipe)),
         (recipe.needs_data or recipe.bias_correction, CopyFloat()),
         (
             True,
@@ -162,6 +164,29 @@ class AgainstFloat:
 
     def __str__(self) -> str:
         return f"{self.make.__name__} against the float copy"
+
+
+@dataclass(frozen=True)
+class OnOwnCalls:
+    """Inputs smoothed, by what each graph computes of what it is called with."""
+
+    recipe: Recipe
+
+    def __call__(self, draft: Draft) -> None:
+        """Run the pass on one graph after the other; each leaves outputs as they are."""
+        for path, gm in regions_in_order(draft.model, draft.inputs).items():
+            if path not in draft.graphs:
+                continue
+            if not isinstance(gm, Region):
+                SmoothInputs(self.recipe, draft.inputs, draft.run)(gm)
+                continue
+            with ValueStore(self.recipe.data.max_bytes) as store:
+                calls = record_calls(draft.model, gm, draft.inputs, store)
+                if len(calls):
+                    SmoothInputs(self.recipe, calls, draft.run)(gm)
+
+    def __str__(self) -> str:
+        return "SmoothInputs on calls"
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ After calibration: `fxquant.passes.convert`
 | pass | what it does |
 |---|---|
 | `KeepFloats` | lets additions and parts of splits read float values where that is better |
+| `SmoothInputs` | brings the channels of a linear layer's input to one range |
 | `ChooseRanges` | turns each observer into a fake-quantizer |
 | `DropObservers` | removes what calibration put into the graph |
 | `QuantizeWeights` | turns each layer's weight into integers |
@@ -67,6 +68,7 @@ from fxquant.passes.convert.keep_floats import KeepFloats
 from fxquant.passes.convert.quantize_weights import QuantizeWeights
 from fxquant.passes.convert.reconstruct_blocks import ReconstructBlocks
 from fxquant.passes.convert.reconstruct_rounding import ReconstructRounding
+from fxquant.passes.convert.smooth_inputs import SmoothInputs
 from fxquant.passes.convert.tune_batchnorm import TuneBatchNorm
 from fxquant.passes.float_passes import float_passes
 from fxquant.passes.lower.clamp_floats import ClampFloats
@@ -128,6 +130,7 @@ __all__ = [
     "RequantizeIntegers",
     "ReuseOperands",
     "SinkDequantize",
+    "SmoothInputs",
     "SplitQuantizers",
     "ToQdq",
     "TuneBatchNorm",

@@ -12,9 +12,9 @@ from fxquant.capture.attributes import use_free_names
 from fxquant.capture.example import call_of
 from fxquant.capture.given_models import copy_without_wrappers, is_traced, require_module
 from fxquant.capture.tracer import trace_graph
+from fxquant.capture.weight_hooks import take_off_weight_hooks
 from fxquant.errors import CaptureError
 from fxquant.modules.overrides import has_global_hooks
-from fxquant.modules.weight_hooks import take_off_weight_hooks
 
 _logger = logging.getLogger("fxquant")
 

@@ -78,7 +78,8 @@ def _moments(gm: fx.GraphModule, node: fx.Node, moments: dict[fx.Node, Moments])
         means, sigmas = zip(*found, strict=True)
         return torch.cat(means), torch.cat(sigmas)
     is_single = data_input(node) is not None and len(inputs) == 1
-    return found[0] if is_single and operation.keeps_channels else None
+    keeps = operation.keeps_channels or operation.kind == "channel_clamp"  # at most: it clips
+    return found[0] if is_single and keeps else None
 
 
 def rectified(moments: Moments, bounds: tuple[float, float]) -> Moments:

@@ -17,12 +17,13 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from fxquant.capture.recording.requirements import require
+from fxquant.modules.by_channel import ChannelClamp
 from fxquant.modules.torchvision_names import STOCHASTIC_DEPTH, STOCHASTIC_DEPTH_FUNCTION
 
 Kind: TypeAlias = Literal[
     "layer", "batchnorm", "add", "concat", "average", "split", "max_pool2d", "identity", "relu",
-    "leaky_relu", "mul", "sigmoid", "softmax", "activation", "rank", "shape", "type", "blank",
-    "other",
+    "leaky_relu", "channel_clamp", "mul", "sigmoid", "softmax", "activation", "rank", "shape",
+    "type", "blank", "other",
 ]  # fmt: skip
 AxisMove: TypeAlias = Literal["flatten", "permute", "transpose"]
 
@@ -33,9 +34,10 @@ class Operation:
 
     kind: Kind = "other"
     """"layer": a convolution or linear module; "add" and "mul": of two nodes' results, neither
-    scaled; "average": over positions; "split": a tuple of parts; "identity": nothing, in eval mode;
-    "relu": has `bounds`; "rank", "shape" and "type": nothing but that of a tensor is asked for,
-    the device counting to the rank; "blank": a tensor like another one, without its values."""
+    scaled; "average": over positions; "channel_clamp": within bounds of each channel's own;
+    "split": a tuple of parts; "identity": nothing, in eval mode; "relu": has `bounds`; "rank",
+    "shape" and "type": nothing but that of a tensor is asked for, the device counting to the rank;
+    "blank": a tensor like another one, without its values."""
     keeps_values: bool = False
     """Every value of the result is 0 or a value of its input, whose quantization parameters it so
     hands on."""
@@ -49,6 +51,8 @@ class Operation:
     """It makes (batch, values) of anything."""
     bounds: tuple[float, float] | None = None
     """(0, ∞) of a ReLU, (0, 6) of a ReLU6, (0, max) of a clamp."""
+    limits: tuple[float, float] | None = None
+    """What it clamps each value to, if these are numbers: `bounds`, and (-1, 1) of a Hardtanh."""
     is_elementwise: bool = False
     """It is a function of each value, and learned roundings look at its result."""
     activation: str | None = None
@@ -102,7 +106,7 @@ _POOLED = Operation(keeps_values=True, keeps_channels=True)
 _POOLED_2D = Operation("max_pool2d", keeps_values=True, keeps_channels=True)
 _AVERAGED = Operation("average", keeps_channels=True)
 _ELEMENTWISE = Operation("activation", is_elementwise=True)
-_RELU = Operation("relu", bounds=(0.0, math.inf))
+_RELU = Operation("relu", bounds=(0.0, math.inf), limits=(0.0, math.inf))
 _ADD = Operation("add")
 _MUL = Operation("mul")
 _RANK = Operation("rank")
@@ -158,14 +162,17 @@ def _hardtanh(call: Call) -> Operation:
 
 
 def _hardtanh_in_place(call: Call) -> Operation:
-    found = _hardtanh(call)
-    return OTHER if found is _ELEMENTWISE else found
+    return _within(call.option(1, "min_val", -1.0), call.option(2, "max_val", 1.0), OTHER)
 
 
 def _within(low: Any, high: Any, otherwise: Operation) -> Operation:
-    high = math.inf if high is None else high
-    is_relu = isinstance(low, (int, float)) and low == 0 and isinstance(high, (int, float))
-    return Operation("relu", bounds=(0.0, float(high))) if is_relu and high > 0 else otherwise
+    low, high = -math.inf if low is None else low, math.inf if high is None else high
+    if not isinstance(low, (int, float)) or not isinstance(high, (int, float)):
+        return otherwise
+    limits = (float(low), float(high))
+    if low == 0 < high:
+        return Operation("relu", bounds=limits, limits=limits)
+    return replace(otherwise, limits=limits)
 
 
 def _gelu(call: Call) -> Operation:
@@ -284,13 +291,14 @@ ROWS: tuple[tuple[Row, tuple[Any, ...]], ...] = (
     (_SPLIT, (torch.chunk, torch.split, torch.unbind, "chunk", "split", "unbind")),
     # Activation functions. Of those in place, learned roundings look at what is before them.
     (_RELU, (nn.ReLU, F.relu, torch.relu, torch.relu_, "relu", "relu_")),
-    (Operation("relu", bounds=(0.0, 6.0)), (F.relu6,)),
+    (Operation("relu", bounds=(0.0, 6.0), limits=(0.0, 6.0)), (F.relu6,)),
     (_hardtanh, (nn.Hardtanh, nn.ReLU6, F.hardtanh)),
     (_hardtanh_in_place, (F.hardtanh_,)),
     (_clamp, (
         torch.clamp, torch.clamp_, torch.clip, torch.clamp_min, torch.clamp_min_, "clamp", "clamp_",
         "clip", "clip_", "clamp_min", "clamp_min_",
     )),
+    (Operation("channel_clamp"), (ChannelClamp,)),
     (Operation("leaky_relu", is_elementwise=True), (nn.LeakyReLU, F.leaky_relu)),
     (Operation("leaky_relu"), (F.leaky_relu_,)),
     (_gelu, (nn.GELU, F.gelu)),

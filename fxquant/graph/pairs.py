@@ -2,18 +2,19 @@
 
 What the first makes of a channel, the second can take back: that is what moves ranges and biases
 between layers (Nagel et al., "Data-free quantization through weight equalization and bias
-correction", 2019, 4.1).
+correction", 2019, 4.1). A clip in between, as a ReLU6, has to move with the channel.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import fx, nn
 
 from fxquant.graph.chains import Chain
-from fxquant.graph.operations import is_layer, layer_of, operation_of, relu_bounds
+from fxquant.graph.operations import is_layer, layer_of, operation_of
 from fxquant.graph.records import refuse
 from fxquant.graph.submodules import users_by_module, why_not_changeable
 from fxquant.modules.layers import channel_axis, num_inputs, num_outputs
@@ -23,23 +24,31 @@ _RELU = (0.0, float("inf"))
 
 @dataclass(frozen=True)
 class Pair:
-    """Two layers, and what lies between them: ReLUs, leaky ReLUs, pooling."""
+    """Two layers, and what lies between them: ReLUs, leaky ReLUs, pooling, clips."""
 
     first: fx.Node
     second: fx.Node
     between: tuple[fx.Node, ...]
 
+    def clips(self, gm: fx.GraphModule) -> list[fx.Node]:
+        """Return what clips at values that are not 0, so that it depends on the scale."""
+        return [node for node in self.between if _clips(gm, node)]
 
-def find_pairs(gm: fx.GraphModule, step: str) -> Iterator[Pair]:
+
+def find_pairs(gm: fx.GraphModule, step: str, *, clips: bool) -> Iterator[Pair]:
     """Yield the pairs of `gm`, in execution order.
 
-    Why two layers are none is recorded on the first, as a refusal of the `step` ("not equalized").
+    Args:
+        gm: the graph.
+        step: what is to be done ("not equalized"): why two layers are no pair is recorded on the
+            first, as a refusal of it.
+        clips: whether there may be clips in between.
     """
     users = users_by_module(gm)
     for first in gm.graph.nodes:
         if not is_layer(gm, first):
             continue
-        pair, reason = _follow(gm, first)
+        pair, reason = _follow(gm, first, clips)
         if pair is not None:
             reason = _why_not(gm, pair, users)
         if reason is not None:
@@ -48,22 +57,32 @@ def find_pairs(gm: fx.GraphModule, step: str) -> Iterator[Pair]:
             yield pair
 
 
-def _follow(gm: fx.GraphModule, first: fx.Node) -> tuple[Pair | None, str | None]:
+def _follow(gm: fx.GraphModule, first: fx.Node, clips: bool) -> tuple[Pair | None, str | None]:
     """Return the pair that `first` starts, or why there is none; neither where nothing follows.
 
     An addition, a concatenation or the output follows, or the result branches.
     """
     lies_last = channel_axis(layer_of(gm, first)) == -1
+    lets_through = _lets_scales_of_last_axis_through if lies_last else _lets_scales_through
     chain = Chain.behind(gm, first).take_all(
-        _lets_scales_of_last_axis_through if lies_last else _lets_scales_through
+        lambda gm, node: lets_through(gm, node) or (clips and _clips(gm, node))
     )
     after = chain.next
     if after is None:
         return None, None
     if is_layer(gm, after):
         return Pair(first, after, chain.nodes[1:]), None
-    bounds = relu_bounds(gm, after)
-    return None, f"{after.name} clips at {bounds[1]:g}, whatever the scale" if bounds else None
+    limits = operation_of(gm, after).limits
+    at = ", ".join(f"{limit:g}" for limit in limits or () if limit and math.isfinite(limit))
+    return None, f"{after.name} clips at {at}, whatever the scale" if at else None
+
+
+def _clips(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Say whether the node clamps one tensor at numbers other than 0, or channel by channel."""
+    operation = operation_of(gm, node)
+    at_zero = (0.0, -math.inf, math.inf)
+    is_clip = operation.limits is not None and not set(operation.limits) <= set(at_zero)
+    return len(node.all_input_nodes) == 1 and (is_clip or operation.kind == "channel_clamp")
 
 
 def _lets_scales_through(gm: fx.GraphModule, node: fx.Node) -> bool:

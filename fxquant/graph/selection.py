@@ -41,7 +41,7 @@ def select_calls(gm: fx.GraphModule, recipe: Recipe) -> dict[fx.Node, CallSpec]:
     asked = {node: recipe.for_call(call_name(gm, node), module_of(gm, node)) for node in nodes}
     for node in _ends(gm, nodes):
         if not any(each.matches(call_name(gm, node), module_of(gm, node)) for each in recipe.rules):
-            asked[node] = recipe.target.asks_of_ends(asked[node])
+            asked[node] = recipe.for_end(asked[node])
     return {node: _possible(gm, node, call) for node, call in asked.items()}
 
 

@@ -11,6 +11,7 @@ from fxquant.modules.batchnorm import (
     why_not_affine,
     why_shift_inexact,
 )
+from fxquant.modules.by_channel import ChannelAffine, ChannelClamp
 from fxquant.modules.channel_observers import ChannelMean, ChannelObserver
 from fxquant.modules.copies import copy_module, detach_results
 from fxquant.modules.dynamic_quantize import DynamicQuantize
@@ -44,7 +45,6 @@ from fxquant.modules.torchvision_names import (
     STOCHASTIC_DEPTH_FUNCTION,
     defined_as,
 )
-from fxquant.modules.weight_hooks import take_off_weight_hooks
 
 __all__ = [
     "ADDMMS",
@@ -53,6 +53,8 @@ __all__ = [
     "STOCHASTIC_DEPTH",
     "STOCHASTIC_DEPTH_FUNCTION",
     "BatchNorm",
+    "ChannelAffine",
+    "ChannelClamp",
     "ChannelMean",
     "ChannelObserver",
     "DynamicQuantize",
@@ -93,7 +95,6 @@ __all__ = [
     "rebind_overrides",
     "scale_and_shift",
     "statistics_of",
-    "take_off_weight_hooks",
     "why_not_affine",
     "why_overridden",
     "why_shift_inexact",

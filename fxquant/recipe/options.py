@@ -37,11 +37,13 @@ class RecipeOptions(ActivationOptions, total=False):
     """Those, and fields of `Recipe`."""
 
     equalization: bool
+    smoothing: bool
     bias_correction: BiasCorrection
     reconstruction: Reconstruction | None
     batchnorm_tuning: bool
     budget: Budget | None
     logits: TensorSpec | None
+    end_bits: int | None
     target: Target | str
 
 

@@ -39,6 +39,10 @@ class Recipe:
     equalization: bool = False
     """Give the channels between two layers the same range in both (`fxquant.passes.EqualizeLayers`,
     `AbsorbBiases`), before anything else: for weights and activations of one scale."""
+    smoothing: bool = False
+    """Bring the channels of a linear layer's input to one range, by a scale and a shift that its
+    weight takes back (`fxquant.passes.SmoothInputs`): for transformers, whose activations have a
+    few wide channels."""
     bias_correction: BiasCorrection = False
     """True: correct each layer's output mean through its bias (`fxquant.passes.CorrectBias`).
     "weights": give each channel of the weight its mean and norm back, as in the report's I.F
@@ -53,6 +57,9 @@ class Recipe:
     layer costs on the calibration data (`fxquant.mixed_precision.allocation`). None: as the specs
     say."""
     rules: tuple[Rule, ...] = ()
+    end_bits: int | None = None
+    """At least so many bits for the first layer and the last, unless a rule names them; None: no
+    more than for the others. Of models in regions it is not known which they are."""
     target: Target = TARGETS["x86"]
     """The runtime that the model is for (`fxquant.Target`), or its name."""
     logits: TensorSpec | None = None
@@ -79,13 +86,15 @@ class Recipe:
             )
         if not isinstance(self.budget, Budget | None):
             raise RecipeError(f"budget={self.budget!r}: give a Budget")
-        for name in ("equalization", "batchnorm_tuning"):
+        for name in ("equalization", "smoothing", "batchnorm_tuning"):
             if type(getattr(self, name)) is not bool:
                 raise RecipeError(f"{name}={getattr(self, name)!r}: choose True or False")
         if self.bias_correction == "weights" and self.reconstruction is not None:
             raise RecipeError(
                 "bias_correction='weights' changes what a reconstruction learned: choose one"
             )
+        if self.end_bits is not None and self.end_bits not in range(2, 9):
+            raise RecipeError(f"end_bits={self.end_bits!r}: choose 2 to 8, or None")
         own = CallSpec(self.weights, self.activations)
         for spec in (own, *[apply_rule(rule, own, own) for rule in self.rules]):
             check_sides(self.target.asks_of(spec))
@@ -219,7 +228,8 @@ class Recipe:
     @property
     def needs_data(self) -> bool:
         """Whether `convert` works on calibration samples, which are kept for it."""
-        return self.reconstruction is not None or self.batchnorm_tuning or self.budget is not None
+        learned = self.reconstruction is not None or self.budget is not None
+        return learned or self.batchnorm_tuning or self.smoothing
 
     @property
     def data(self) -> Reconstruction:
@@ -233,6 +243,15 @@ class Recipe:
             if rule.matches(name, module):
                 spec = apply_rule(rule, spec, own)
         return self.target.asks_of(spec, module)
+
+    def for_end(self, call: CallSpec) -> CallSpec:
+        """Return `call`, what is asked of the first layer or the last, with its least bits."""
+        least = max(self.end_bits or 0, self.target.end_bits or 0)
+        sides = [
+            each and replace(each, bits=max(each.bits, least))
+            for each in (call.weights, call.activations)
+        ]
+        return CallSpec(*sides)
 
     def for_outputs(self) -> TensorSpec | None:
         """Return what is asked of the model's outputs, in the target's integers."""
@@ -248,8 +267,10 @@ _OPTIONS = {
     "reconstruction",
     "logits",
     "equalization",
+    "smoothing",
     "batchnorm_tuning",
     "budget",
+    "end_bits",
     "target",
 }
 

@@ -67,7 +67,7 @@ class Target:
     """Whether the model returns the float value of a layer, or of the activation behind one, that
     others read as integers; else it returns what they read."""
     end_bits: int | None = None
-    """At least so many bits for the first layer and the last, unless a rule names them."""
+    """As `Recipe.end_bits`, where that asks for less."""
     ways: tuple[Way, ...] = _WAYS
     """Ways out that such a model may take; none: it is for simulation."""
 
@@ -113,15 +113,6 @@ class Target:
             raise RecipeError(
                 f"target {self.name!r}: activations of {bits} bits: it has kernels for {possible}"
             )
-
-    def asks_of_ends(self, call: CallSpec) -> CallSpec:
-        """Return `call`, what is asked of the first layer or the last, with `end_bits` at least."""
-        least = self.end_bits or 0
-        sides = [
-            each and replace(each, bits=max(each.bits, least))
-            for each in (call.weights, call.activations)
-        ]
-        return CallSpec(*sides)
 
     @classmethod
     def named(cls, target: Any) -> Target:

@@ -8,12 +8,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fxquant.modules.layers import Layer
 from fxquant.modules.quantized_layer import QuantizedLayer
 from fxquant.recipe.reconstruction import Reconstruction
 from fxquant.rounding.activations import Activation
@@ -21,14 +22,10 @@ from fxquant.rounding.adaquant import learn_freely
 from fxquant.rounding.adaround import learn_rounding
 from fxquant.rounding.gram import GramProblem, round_on_gram
 from fxquant.rounding.grouped_layer import Rounding
-from fxquant.rounding.losses import Loss, Rows, cheaper_loss, product_dtype
+from fxquant.rounding.losses import Loss, Rows, cheaper_loss, mean_over_ranks, product_dtype
+from fxquant.rounding.refit import refit
 from fxquant.rounding.soft_rounding import Schedule
-from fxquant.streaming.distributed import (
-    copy_from_first_rank,
-    gather_objects,
-    num_ranks,
-    sum_over_ranks,
-)
+from fxquant.streaming.distributed import copy_from_first_rank, gather_objects
 
 _FREE_RATE = 0.1  # AdaQuant's learning rate as a share of AdaRound's, which is one of V
 _SWEEPS = 8
@@ -60,20 +57,40 @@ class Learned:
         difference = self.integers * self.scale - rounding.weight
         return torch.stack(rows.error(difference, activation, self.shift))
 
-    def write_to(self, layer: QuantizedLayer, rounding: Rounding) -> None:
-        """Give `layer` the integers, and the scales and the bias where they moved."""
+    def write_to(self, layer: QuantizedLayer, rounding: Rounding, reference: Layer) -> None:
+        """Give `layer` the integers, and the scales and the bias where they moved.
+
+        Args:
+            layer: the quantized one.
+            rounding: as which it was learned.
+            reference: the float one, to whose bias the shift is added.
+        """
         layer.weight_integers.copy_(rounding.layer_integers(layer, self.integers))
         scale = self.scale.flatten() if rounding.per_channel else self.scale[0, 0, 0]
         layer.weight_scale.copy_(scale)
-        if torch.any(self.shift != 0):
-            layer.set_bias(layer.bias_values() + self.shift.flatten())
+        bias = self.shift.flatten()
+        if reference.bias is not None:
+            bias = bias + reference.bias.detach().to(bias)
+        if not torch.equal(bias, layer.bias_values()):
+            layer.set_bias(bias)
 
 
 def learn(
-    rounding: Rounding, rows: Rows, activation: Activation, options: Reconstruction
+    rounding: Rounding, rows: Rows, judged: Rows, activation: Activation, options: Reconstruction
 ) -> Learned:
-    """Return what `options.method` makes of a layer, the same on all ranks."""
-    learned = _METHODS[options.method](rounding, rows, activation, options)
+    """Return what `options.method` makes of a layer, the same on all ranks.
+
+    Args:
+        rounding: the layer's own weight.
+        rows: to learn from.
+        judged: set aside; they say how far the layer is to follow its inputs (`refit`).
+        activation: f.
+        options: how.
+    """
+    fit = refit(rounding, rows, judged, activation)
+    rows = fit.rows(rows, rounding, activation)
+    learned = _METHODS[options.method](fit.rounding, rows, activation, options)
+    learned = replace(learned, shift=learned.shift + fit.shift)
     copy_from_first_rank(learned.integers, learned.scale, learned.shift)
     return learned
 
@@ -113,30 +130,13 @@ def _on_gram(
 ) -> Learned:
     error = torch.empty_like(rows.outputs)
     activation.write_gradient(rows.outputs, rows.targets, error)
-    inputs, errors = _mean(rows.inputs), _mean(error)
+    inputs, errors = (mean_over_ranks(each.sum(dim=1), rows) for each in (rows.inputs, error))
     centred = rows.inputs - inputs[:, None]
-    gram, cross = _mean_product(centred, centred), _mean_product(error, centred)
+    gram, cross = (mean_over_ranks(torch.bmm(each.mT, centred), rows) for each in (centred, error))
     integers, scale = round_on_gram(GramProblem(rounding, gram, cross), _SWEEPS)
     difference = integers * scale - rounding.weight
     shift = -errors - torch.bmm(difference, inputs[:, :, None]).squeeze(2)
     return Learned(integers, scale, shift)
-
-
-def _mean(rows: Tensor) -> Tensor:
-    """Return the mean of all ranks' rows: (groups, rows, n) -> (groups, n)."""
-    return _over_ranks(rows.sum(dim=1), rows)
-
-
-def _mean_product(one: Tensor, other: Tensor) -> Tensor:
-    """Return the mean of one · otherᵀ over all ranks' rows: (groups, n, m)."""
-    return _over_ranks(torch.bmm(one.mT, other), one)
-
-
-def _over_ranks(sums: Tensor, rows: Tensor) -> Tensor:
-    count = sums.new_full((), float(rows.shape[1]))
-    if num_ranks() > 1:
-        sum_over_ranks(sums, count)
-    return sums / count
 
 
 _METHODS = {"adaround": _adaround, "adaquant": _adaquant, "gram": _on_gram}

@@ -72,6 +72,14 @@ class Rows:
         return error, self.targets.to(torch.float64).square().sum()
 
 
+def mean_over_ranks(sums: Tensor, rows: Rows) -> Tensor:
+    """Return the mean over all ranks' rows of what was summed over each rank's own."""
+    count = sums.new_full((), float(len(rows)))
+    if num_ranks() > 1:
+        sum_over_ranks(sums, count)
+    return sums / count
+
+
 class Loss(Protocol):
     """The data's part of the loss, E[(f(y) - t)²] summed over outputs.
 

@@ -70,7 +70,7 @@ class ReconstructRounding(Lesson, Pass):
             pool.add(inputs, targets)
         rounding = Rounding.of(layer, reference)
         learned_from, judged = pool.rows(rounding.weight, reference.bias)
-        learned = learn(rounding, learned_from, subgraph.activation, self.options)
+        learned = learn(rounding, learned_from, judged, subgraph.activation, self.options)
         both = (Learned.nearest(rounding), learned)
         errors = torch.stack([each.error(rounding, judged, subgraph.activation) for each in both])
         sum_over_ranks(errors)
@@ -83,7 +83,7 @@ class ReconstructRounding(Lesson, Pass):
             error_learned=errors[1][0].item() / max(signal, 1e-300),
         )
         if result.kept:
-            learned.write_to(layer, rounding)
+            learned.write_to(layer, rounding, reference)
         layer.weight_sqnr = sqnr(reference.weight.detach().float(), layer.weight.float())
         layer.rounding = result
 

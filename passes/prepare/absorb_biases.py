@@ -39,7 +39,7 @@ class AbsorbBiases(Pass):
         """Absorb in each pair behind a folded batch norm; modified if one channel moved."""
         submodules = Submodules(gm)
         modified = False
-        for pair in find_pairs(gm, "bias not absorbed"):
+        for pair in find_pairs(gm, "bias not absorbed", clips=False):
             moments = record(pair.first).moments
             if moments is None or not all(relu_bounds(gm, node) for node in pair.between):
                 continue  # no batch norm; or a leaky ReLU, or pooling that may pad with zeros

@@ -37,6 +37,8 @@ def bits_of(recipe: Recipe, name: str, module: nn.Module | None = None) -> tuple
 BITS = "choose 2 to 8, or 16 for activations"
 SPEC = "give a TensorSpec, a number of bits, None or 'inherit'"
 ERRORS: list[tuple[Callable[[], Any], str]] = [
+    (lambda: Recipe(end_bits=16), "end_bits=16: choose 2 to 8, or None"),
+    (lambda: Recipe(**options(end_bits="8")), "end_bits='8': choose 2 to 8, or None"),
     (lambda: TensorSpec(bits=1), f"bits=1: {BITS}"),
     (lambda: TensorSpec(bits=0), f"bits=0: {BITS}"),
     (lambda: TensorSpec(bits=-8), f"bits=-8: {BITS}"),
@@ -208,7 +210,7 @@ def test_repr_makes_the_recipe_again() -> None:
         "batchnorm_tuning=False, budget=None, "
         "rules=(Rule(match='layer1.*', skip=False, weights=8, activations='inherit'), "
         "Rule(match='fc', skip=True, weights='inherit', activations='inherit')), "
-        "target='x86', logits=None)"
+        "end_bits=None, target='x86', logits=None)"
     )
     assert eval(repr(recipe)) == recipe
 

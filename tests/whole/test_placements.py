@@ -246,10 +246,11 @@ def test_a_model_for_one_target_is_refused_by_the_ways_of_others(
         fxquant.export_onnx(quantized, tmp_path / "a", torch.randn(2, 4), target=mine)
 
 
-def test_the_ends_have_eight_bits_in_the_placement_of_the_literature() -> None:
+@pytest.mark.parametrize("options", [{"target": "layers"}, {"end_bits": 8}])
+def test_the_ends_may_have_eight_bits(options: dict[str, Any]) -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
     for rules, bits in (([], [8, 3, 8]), ([fxquant.Rule("0", weights=2)], [2, 3, 8])):
-        recipe = Recipe.minmax(weight_bits=3, activation_bits=4, target="layers", rules=rules)
+        recipe = Recipe.minmax(weight_bits=3, activation_bits=4, rules=rules, **options)
         rows = fxquant.report(fxquant.quantize(model, [torch.randn(8, 4)], recipe)).rows
         assert [int(row.weights[0]) for row in rows] == bits
         assert [int(row.inputs[0]) for row in rows] == [8 if not rules else 4, 4, 8]

@@ -1,5 +1,6 @@
 """Channels between two layers get the same range in both weights; outputs stay."""
 
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -10,9 +11,10 @@ from torch.nn import functional as F
 import fxquant
 from fxquant import Pipeline, Recipe
 from fxquant.graph.records import record
+from fxquant.modules.by_channel import ChannelClamp
 from fxquant.modules.layers import Layer, input_rows, output_rows
 from fxquant.numerics.decibels import sqnr
-from fxquant.passes import EqualizeLayers, FoldBatchNorm, QuantizeWeights
+from fxquant.passes import EqualizeLayers, FoldBatchNorm, MarkFusedRelu, QuantizeWeights
 from tests.helpers import Net, apply, graph_text, node, outputs, refusals, relative_error
 
 
@@ -190,7 +192,6 @@ SHARED = nn.Conv2d(8, 8, 1)
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (two_convs(F.relu6), "relu6 clips at 6, whatever the scale"),
         (two_convs(conv1=hooked()), "its Conv2d has forward hooks, which may use its parameters"),
         (
             Net(lambda m, x: m.b(F.relu(m.b(m.a(x)))), a=nn.Conv2d(3, 8, 1), b=SHARED),
@@ -201,7 +202,7 @@ SHARED = nn.Conv2d(8, 8, 1)
             None,
         ),
     ],
-    ids=["relu6", "hooks", "shared", "mean"],
+    ids=["hooks", "shared", "mean"],
 )
 def test_says_why_a_pair_is_not_equalized(model: nn.Module, reason: str | None) -> None:
     gm = fxquant.trace(model)
@@ -219,3 +220,107 @@ def test_a_result_that_branches_is_left_alone() -> None:
     gm = fxquant.trace(model)
     assert not apply(EqualizeLayers(), gm)
     assert not refusals(gm)
+
+
+CLIPS = {
+    "relu6": F.relu6,
+    "ReLU6": nn.ReLU6(inplace=True),
+    "Hardtanh": nn.Hardtanh(),
+    "hardtanh_": lambda x: F.hardtanh_(x, -2.0, 0.5),
+    "clamp": lambda x: x.clamp(max=0.5),
+    "clip, pool": lambda x: F.max_pool2d(torch.clip(x, 0.1, 1.0), 2),
+}
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_a_clip_moves_with_its_channels(name: str) -> None:
+    gm, x = fxquant.trace(two_convs(CLIPS[name])), batch()
+    _, met = ranges(gm)
+    expected = outputs(gm, x)
+    assert apply(EqualizeLayers(tolerance=1e-4), gm)
+    assert relative_error(outputs(gm, x), expected) < 1e-5
+    _, equalized = ranges(gm)
+    assert equalized.max() / equalized.min() < met.max() / met.min()
+    assert sum(isinstance(module, ChannelClamp) for module in gm.modules()) == 1
+    assert not apply(EqualizeLayers(tolerance=1e-3), gm)
+
+
+def test_a_clamp_by_channel_stands_behind_one_by_numbers() -> None:
+    torch.manual_seed(0)
+    model: Any = two_convs(F.relu6)
+    model.conv1.weight.data[:2] *= torch.tensor([0.1, 10.0])[:, None, None, None]
+    gm, x = fxquant.trace(model), batch()
+    apply(Pipeline(MarkFusedRelu(), EqualizeLayers()), gm)
+    bounds = cast(Tensor, gm.get_submodule("relu6_clamp").high)
+    top = float(bounds.max())
+    assert (
+        graph_text(gm)
+        == f"""\
+x = input()
+conv1 = self.conv1(x) # Conv2d · fused: relu6
+relu6 = F.hardtanh(conv1, 0.0, {top}) # fused into conv1
+relu6_clamp = self.relu6_clamp(relu6) # ChannelClamp 8 channels, within 0 … {top:.4g}
+conv2 = self.conv2(relu6_clamp) # Conv2d
+return conv2"""
+    )
+    assert record(node(gm, "conv1")).clamp == (0.0, top)
+    scaled = outputs(gm, x * 100)  # where it clips nearly everywhere
+    assert relative_error(scaled, outputs(fxquant.trace(model), x * 100)) < 1e-5
+
+
+def test_equal_channels_need_no_clamp_of_their_own() -> None:
+    model: Any = two_convs(F.relu6)
+    with torch.no_grad():
+        model.conv1.weight.fill_(1.0)
+        model.conv2.weight.fill_(0.25)
+    gm, x = fxquant.trace(model), batch()
+    expected = outputs(gm, x)
+    assert apply(EqualizeLayers(), gm)
+    assert relative_error(outputs(gm, x), expected) < 1e-5
+    assert record(node(gm, "conv1")).relu is None
+    assert not any(isinstance(module, ChannelClamp) for module in gm.modules())
+    assert node(gm, "relu6").args[1:] == (0.0, 3.0)
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_a_quantized_model_with_moved_clips_is_lowered_exported_and_saved(
+    name: str, tmp_path: Path
+) -> None:
+    x = batch()
+    recipe = Recipe(weights=fxquant.TensorSpec(symmetric=True), equalization=True)
+    quantized = fxquant.quantize(two_convs(CLIPS[name]), [x], recipe)
+    with torch.no_grad():
+        expected = quantized(x)
+        torch.testing.assert_close(fxquant.to_qdq(quantized)(x), expected, rtol=0, atol=1e-5)
+        fxquant.save(quantized, tmp_path / "model.pt")
+        assert torch.equal(fxquant.load(tmp_path / "model.pt")(x), expected)
+        torch.testing.assert_close(
+            quantized.to(torch.float64)(x.double()).float(), expected, rtol=0, atol=0.05
+        )
+
+
+@pytest.mark.parametrize("activation", [F.relu, F.relu6])
+def test_a_channel_that_is_constant_takes_no_range_from_the_others(activation: Any) -> None:
+    model: Any = two_convs(activation)
+    with torch.no_grad():
+        model.conv1.weight[0] *= 1e-8
+        model.conv1.bias[0] = 1.0
+    gm, x = fxquant.trace(model), batch()
+    expected = outputs(gm, x)
+    apply(EqualizeLayers(), gm)
+    assert relative_error(outputs(gm, x), expected) < 1e-5
+    assert cast(Tensor, gm.get_submodule("conv1").bias).abs().max() < 10
+
+
+def test_one_scale_serves_wild_channels_behind_a_clip() -> None:
+    model: Any = two_convs(F.relu6, conv2=nn.Conv2d(8, 8, 3, groups=8))
+    x = batch()
+    with torch.no_grad():
+        model.conv2.weight *= (10 ** torch.linspace(-1, 1, 8))[:, None, None, None]
+    one_scale: dict[str, Any] = {"weights": fxquant.TensorSpec(symmetric=True)}
+    expected = outputs(model, x)
+    lost = [
+        sqnr(expected[:, 0], outputs(fxquant.quantize(model, [x], recipe), x)[:, 0])
+        for recipe in (Recipe(**one_scale), Recipe(**one_scale, equalization=True))
+    ]
+    assert lost[1] > lost[0] + 6
