@@ -80,21 +80,25 @@ class Search:
 def ladder(weight_bits: int = 8, activation_bits: int | None = 8) -> tuple[Rung, ...]:
     """Return the rungs that `search` tries, cheapest first.
 
-    All but the last give every layer the same bits; the last gives the weights `weight_bits` on
-    average (`Recipe.mixed`).
+    All but the last give every layer the same bits, those that learn with less than 6 activation
+    bits the first layer and the last 8; the last gives the weights `weight_bits` on average
+    (`Recipe.mixed`).
     """
     bits: dict[str, Any] = {"weight_bits": weight_bits, "activation_bits": activation_bits}
+    layers = {**bits, "blocks": False}
     budget = Budget(average_bits=weight_bits)
     return (
         Rung("nearest, min-max", Recipe.minmax(**bits)),
         Rung("ACIQ", Recipe.aciq(**bits, bias_correction=False)),
         Rung("ACIQ, equalized", Recipe.aciq(**bits, bias_correction=False, equalization=True)),
         Rung("ACIQ, biases corrected", Recipe.aciq(**bits)),
-        Rung("Gram matrix", Recipe.adaround(**bits, method="gram")),
-        Rung("AdaRound", Recipe.adaround(**bits)),
-        Rung("AdaRound, batch norms tuned", Recipe.adaround(**bits, batchnorm_tuning=True)),
+        Rung("min-max, smoothed", Recipe.minmax(**bits, smoothing=True)),
+        Rung("Gram matrix", Recipe.adaround(**layers, method="gram")),
+        Rung("Gram matrix, smoothed", Recipe.adaround(**layers, method="gram", smoothing=True)),
+        Rung("AdaRound", Recipe.adaround(**layers)),
+        Rung("AdaRound, batch norms tuned", Recipe.adaround(**layers, batchnorm_tuning=True)),
         Rung("blocks, QDrop", Recipe.adaround(**bits, blocks=True)),
-        Rung("AdaRound, mixed bits", Recipe.adaround(**bits, budget=budget)),
+        Rung("AdaRound, mixed bits", Recipe.adaround(**layers, budget=budget)),
     )
 
 

@@ -19,7 +19,8 @@ from tests.stored_models import CUSTOM, KINDS, make_prepared
 
 def test_every_name_stays() -> None:  # or models that were saved do not load: add, never take away
     assert stored_names() == [
-        "AffineNumbers", "Budget", "CallNotes", "CallNotes.note_region", "ChannelMean",
+        "AffineNumbers", "Budget", "CallNotes", "CallNotes.note_region", "ChannelAffine",
+        "ChannelClamp", "ChannelMean",
         "ChannelObserver", "CountedCall", "CountedCall.begin", "CountedCall.end",
         "DynamicQuantize", "FakeQuantize", "FirstCalls", "FirstCalls.begin", "FirstCalls.end",
         "FunctionalBatchNorm", "Grid", "InputKeeper", "InputKeeper.keep_call", "Int8Add",

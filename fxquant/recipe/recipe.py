@@ -168,8 +168,19 @@ class Recipe:
 
         `options` are fields of `Recipe`, of the activations' `TensorSpec` (`range="aciq"`), or of
         `Reconstruction` (`steps=2000`).
+
+        With activations of less than 6 bits the first layer and the last have 8 (`end_bits=None`:
+        as many as the others), and unless something else is asked for, whole blocks are learned,
+        freely (`blocks=False`: layers): their integers make up for the activations' rounding.
+
+        >>> Recipe.adaround(activation_bits=4).reconstruction.blocks
+        True
         """
         given: dict[str, Any] = {**options}
+        if activation_bits is not None and 0 < activation_bits < _FEW_BITS:
+            given.setdefault("end_bits", 8)
+            if not given.keys() & _DECIDES_BLOCKS:
+                given |= {name: given.get(name, value) for name, value in _FREE_BLOCKS.items()}
         chosen = {key: given.pop(key) for key in OPTIONS & given.keys()}
         if chosen or "reconstruction" not in given:
             given["reconstruction"] = Reconstruction(**chosen)
@@ -256,6 +267,11 @@ class Recipe:
     def for_outputs(self) -> TensorSpec | None:
         """Return what is asked of the model's outputs, in the target's integers."""
         return self.target.asks_of(CallSpec(None, self.logits)).activations
+
+
+_FEW_BITS = 6
+_FREE_BLOCKS = {"blocks": True, "method": "adaquant", "activation_learning_rate": 1e-3}
+_DECIDES_BLOCKS = {"blocks", "method", "parallel", "reconstruction", "budget"}
 
 
 def _weights(bits: int | None) -> TensorSpec | None:

@@ -40,9 +40,6 @@ from fxquant.streaming.distributed import num_ranks
 from fxquant.streaming.value_store import ValueStore
 
 _NAMES = {"adaround": "blocks", "adaquant": "blocks, AdaQuant"}
-
-
-_NAMES = {"adaround": "blocks", "adaquant": "blocks, AdaQuant"}
 """What a report calls each way to learn a block."""
 
 
@@ -57,7 +54,8 @@ class ReconstructBlocks(Lesson, Pass):
         if num_ranks() > 1:
             raise PassError(
                 f"{num_ranks()} ranks: blocks are learned by one process alone; "
-                "run it without torch.distributed, or use ReconstructRounding"
+                "run it without torch.distributed, or learn layers, with blocks=False "
+                "(ReconstructRounding)"
             )
         blocks = find_blocks(graph_module)
         self.require(node for block in blocks for node in ends_in_float(graph_module, block))

@@ -23,8 +23,8 @@ def test_recipes_are_judged_on_other_images_than_they_are_calibrated_on(
     ).eval()
     images, labels = torch.randn(40, 3, 8, 8), torch.arange(40) % 10
     recipes = {"nearest": {"reconstruction": None}, "learned": {"steps": 20, "blocks": True}}
-    monkeypatch.setattr(low_bits, "load_images", lambda folder, is_flipped: (images, labels))
-    monkeypatch.setattr(low_bits, "load_model", lambda name, weights: model)
+    monkeypatch.setattr(low_bits, "load_images", lambda folder: (images, labels))
+    monkeypatch.setattr(low_bits, "load_network", lambda options, images: (model, images))
     monkeypatch.setattr(low_bits, "keep_memory", lambda: None)
     monkeypatch.setattr(low_bits, "RECIPES", recipes)
     options = ["low_bits", "--data", "val", "--draws", "2", "--columns", "4/8", "4/4"]

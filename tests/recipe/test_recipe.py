@@ -206,7 +206,7 @@ def test_repr_makes_the_recipe_again() -> None:
         "activations=TensorSpec(bits=8, symmetric=False, signed=False, per_channel=False, "
         "range='aciq', percentile=99.99, momentum=0.9, distribution='auto', clip='corrected', "
         "dynamic=False, bit_allocation=False, clip_weight=1.0), "
-        "equalization=False, bias_correction=True, reconstruction=None, "
+        "equalization=False, smoothing=False, bias_correction=True, reconstruction=None, "
         "batchnorm_tuning=False, budget=None, "
         "rules=(Rule(match='layer1.*', skip=False, weights=8, activations='inherit'), "
         "Rule(match='fc', skip=True, weights='inherit', activations='inherit')), "

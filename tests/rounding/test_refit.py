@@ -1,6 +1,7 @@
 """The float layer that serves quantized inputs best, as far as samples set aside confirm."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -127,7 +128,9 @@ def test_constant_inputs_leave_the_weight_alone() -> None:
 def test_rows_are_those_of_the_layer_as_it_should_be() -> None:
     layer, rows, judged = made(Clamp())
     found = refit(layer, rows, judged, Clamp())
-    new = found.rows(rows, layer, Clamp())
     y = rows.inputs @ found.rounding.weight.mT + 0.1 + found.shift[:, None]
-    torch.testing.assert_close(new.outputs, y, rtol=0, atol=1e-4)
-    torch.testing.assert_close(new.targets, y.clamp(min=0), rtol=0, atol=1e-4)
+    for share in (None, 0.1, 0.001):
+        new = replace(found, share=share).rows(rows, layer, Clamp())
+        torch.testing.assert_close(new.outputs, y, rtol=0, atol=1e-4)
+        wanted = rows.targets if share == 0.001 else y.clamp(min=0)
+        torch.testing.assert_close(new.targets, wanted, rtol=0, atol=1e-4)
