@@ -48,7 +48,7 @@ Make = Callable[..., Recipe]
 
 def _nearest(*, seed: int = 0, **options: Any) -> Recipe:
     """Return AdaRound's ranges with nothing learned."""
-    return Recipe.adaround(reconstruction=None, **options)
+    return Recipe.adaround(reconstruction=None, end_bits=None, **options)
 
 
 def _aciq_weights(**options: Any) -> Recipe:
@@ -59,7 +59,8 @@ def _aciq_weights(**options: Any) -> Recipe:
 
 
 def _learned(**fixed: Any) -> Make:
-    return lambda **options: Recipe.adaround(**fixed, **options)
+    by_layer: dict[str, Any] = {"blocks": False, "end_bits": None}  # whatever the bits
+    return lambda **options: Recipe.adaround(**{**by_layer, **fixed, **options})
 
 
 def _aciq(**fixed: Any) -> Make:
@@ -96,6 +97,7 @@ METHODS: dict[str, Make] = {
     ),
     "blocks": _learned(blocks=True, drop=0.0),
     "blocks, QDrop": _learned(blocks=True),
+    "blocks, AdaQuant": _learned(blocks=True, method="adaquant", activation_learning_rate=1e-3),
 }
 
 

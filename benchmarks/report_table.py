@@ -45,7 +45,7 @@ METHODS: dict[str, Callable[[Settings], fxquant.Recipe]] = {
     "ACIQ": lambda settings: fxquant.Recipe.aciq(**settings.bits),
     "ACIQ, every batch": lambda settings: fxquant.Recipe.aciq(dynamic=True, **settings.bits),
     "AdaRound": lambda settings: fxquant.Recipe.adaround(
-        samples=min(settings.samples, settings.calibration), **settings.bits
+        samples=min(settings.samples, settings.calibration), blocks=False, **settings.bits
     ),
 }
 DEFAULT_METHODS = tuple(METHODS)

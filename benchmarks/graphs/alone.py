@@ -37,6 +37,7 @@ def passes_in_order(
     ):  # fmt: skip
         yield each, gm
     call(gm)
+    yield passes.SmoothInputs(recipe, batches), gm
     reference = copy.deepcopy(gm)
     yield passes.DropObservers(), reference
     options = Reconstruction(steps=5, samples=8)

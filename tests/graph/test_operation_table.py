@@ -1,6 +1,7 @@
 """Every spelling of an operation is known for the same, and a new operation is one row."""
 
 import itertools
+import math
 import operator
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,6 +22,7 @@ from fxquant.graph.operations import (
     reads_values,
     sources_of_values,
 )
+from fxquant.modules.by_channel import ChannelClamp
 from fxquant.modules.fake_quantize import FakeQuantize
 from fxquant.modules.torchvision_names import STOCHASTIC_DEPTH
 from tests.helpers import Net, last_call, node, whole
@@ -28,7 +30,7 @@ from tests.helpers import Net, last_call, node, whole
 Function = Callable[[Any, Any], Any]
 
 MADE_WITH: dict[type, tuple[Any, ...]] = {
-    nn.Hardtanh: (0.0, 6.0),
+    nn.Hardtanh: (0.0, 6.0), ChannelClamp: (torch.zeros(2), torch.ones(2), -1),
     nn.AvgPool1d: (2,), nn.AvgPool2d: (2,), nn.AvgPool3d: (2,),
     nn.AdaptiveAvgPool1d: (1,), nn.AdaptiveAvgPool2d: (1,), nn.AdaptiveAvgPool3d: (1,),
     nn.MaxPool1d: (2,), nn.MaxPool2d: (2,), nn.MaxPool3d: (2,),
@@ -46,7 +48,7 @@ MOVED_BY_CHANNEL = Operation(keeps_values=True, moves_only=True, keeps_channels=
 IDENTITY = Operation("identity", keeps_values=True, moves_only=True, keeps_channels=True)
 POOLED = Operation(keeps_values=True, keeps_channels=True)
 POOLED_2D = Operation("max_pool2d", keeps_values=True, keeps_channels=True)
-RELU6 = Operation("relu", bounds=(0.0, 6.0))
+RELU6 = Operation("relu", bounds=(0.0, 6.0), limits=(0.0, 6.0))
 
 CALLS: dict[Any, tuple[tuple[Any, ...], Operation]] = {
     operator.add: (("y",), Operation("add")),
@@ -187,7 +189,7 @@ def test_no_spelling_stands_in_two_rows() -> None:
 OTHERS: dict[str, Function] = {
     "x + 1": lambda m, x: x + 1,
     "x + x, scaled": lambda m, x: torch.add(x, x, alpha=2),
-    "clamp(1)": lambda m, x: x.clamp(1),
+    "clamp by a tensor": lambda m, x: x.clamp(x.mean()),
     "x[0]": lambda m, x: x[0],
     "x[computed]": lambda m, x: x[x.argmax()],
     "pad with ones": lambda m, x: F.pad(x, (1, 1), value=1.0),
@@ -201,6 +203,24 @@ OTHERS: dict[str, Function] = {
 @pytest.mark.parametrize("function", OTHERS.values(), ids=OTHERS)
 def test_what_only_looks_like_a_known_operation_is_another(function: Function) -> None:
     assert operation_of(*last_call(function)) == Operation()
+
+
+@pytest.mark.parametrize(
+    ("function", "limits"),
+    [
+        (lambda m, x: x.clamp(1), (1.0, math.inf)),
+        (lambda m, x: x.clamp(max=2), (-math.inf, 2.0)),
+        (lambda m, x: F.hardtanh(x), (-1.0, 1.0)),
+        (lambda m, x: F.hardtanh_(x, -2.0, 0.5), (-2.0, 0.5)),
+    ],
+)
+def test_a_clamp_at_numbers_has_limits_and_is_no_relu(
+    function: Function, limits: tuple[float, float]
+) -> None:
+    operation = operation_of(*last_call(function))
+    assert operation.limits == limits
+    assert operation.bounds is None
+    assert operation.kind in ("other", "activation")
 
 
 def test_a_module_is_known_by_its_type_and_an_input_by_nothing() -> None:

@@ -48,6 +48,13 @@ def wide_and_narrow() -> nn.Module:
     return net
 
 
+def wide_norm() -> nn.Module:
+    norm = nn.LayerNorm(8)
+    with torch.no_grad():
+        norm.weight[0] *= 100
+    return norm
+
+
 def two_names() -> nn.Module:
     net = Net(lambda m, x: m.b(F.relu(m.a(x))), a=nn.Conv2d(3, 3, 1), bn=nn.BatchNorm2d(3))
     net.b = net.a
@@ -108,6 +115,9 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
         lambda m, x: F.conv2d(x, m.w / m.w.norm()).mean((2, 3)) @ m.v + m.fc.weight.t().mean(1),
         w=nn.Parameter(torch.randn(4, 3, 1, 1)), v=nn.Parameter(torch.randn(4, 2)),
         fc=nn.Linear(2, 3),
+    ),
+    "a norm with wide channels": lambda: Net(
+        lambda m, x: m.fc(m.norm(x)), fc=nn.Linear(8, 4), norm=wide_norm(),
     ),
     "transposed": lambda: Net(
         lambda m, x: m.last(F.hardswish(m.bn(m.up(x)))),
