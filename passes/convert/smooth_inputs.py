@@ -210,16 +210,18 @@ class _Smoothing:
 
 def _best(each: _Input, seen: _Seen, least_gain: float) -> _Smoothing | None:
     """Return the smoothing of least error, None if it gains too little."""
-    weights = torch.cat([layer.weight.detach().float().cpu() for layer, _ in each.weights()])
-    met = weights.abs().amax(dim=0)
+    weights = [layer.weight.detach().float().cpu() for layer, _ in each.weights()]
+    met, wanted = torch.cat(weights).abs().amax(dim=0), [seen.rows @ own.T for own in weights]
     without = _Smoothing(torch.ones_like(seen.low), torch.zeros_like(seen.low))
     tried = []
     for shift in (without.shift, (seen.low + seen.high) / 2):
         width = torch.maximum(seen.high - shift, shift - seen.low)
         tried += [_Smoothing(scale, shift) for scale in _scales(width, met)]
-    errors = [_error(each, seen, smoothing) for smoothing in (without, *tried)]
+    errors = [_error(each, seen, wanted, smoothing) for smoothing in (without, *tried)]
     least = min(range(len(tried)), key=lambda number: errors[1 + number])
-    is_worth_it = decibels(errors[0], max(errors[1 + least], 1e-30)) >= least_gain
+    is_worth_it = errors[0] > 0 and (
+        decibels(errors[0], max(errors[1 + least], 1e-30)) >= least_gain
+    )
     return tried[least] if is_worth_it else None
 
 
@@ -239,7 +241,9 @@ def _scales(width: Tensor, met: Tensor) -> Iterator[Tensor]:
         yield (width / (width.max() * 2**-octaves).clamp(min=1e-30)).clamp(min=1.0)
 
 
-def _error(each: _Input, seen: _Seen, smoothing: _Smoothing) -> float:
+def _error(
+    each: _Input, seen: _Seen, wanted_of_layers: list[Tensor], smoothing: _Smoothing
+) -> float:
     """Return the squared error of what all layers compute of the rows, both sides rounded.
 
     Relative to what each row gives: tokens that attention rests on are many times as large as
@@ -251,12 +255,11 @@ def _error(each: _Input, seen: _Seen, smoothing: _Smoothing) -> float:
     observer(torch.cat([rows, ends]))
     rounded = quantizer_of(observer)(rows)
     error = 0.0
-    for layer, spec in each.weights():
+    for (layer, spec), wanted in zip(each.weights(), wanted_of_layers, strict=True):
         weight = layer.weight.detach().float().cpu()
         moved = nn.Linear(layer.in_features, layer.out_features, bias=False)
         moved.weight = nn.Parameter(weight * smoothing.scale)
         quantized = moved if spec is None else quantize_layer(moved, spec)
-        wanted = seen.rows @ weight.T
         shift = smoothing.shift @ weight.T
         found = rounded @ quantized.weight.detach().float().T + shift
         power = wanted.square().mean(dim=1)

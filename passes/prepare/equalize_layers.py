@@ -150,7 +150,8 @@ def _clips_at(gm: fx.GraphModule, pair: Pair) -> Tensor | None:
     for clip in pair.clips(gm):
         known = module_of(gm, clip)
         if isinstance(known, ChannelClamp):
-            return torch.maximum(known.low.abs(), known.high.abs()).to(torch.float32)
+            ends = torch.stack([known.low, known.high]).to(torch.float32).abs()
+            return torch.where(torch.isfinite(ends), ends, 0.0).amax(dim=0)
         found = torch.ones(())
     return found
 
@@ -163,7 +164,7 @@ def _made(layer: Layer, clips: Tensor | None) -> Tensor:
     wide as the others by its weights, it would take the whole range of the activation.
     """
     largest = _largest(output_rows(layer, layer.weight.detach()))
-    shares = [] if clips is None else [clips / clips.max()]
+    shares = [] if clips is None else [clips / clips.max().clamp(min=1e-30)]
     if layer.bias is not None:
         bias = layer.bias.detach().abs().to(largest.dtype)
         shares.append(bias / (_BIASED * bias.max().clamp(min=1e-30)))

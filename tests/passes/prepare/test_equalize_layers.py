@@ -324,3 +324,14 @@ def test_one_scale_serves_wild_channels_behind_a_clip() -> None:
         for recipe in (Recipe(**one_scale), Recipe(**one_scale, equalization=True))
     ]
     assert lost[1] > lost[0] + 6
+
+
+def test_a_second_run_knows_where_a_clamp_with_one_end_clips() -> None:
+    gm = fxquant.trace(two_convs(lambda x: x.clamp(max=0.5)))
+    apply(EqualizeLayers(tolerance=1e-4), gm)
+    cast(Layer, gm.get_submodule("conv2")).weight.data[:, 0] *= (
+        100  # so that there is something to do again
+    )
+    expected = outputs(gm, batch())
+    assert apply(EqualizeLayers(tolerance=1e-4), gm)
+    assert relative_error(outputs(gm, batch()), expected) < 1e-5
