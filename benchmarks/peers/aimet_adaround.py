@@ -13,6 +13,8 @@ by "post_training_tf_enhanced": a search for the least squared error, clipping c
 Its per-channel configuration is taken, since the default one is per tensor. Imports, reading files
 and the evaluation are not timed.
 
+`--equalize` puts AIMET's cross-layer equalization first, as its manual advises for MobileNets.
+
 Not taken: `apply_adaround_with_cache`, which runs one block at a time instead of the network up to
 the layer. It needs blocks that are called as modules, and `prepare_model` leaves none.
 """
@@ -49,6 +51,7 @@ from aimet_torch.common.defs import QuantScheme  # type: ignore[import-not-found
 from aimet_torch.common.quantsim_config.utils import (  # type: ignore[import-not-found]
     get_path_for_per_channel_config,
 )
+from aimet_torch.cross_layer_equalization import equalize_model  # type: ignore[import-not-found]
 from aimet_torch.model_preparer import prepare_model  # type: ignore[import-not-found]
 from aimet_torch.quantsim import QuantizationSimModel  # type: ignore[import-not-found]
 from aimet_torch.utils import remove_activation_quantizers  # type: ignore[import-not-found]
@@ -120,7 +123,7 @@ def main() -> None:
     float_top1 = top1(model, test) if test else None
     with tempfile.TemporaryDirectory() as folder:
         begin = perf_counter()
-        model, folded_batchnorms = prepare(model, images[:1])
+        model, folded_batchnorms = prepare(model, images[:1], options.equalize)
         preparing = perf_counter() - begin
         supported = names_of_supported(model)
         layers = time_layers(model, choose_layers(supported, options.layers))
@@ -129,9 +132,16 @@ def main() -> None:
         if not layers:
             raise SystemExit("AIMET rounded no layer, or no longer by AdaroundOptimizer")
         judged = images[: options.judged_images]
+        if options.outputs and test:
+            outputs = {
+                bits: predict(quantize(rounded, images, bits, options, folder), test["images"])
+                for bits in options.activation_bits
+            }
+            torch.save(outputs, options.outputs)
         rounded_top1, decibels = None, None
         if test or len(judged):
-            quantized = quantize(rounded, images, options, folder)
+            (bits,) = options.activation_bits[:1] or (None,)
+            quantized = quantize(rounded, images, bits, options, folder)
             rounded_top1 = top1(quantized, test) if test else None
             decibels = sqnr(model, quantized, judged) if len(judged) else None
     optimizing = sum(layer.optimizing for layer in layers)
@@ -141,7 +151,7 @@ def main() -> None:
         threads=torch.get_num_threads(),
         network=options.network or options.model.name,
         bits=options.bits,
-        activation_bits=options.activation_bits,
+        activation_bits=next(iter(options.activation_bits), None),
         steps=options.steps,
         batch_size=options.batch_size,
         num_images=len(images),
@@ -172,7 +182,11 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--images", type=Path, required=True, help="tensor (N, 3, H, W)")
     parser.add_argument("--test", type=Path, help="dict(images=…, labels=…)")
     parser.add_argument("--bits", type=int, required=True, help="of the weights")
-    parser.add_argument("--activation-bits", type=int, help="for the evaluation; else float")
+    parser.add_argument(
+        "--activation-bits", type=int, nargs="*", default=[], help="for the evaluation; else float"
+    )
+    parser.add_argument("--equalize", action="store_true", help="across layers, first")
+    parser.add_argument("--outputs", type=Path, help="logits of --test, by --activation-bits")
     parser.add_argument("--steps", type=int, required=True, help="per layer")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--layers", help="names, comma-separated; the others round to nearest")
@@ -205,9 +219,13 @@ def load_network(options: argparse.Namespace) -> nn.Module:
     return model.eval()
 
 
-def prepare(model: nn.Module, dummy_input: Tensor) -> tuple[nn.Module, int]:
+def prepare(model: nn.Module, dummy_input: Tensor, equalize: bool) -> tuple[nn.Module, int]:
     """Return the network as AIMET wants it, batch norms folded, and how many those were."""
     prepared: nn.Module = prepare_model(model).eval()
+    if equalize:  # which folds the batch norms itself
+        norms = sum(isinstance(each, nn.BatchNorm2d) for each in prepared.modules())
+        equalize_model(prepared, dummy_input=dummy_input)
+        return prepared, norms
     pairs = fold_all_batch_norms(prepared, tuple(dummy_input.shape), dummy_input=dummy_input)
     return prepared, len(pairs)
 
@@ -293,7 +311,11 @@ def adaround(
 
 
 def quantize(
-    rounded: nn.Module, images: Tensor, options: argparse.Namespace, folder: str
+    rounded: nn.Module,
+    images: Tensor,
+    activation_bits: int | None,
+    options: argparse.Namespace,
+    folder: str,
 ) -> nn.Module:
     """Return the rounded network with its weights on the grid, and its activations if asked.
 
@@ -304,12 +326,12 @@ def quantize(
         rounded,
         dummy_input=images[:1],
         quant_scheme=SCHEME,
-        default_output_bw=options.activation_bits or 8,
+        default_output_bw=activation_bits or 8,
         default_param_bw=options.bits,
         config_file=get_path_for_per_channel_config(),
     )
     sim.set_and_freeze_param_encodings(str(Path(folder) / f"{PREFIX}.encodings"))
-    if options.activation_bits:
+    if activation_bits:
         sim.compute_encodings(lambda model: [model(batch) for batch in torch.split(images, 250)])
     else:
         remove_activation_quantizers(sim.model)
@@ -328,9 +350,14 @@ def sqnr(model: nn.Module, quantized: nn.Module, images: Tensor) -> float:
 @torch.no_grad()
 def top1(model: nn.Module, test: dict[str, Tensor]) -> float:
     """Return how many percent of the test images get their label."""
-    batches = torch.split(test["images"], 250)
-    predicted = torch.cat([model(batch).argmax(dim=1) for batch in batches])
-    return 100 * (predicted == test["labels"]).float().mean().item()
+    classes = predict(model, test["images"]).argmax(dim=1)
+    return 100 * (classes == test["labels"]).float().mean().item()
+
+
+@torch.no_grad()
+def predict(model: nn.Module, images: Tensor) -> Tensor:
+    """Return the logits, (N, classes)."""
+    return torch.cat([model(batch) for batch in torch.split(images, 250)])
 
 
 if __name__ == "__main__":

@@ -11,20 +11,30 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from fxquant.graph.chains import Chain
-from fxquant.graph.operations import is_layer, layer_of, operation_of
-from fxquant.graph.records import refuse
-from fxquant.graph.submodules import users_by_module, why_not_changeable
+from fxquant.graph.operations import is_layer, layer_of, module_of, operation_of, source_of
+from fxquant.graph.records import annotate, record, refuse
+from fxquant.graph.submodules import (
+    Submodules,
+    free_place,
+    users_by_module,
+    why_not_changeable,
+)
+from fxquant.modules.batchnorm import fold_after, fold_before
+from fxquant.modules.by_channel import ChannelClamp
 from fxquant.modules.layers import channel_axis, num_inputs, num_outputs
+from fxquant.modules.own import as_own
 
 _RELU = (0.0, float("inf"))
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two layers, and what lies between them: ReLUs, leaky ReLUs, pooling, clips."""
+    """Two layers, and what lies between them: ReLUs, leaky ReLUs, pooling, clips, observers."""
 
     first: fx.Node
     second: fx.Node
@@ -35,13 +45,35 @@ class Pair:
         return [node for node in self.between if _clips(gm, node)]
 
 
-def find_pairs(gm: fx.GraphModule, step: str, *, clips: bool) -> Iterator[Pair]:
+def rescale_layers(pair: Pair, scale: Tensor, submodules: Submodules) -> None:
+    """Let the first layer make each channel 1/scale as large, and the second take that back.
+
+    Args:
+        pair: what clips between the two is moved by `move_clips`.
+        scale: (channels,).
+        submodules: of the graph.
+    """
+    unmoved = torch.zeros_like(scale)
+    fold_after(submodules.own(str(pair.first.target)), 1 / scale, unmoved)
+    fold_before(submodules.own(str(pair.second.target)), scale, unmoved)
+    moments = record(pair.first).moments
+    if moments is not None:
+        annotate(pair.first, moments=(moments[0] / scale, moments[1] / scale))
+
+
+def move_clips(gm: fx.GraphModule, pair: Pair, scale: Tensor, submodules: Submodules) -> None:
+    """Let what clips between the layers work on channels that are 1/scale as large as they were."""
+    for clip in pair.clips(gm):
+        _move_clip(gm, pair, clip, scale, submodules)
+
+
+def find_pairs(gm: fx.GraphModule, step: str | None, *, clips: bool) -> Iterator[Pair]:
     """Yield the pairs of `gm`, in execution order.
 
     Args:
         gm: the graph.
         step: what is to be done ("not equalized"): why two layers are no pair is recorded on the
-            first, as a refusal of it.
+            first, as a refusal of it; None: it is not.
         clips: whether there may be clips in between.
     """
     users = users_by_module(gm)
@@ -51,10 +83,10 @@ def find_pairs(gm: fx.GraphModule, step: str, *, clips: bool) -> Iterator[Pair]:
         pair, reason = _follow(gm, first, clips)
         if pair is not None:
             reason = _why_not(gm, pair, users)
-        if reason is not None:
-            refuse(first, step, reason)
-        elif pair is not None:
+        if reason is None and pair is not None:
             yield pair
+        elif reason is not None and step is not None:
+            refuse(first, step, reason)
 
 
 def _follow(gm: fx.GraphModule, first: fx.Node, clips: bool) -> tuple[Pair | None, str | None]:
@@ -77,6 +109,42 @@ def _follow(gm: fx.GraphModule, first: fx.Node, clips: bool) -> tuple[Pair | Non
     return None, f"{after.name} clips at {at}, whatever the scale" if at else None
 
 
+def _move_clip(
+    gm: fx.GraphModule, pair: Pair, clip: fx.Node, scale: Tensor, submodules: Submodules
+) -> None:
+    """Let `clip` work on channels that are 1/scale as large as they were."""
+    known = module_of(gm, clip)
+    if isinstance(known, ChannelClamp):
+        submodules.put(str(clip.target), known.rescaled(1 / scale))
+        return
+    limits = operation_of(gm, clip).limits
+    assert limits is not None
+    layer = layer_of(gm, pair.first)
+    low, high = (limit / scale for limit in limits)
+    ends = (float(low.min()), float(high.max()))
+    name, source = clip.name, source_of(clip)
+    with gm.graph.inserting_after(clip):
+        wide = gm.graph.call_function(F.hardtanh, (source, *ends))
+    wide.meta = dict(clip.meta)
+    if record(clip).fused_into is not None:
+        annotate(source, clamp=ends)
+        annotate(wide, clamp=ends)
+    clip.replace_all_uses_with(wide)
+    gm.graph.erase_node(clip)
+    wide.name = name
+    if clip.op == "call_module":
+        submodules.drop_unused([str(clip.target)])
+    if torch.all(low == low[0]) and torch.all(high == high[0]):
+        return
+    low, high = (each.to(layer.weight.dtype) for each in (low, high))
+    path = free_place(gm, f"{name}_clamp")
+    submodules.put(path, ChannelClamp(low, high, channel_axis(layer)))
+    with gm.graph.inserting_after(wide):
+        clamp = gm.graph.call_module(path, ())
+    wide.replace_all_uses_with(clamp)
+    clamp.args = (wide,)
+
+
 def _clips(gm: fx.GraphModule, node: fx.Node) -> bool:
     """Say whether the node clamps one tensor at numbers other than 0, or channel by channel."""
     operation = operation_of(gm, node)
@@ -93,6 +161,8 @@ def _lets_scales_through(gm: fx.GraphModule, node: fx.Node) -> bool:
 
 def _lets_scales_of_last_axis_through(gm: fx.GraphModule, node: fx.Node) -> bool:
     """Say the same where channels lie along the last axis, as a linear layer's: pools mix them."""
+    if as_own(module_of(gm, node)).watches:
+        return True
     operation = operation_of(gm, node)
     return operation.bounds == _RELU or operation.kind in ("leaky_relu", "identity")
 

@@ -8,6 +8,10 @@ from fxquant.rounding.in_turn import learn_in_turn
 from fxquant.rounding.learners import Learned, learn
 from fxquant.rounding.pool import RowPool
 from fxquant.rounding.side_by_side import LayersSideBySide, Lesson
+from fxquant.rounding.smoothing.choice import best_smoothing
+from fxquant.rounding.smoothing.inputs import LayerInput, find_inputs
+from fxquant.rounding.smoothing.scales import Smoothing
+from fxquant.rounding.smoothing.seen import look_at
 from fxquant.rounding.subgraphs import Call, Subgraph, find_subgraphs
 
 __all__ = [
@@ -15,15 +19,20 @@ __all__ = [
     "BlockLearner",
     "BlocksSideBySide",
     "Call",
+    "LayerInput",
     "LayersSideBySide",
     "Learned",
     "Lesson",
     "Rounding",
     "RowPool",
+    "Smoothing",
     "Subgraph",
+    "best_smoothing",
     "ends_in_float",
     "find_blocks",
+    "find_inputs",
     "find_subgraphs",
     "learn",
     "learn_in_turn",
+    "look_at",
 ]

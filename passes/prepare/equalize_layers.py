@@ -24,15 +24,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
-from torch.nn import functional as F
 
-from fxquant.graph.operations import layer_of, module_of, operation_of, source_of
-from fxquant.graph.pairs import Pair, find_pairs
-from fxquant.graph.records import annotate, record
-from fxquant.graph.submodules import Submodules, free_place
-from fxquant.modules.batchnorm import fold_after, fold_before
+from fxquant.graph.operations import layer_of, module_of
+from fxquant.graph.pairs import Pair, find_pairs, move_clips, rescale_layers
+from fxquant.graph.submodules import Submodules
 from fxquant.modules.by_channel import ChannelClamp
-from fxquant.modules.layers import Layer, channel_axis, input_rows, output_rows
+from fxquant.modules.layers import Layer, input_rows, output_rows
 from fxquant.passes.pipeline import Pass
 from fxquant.passes.starting_points import TRACED
 
@@ -67,8 +64,7 @@ class EqualizeLayers(Pass):
             for pair, scale in found.items():
                 scales[pair] = scales.get(pair, 1.0) * scale
         for pair, scale in scales.items():
-            for clip in pair.clips(gm):
-                _move_clip(gm, pair, clip, scale, submodules)
+            move_clips(gm, pair, scale, submodules)
         return bool(scales)
 
 
@@ -99,49 +95,8 @@ def _equalize(
     scale = torch.where(usable & ((scale - 1).abs() > tolerance), scale, 1.0)
     if torch.all(scale == 1):
         return None
-    unmoved = torch.zeros_like(scale)
-    fold_after(submodules.own(str(pair.first.target)), 1 / scale, unmoved)
-    fold_before(submodules.own(str(pair.second.target)), scale, unmoved)
-    moments = record(pair.first).moments
-    if moments is not None:
-        annotate(pair.first, moments=(moments[0] / scale, moments[1] / scale))
+    rescale_layers(pair, scale, submodules)
     return scale
-
-
-def _move_clip(
-    gm: fx.GraphModule, pair: Pair, clip: fx.Node, scale: Tensor, submodules: Submodules
-) -> None:
-    """Let `clip` work on channels that are 1/scale as large as they were."""
-    known = module_of(gm, clip)
-    if isinstance(known, ChannelClamp):
-        submodules.put(str(clip.target), known.rescaled(1 / scale))
-        return
-    limits = operation_of(gm, clip).limits
-    assert limits is not None
-    layer = layer_of(gm, pair.first)
-    low, high = (limit / scale for limit in limits)
-    ends = (float(low.min()), float(high.max()))
-    name, source = clip.name, source_of(clip)
-    with gm.graph.inserting_after(clip):
-        wide = gm.graph.call_function(F.hardtanh, (source, *ends))
-    wide.meta = dict(clip.meta)
-    if record(clip).fused_into is not None:
-        annotate(source, clamp=ends)
-        annotate(wide, clamp=ends)
-    clip.replace_all_uses_with(wide)
-    gm.graph.erase_node(clip)
-    wide.name = name
-    if clip.op == "call_module":
-        submodules.drop_unused([str(clip.target)])
-    if torch.all(low == low[0]) and torch.all(high == high[0]):
-        return
-    low, high = (each.to(layer.weight.dtype) for each in (low, high))
-    path = free_place(gm, f"{name}_clamp")
-    submodules.put(path, ChannelClamp(low, high, channel_axis(layer)))
-    with gm.graph.inserting_after(wide):
-        clamp = gm.graph.call_module(path, ())
-    wide.replace_all_uses_with(clamp)
-    clamp.args = (wide,)
 
 
 def _clips_at(gm: fx.GraphModule, pair: Pair) -> Tensor | None:

@@ -51,7 +51,7 @@ class BlockForward:
         nodes = [node for path in block.paths for node in path.nodes]
         self._modules = {node: module_of(gm, node) for node in nodes}
         self._inplace = {node for node in nodes if is_inplace(gm, node)}
-        self._sizes: dict[QuantizedLayer, float] | None = None
+        self._sizes: dict[QuantizedLayer, Tensor] | None = None
 
     def __call__(
         self,
@@ -150,9 +150,9 @@ class BlockForward:
                 return None
         return windows
 
-    def output_sizes(self, batch: Batch) -> dict[QuantizedLayer, float]:
-        """Return the root of the mean square of each layer's output in float."""
-        found: dict[QuantizedLayer, float] = {}
+    def output_sizes(self, batch: Batch) -> dict[QuantizedLayer, Tensor]:
+        """Return the root of the mean square of each layer's output channels in float: (out,)."""
+        found: dict[QuantizedLayer, Tensor] = {}
         self._sizes = found
         self(batch.path, batch.floats, self._float_weights(batch.path), _as_it_is)
         self._sizes = None
@@ -184,7 +184,8 @@ class BlockForward:
             result = result + along_axis(bias.to(dtype), axis, result.dim())
         if self._sizes is not None:
             quantized: Any = self._modules[node]
-            self._sizes[quantized] = float(result.float().square().mean().sqrt())
+            channels = result.detach().float().movedim(channel_axis(layer), 0).flatten(1)
+            self._sizes[quantized] = channels.square().mean(dim=1).sqrt()
         return result.to(given.dtype) if is_narrow else result
 
     def _run(self, node: fx.Node, module: nn.Module | None, args: Any, kwargs: Any) -> Any:

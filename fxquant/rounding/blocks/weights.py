@@ -6,8 +6,8 @@
 
       W̃ = s eᵍ · clamp(round(V), n, p),   b' = b + r · m
 
-  V, g and m are learned; r is the size of the layer's output on calibration data, so that one
-  learning rate fits all layers. Where a few integers must make up for what many activations lose,
+  V, g and m are learned; r is the size of the layer's output channels on calibration data, so that
+  one learning rate fits all. Where a few integers must make up for what many activations lose,
   each must be free to go further than to its neighbour.
 """
 
@@ -117,11 +117,11 @@ class FreeWeight(LearnedWeight):
     Args:
         layer: the quantized one.
         reference: the float one.
-        size: r, the root of the mean square of the layer's output.
+        sizes: r, the roots of the mean squares of the layer's output channels, (out,).
     """
 
-    def __init__(self, layer: QuantizedLayer, reference: Layer, size: float) -> None:
-        self._layer, self._scale, self._size = as_layer(layer), layer.weight_scale, size
+    def __init__(self, layer: QuantizedLayer, reference: Layer, sizes: Tensor) -> None:
+        self._layer, self._scale, self._sizes = as_layer(layer), layer.weight_scale, sizes
         weight, self._affine = _on_grid(layer, reference)
         self.nearest = _nearest(weight, self._affine)
         self._v = (weight / self._affine.scale).requires_grad_()
@@ -147,7 +147,7 @@ class FreeWeight(LearnedWeight):
 
     def bias(self) -> Tensor:
         """Return b'."""
-        return self._start + self._size * self._shift
+        return self._start + self._sizes * self._shift
 
     def result(self) -> LearnedLayer:
         """Return integers, scales and bias as they are now."""

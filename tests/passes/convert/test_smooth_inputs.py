@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxquant
-from fxquant import CalibrationError, Recipe
+from fxquant import CalibrationError, Recipe, TensorSpec
 from fxquant.modules.by_channel import ChannelAffine
 from fxquant.modules.observers import Observer
 from fxquant.numerics.decibels import sqnr
@@ -153,3 +153,72 @@ def test_a_smoothed_model_is_lowered_exported_and_saved(has_residual: bool, tmp_
     fxquant.save(quantized, tmp_path / "model.pt")
     assert torch.equal(outputs(fxquant.load(tmp_path / "model.pt"), x), expected)
     assert "smoothed" in fxquant.text(quantized)
+
+
+def separable(between: Any, *, pool: bool = False) -> nn.Module:
+    """Return convolutions whose inner channels are up to 50 times as wide as others."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 1),
+        between,
+        nn.Conv2d(16, 16, 3, padding=1, groups=16),
+        between,
+        *([nn.MaxPool2d(2)] if pool else []),
+        nn.Conv2d(16, 8, 1),
+    )
+    with torch.no_grad():
+        width = torch.logspace(-1, 0.7, 16)[torch.randperm(16)]
+        model[0].weight.mul_(width[:, None, None, None])
+        model[0].bias.copy_(width)
+        model[2].weight.div_(width[:, None, None, None])
+    return model.eval()
+
+
+@pytest.mark.parametrize("target", ["x86", "layers"])
+@pytest.mark.parametrize("pool", [False, True])
+@pytest.mark.parametrize("between", [nn.ReLU(), nn.ReLU6(), nn.Hardtanh(-0.5, 3.0)], ids=str)
+def test_between_convolutions_the_layer_before_takes_the_scale(
+    between: nn.Module, pool: bool, target: Any
+) -> None:
+    x = torch.randn(16, 3, 9, 9, generator=torch.Generator().manual_seed(1))
+    model, recipe = separable(between, pool=pool), Recipe(target=target)
+    gm = observed(model, recipe, x)
+    expected = outputs(gm, x)
+    assert apply(SmoothInputs(recipe, [(x,)]), gm)
+    assert relative_error(outputs(gm, x), expected) < 1e-5
+    assert not any(isinstance(module, ChannelAffine) for module in gm.modules())
+    assert relative_error(outputs(model, x), expected) == 0  # the caller's model is as it was
+
+
+@pytest.mark.parametrize("target", ["x86", "layers"])
+@pytest.mark.parametrize("between", [nn.ReLU(), nn.ReLU6()], ids=str)
+def test_few_bits_between_convolutions_lose_less(between: nn.Module, target: Any) -> None:
+    x = torch.randn(64, 3, 9, 9, generator=torch.Generator().manual_seed(1))
+    model = separable(between)
+    expected = outputs(model, x)
+    lost = [
+        sqnr(
+            expected,
+            outputs(
+                fxquant.quantize(
+                    model,
+                    [x],
+                    Recipe(
+                        activations=TensorSpec(bits=4, range="mse"),
+                        end_bits=8,
+                        target=target,
+                        **each,
+                    ),
+                ),
+                x,
+            ),
+        )
+        for each in ({}, {"smoothing": True})
+    ]
+    assert lost[1] > lost[0] + 3
+
+
+def test_a_smoothed_separable_network_is_lowered() -> None:
+    x = torch.randn(16, 3, 9, 9, generator=torch.Generator().manual_seed(1))
+    quantized = fxquant.quantize(separable(nn.ReLU6()), [x], Recipe(smoothing=True))
+    assert relative_error(outputs(fxquant.lower(quantized, x), x), outputs(quantized, x)) < 0.02

@@ -4,15 +4,19 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import fxquant
 from fxquant import Recipe, Reconstruction, TensorSpec
-from fxquant.modules.layers import as_layer
+from fxquant.modules.layers import as_layer, num_outputs
 from fxquant.modules.quantized_layer import QuantizedLayer
 from fxquant.passes import QuantizeWeights
 from fxquant.rounding.blocks.weights import FreeWeight
 from tests.helpers import apply, whole
+
+
+def sizes(layer: QuantizedLayer, size: float) -> Tensor:
+    return torch.full((num_outputs(as_layer(layer)),), size)
 
 
 def free(
@@ -24,7 +28,7 @@ def free(
     apply(QuantizeWeights(recipe), gm)
     layer = gm.get_submodule("0")
     assert isinstance(layer, QuantizedLayer)
-    return FreeWeight(layer, as_layer(reference.get_submodule("0")), size), layer
+    return FreeWeight(layer, as_layer(reference.get_submodule("0")), sizes(layer, size)), layer
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
