@@ -158,19 +158,14 @@ def test_a_smoothed_model_is_lowered_exported_and_saved(has_residual: bool, tmp_
 def separable(between: Any, *, pool: bool = False) -> nn.Module:
     """Return convolutions whose inner channels are up to 50 times as wide as others."""
     torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(3, 16, 1),
-        between,
-        nn.Conv2d(16, 16, 3, padding=1, groups=16),
-        between,
-        *([nn.MaxPool2d(2)] if pool else []),
-        nn.Conv2d(16, 8, 1),
-    )
+    first, second = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 3, padding=1, groups=16)
     with torch.no_grad():
         width = torch.logspace(-1, 0.7, 16)[torch.randperm(16)]
-        model[0].weight.mul_(width[:, None, None, None])
-        model[0].bias.copy_(width)
-        model[2].weight.div_(width[:, None, None, None])
+        first.weight.mul_(width[:, None, None, None])
+        first.bias = nn.Parameter(width.clone())
+        second.weight.div_(width[:, None, None, None])
+    pools = [nn.MaxPool2d(2)] if pool else []
+    model = nn.Sequential(first, between, second, between, *pools, nn.Conv2d(16, 8, 1))
     return model.eval()
 
 
@@ -195,26 +190,11 @@ def test_between_convolutions_the_layer_before_takes_the_scale(
 def test_few_bits_between_convolutions_lose_less(between: nn.Module, target: Any) -> None:
     x = torch.randn(64, 3, 9, 9, generator=torch.Generator().manual_seed(1))
     model = separable(between)
-    expected = outputs(model, x)
-    lost = [
-        sqnr(
-            expected,
-            outputs(
-                fxquant.quantize(
-                    model,
-                    [x],
-                    Recipe(
-                        activations=TensorSpec(bits=4, range="mse"),
-                        end_bits=8,
-                        target=target,
-                        **each,
-                    ),
-                ),
-                x,
-            ),
-        )
-        for each in ({}, {"smoothing": True})
-    ]
+    expected, lost = outputs(model, x), []
+    for smoothing in (False, True):
+        bits = TensorSpec(bits=4, range="mse")
+        recipe = Recipe(activations=bits, end_bits=8, target=target, smoothing=smoothing)
+        lost.append(sqnr(expected, outputs(fxquant.quantize(model, [x], recipe), x)))
     assert lost[1] > lost[0] + 3
 
 
