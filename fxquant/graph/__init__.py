@@ -36,7 +36,7 @@ from fxquant.graph.operations import (
     source_of,
     sources_of_values,
 )
-from fxquant.graph.pairs import Pair, find_pairs, move_clips, rescale_layers
+from fxquant.graph.pairs import Pair, find_pairs, move_clips, rescale_layers, rescale_outputs
 from fxquant.graph.placement import ADDED_COSTS, JOINED_COSTS, PARTED_COSTS, Placement
 from fxquant.graph.printing import text
 from fxquant.graph.records import Record, annotate, record, refuse, value_of
@@ -113,6 +113,7 @@ __all__ = [
     "require_float",
     "require_prepared",
     "rescale_layers",
+    "rescale_outputs",
     "run_out_of_place",
     "select_calls",
     "source_of",

@@ -53,9 +53,13 @@ def rescale_layers(pair: Pair, scale: Tensor, submodules: Submodules) -> None:
         scale: (channels,).
         submodules: of the graph.
     """
-    unmoved = torch.zeros_like(scale)
-    fold_after(submodules.own(str(pair.first.target)), 1 / scale, unmoved)
-    fold_before(submodules.own(str(pair.second.target)), scale, unmoved)
+    rescale_outputs(pair, scale, submodules)
+    fold_before(submodules.own(str(pair.second.target)), scale, torch.zeros_like(scale))
+
+
+def rescale_outputs(pair: Pair, scale: Tensor, submodules: Submodules) -> None:
+    """Let the first layer make each channel 1/scale as large, (channels,)."""
+    fold_after(submodules.own(str(pair.first.target)), 1 / scale, torch.zeros_like(scale))
     moments = record(pair.first).moments
     if moments is not None:
         annotate(pair.first, moments=(moments[0] / scale, moments[1] / scale))

@@ -184,8 +184,9 @@ class BlockForward:
             result = result + along_axis(bias.to(dtype), axis, result.dim())
         if self._sizes is not None:
             quantized: Any = self._modules[node]
-            channels = result.detach().float().movedim(channel_axis(layer), 0).flatten(1)
-            self._sizes[quantized] = channels.square().mean(dim=1).sqrt()
+            channels = result.detach().float().movedim(channel_axis(layer), 0)
+            power = channels.square().reshape(len(channels), -1).mean(dim=1)
+            self._sizes[quantized] = power.sqrt()
         return result.to(given.dtype) if is_narrow else result
 
     def _run(self, node: fx.Node, module: nn.Module | None, args: Any, kwargs: Any) -> Any:

@@ -47,7 +47,7 @@ def look_at(each: LayerInput, values: Iterator[tuple[Tensor, ...]]) -> Seen | No
     generator = torch.Generator().manual_seed(0)
     lows, highs, rows = [], [], []
     for value, *results in values:
-        flat = value.movedim(each.axis, -1).flatten(0, -2).to(torch.float32)
+        flat = value.movedim(each.axis, -1).reshape(-1, value.shape[each.axis]).to(torch.float32)
         if len(flat):
             lows.append(flat.amin(dim=0))
             highs.append(flat.amax(dim=0))
@@ -66,7 +66,7 @@ def look_at(each: LayerInput, values: Iterator[tuple[Tensor, ...]]) -> Seen | No
 
 def _rows(layer: Layer, value: Tensor, results: list[Tensor], generator: torch.Generator) -> Tensor:
     if not results:
-        flat = value.flatten(0, -2)
+        flat = value.reshape(-1, value.shape[-1])
         return flat[:: max(1, len(flat) // _ROWS_PER_BATCH)].to(torch.float32)[None]
     is_batch = value.dim() == layer.weight.dim()
     per_sample = max(1, _ROWS_PER_BATCH // (len(value) if is_batch else 1))

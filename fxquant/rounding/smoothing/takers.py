@@ -10,14 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-import torch
 from torch import fx, nn
 
 from fxquant.graph.chains import insert_after
 from fxquant.graph.operations import module_of, readers, source_of
-from fxquant.graph.pairs import Pair, move_clips
+from fxquant.graph.pairs import Pair, move_clips, rescale_outputs
 from fxquant.graph.submodules import Submodules, free_name
-from fxquant.modules.batchnorm import fold_after
 from fxquant.modules.by_channel import ChannelAffine
 from fxquant.modules.overrides import why_overridden
 from fxquant.rounding.smoothing.scales import Smoothing
@@ -42,8 +40,7 @@ class PairTaker:
         """Rescale the layer's outputs, and what clips them."""
         if self.clip is not None:
             self._move_behind(self.clip)
-        layer = submodules.own(str(self.pair.first.target))
-        fold_after(layer, 1 / smoothing.scale, torch.zeros_like(smoothing.scale))
+        rescale_outputs(self.pair, smoothing.scale, submodules)
         move_clips(gm, self.pair, smoothing.scale, submodules)
 
     def _move_behind(self, clip: fx.Node) -> None:

@@ -202,3 +202,12 @@ def test_a_smoothed_separable_network_is_lowered() -> None:
     x = torch.randn(16, 3, 9, 9, generator=torch.Generator().manual_seed(1))
     quantized = fxquant.quantize(separable(nn.ReLU6()), [x], Recipe(smoothing=True))
     assert relative_error(outputs(fxquant.lower(quantized, x), x), outputs(quantized, x)) < 0.02
+
+
+def test_inputs_without_a_batch_axis() -> None:
+    model = Net(lambda m, x: m.fc(F.gelu(x)), fc=nn.Linear(8, 2))
+    x = torch.randn(8, generator=torch.Generator().manual_seed(1)) * WIDE
+    gm = observed(model, Recipe(), x)
+    expected = outputs(gm, x)
+    apply(SmoothInputs(Recipe(), [(x,)]), gm)
+    assert relative_error(outputs(gm, x), expected) < 1e-5
