@@ -47,6 +47,7 @@ From the simulation to integer kernels, or to standard operators: `fxquant.passe
 | `ClampIntegers` | clamps integers where their grid ends before their type does |
 | `ClampFloats` | clamps floats in front of such a grid, for runtimes that do not clamp integers |
 | `SplitQuantizers` | splits each fake-quantizer into quantize and dequantize |
+| `SinkClamps` | clamps the channels of integers, in place of those of floats |
 | `SinkDequantize` | lets calls that keep values work on integers |
 | `LowerLayers` | lets layers work on integers, with what is behind them |
 | `LowerAdditions` | lets additions work on integers |
@@ -80,6 +81,7 @@ from fxquant.passes.lower.lower_layers import LowerLayers
 from fxquant.passes.lower.repeat_quantizers import RepeatQuantizers
 from fxquant.passes.lower.requantize_integers import RequantizeIntegers
 from fxquant.passes.lower.reuse_operands import ReuseOperands
+from fxquant.passes.lower.sink_clamps import SinkClamps
 from fxquant.passes.lower.sink_dequantize import SinkDequantize
 from fxquant.passes.lower.split_quantizers import SplitQuantizers
 from fxquant.passes.lower.to_qdq import ToQdq
@@ -129,6 +131,7 @@ __all__ = [
     "RepeatQuantizers",
     "RequantizeIntegers",
     "ReuseOperands",
+    "SinkClamps",
     "SinkDequantize",
     "SmoothInputs",
     "SplitQuantizers",

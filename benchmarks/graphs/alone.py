@@ -57,9 +57,9 @@ def passes_in_order(
     yield passes.ClampIntegers(), standard
     if why_unavailable() is None:
         for each in (
-            passes.SplitQuantizers(), passes.SinkDequantize(), passes.LowerLayers(),
-            passes.LowerAdditions(), passes.LowerAverages(), passes.RequantizeIntegers(),
-            passes.ReuseOperands(),
+            passes.SplitQuantizers(), passes.SinkClamps(), passes.SinkDequantize(),
+            passes.LowerLayers(), passes.LowerAdditions(), passes.LowerAverages(),
+            passes.RequantizeIntegers(), passes.ReuseOperands(),
         ):  # fmt: skip
             yield each, gm
 

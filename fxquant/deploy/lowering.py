@@ -29,6 +29,7 @@ from fxquant.passes.lower.lower_layers import LowerLayers
 from fxquant.passes.lower.repeat_quantizers import RepeatQuantizers
 from fxquant.passes.lower.requantize_integers import RequantizeIntegers
 from fxquant.passes.lower.reuse_operands import ReuseOperands
+from fxquant.passes.lower.sink_clamps import SinkClamps
 from fxquant.passes.lower.sink_dequantize import SinkDequantize
 from fxquant.passes.lower.split_quantizers import SplitQuantizers
 from fxquant.passes.lower.to_qdq import ToQdq
@@ -82,6 +83,7 @@ def lower(
         )
     lowered = Pipeline(
         SplitQuantizers(),
+        SinkClamps(),
         SinkDequantize(),
         LowerLayers(verify=verify),
         LowerAdditions(),

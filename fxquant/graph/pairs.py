@@ -8,7 +8,7 @@ correction", 2019, 4.1). A clip in between, as a ReLU6, has to move with the cha
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,8 +67,12 @@ def rescale_outputs(pair: Pair, scale: Tensor, submodules: Submodules) -> None:
 
 def move_clips(gm: fx.GraphModule, pair: Pair, scale: Tensor, submodules: Submodules) -> None:
     """Let what clips between the layers work on channels that are 1/scale as large as they were."""
-    for clip in pair.clips(gm):
-        _move_clip(gm, pair, clip, scale, submodules)
+    clips = pair.clips(gm)
+    known = [module_of(gm, clip) for clip in clips]
+    channels = [module for module in known if isinstance(module, ChannelClamp)]
+    loose = [_is_loose(operation_of(gm, clip).limits, channels) for clip in clips]
+    for clip, is_loose in zip(clips, loose, strict=True):
+        _move_clip(gm, pair, clip, scale, submodules, is_loose)
 
 
 def find_pairs(gm: fx.GraphModule, step: str | None, *, clips: bool) -> Iterator[Pair]:
@@ -114,9 +118,17 @@ def _follow(gm: fx.GraphModule, first: fx.Node, clips: bool) -> tuple[Pair | Non
 
 
 def _move_clip(
-    gm: fx.GraphModule, pair: Pair, clip: fx.Node, scale: Tensor, submodules: Submodules
+    gm: fx.GraphModule,
+    pair: Pair,
+    clip: fx.Node,
+    scale: Tensor,
+    submodules: Submodules,
+    is_loose: bool,
 ) -> None:
-    """Let `clip` work on channels that are 1/scale as large as they were."""
+    """Let `clip` work on channels that are 1/scale as large as they were.
+
+    Where it is loose, another clamps each channel, and moves itself.
+    """
     known = module_of(gm, clip)
     if isinstance(known, ChannelClamp):
         submodules.put(str(clip.target), known.rescaled(1 / scale))
@@ -138,7 +150,7 @@ def _move_clip(
     wide.name = name
     if clip.op == "call_module":
         submodules.drop_unused([str(clip.target)])
-    if torch.all(low == low[0]) and torch.all(high == high[0]):
+    if is_loose or (torch.all(low == low[0]) and torch.all(high == high[0])):
         return
     low, high = (each.to(layer.weight.dtype) for each in (low, high))
     path = free_place(gm, f"{name}_clamp")
@@ -147,6 +159,14 @@ def _move_clip(
         clamp = gm.graph.call_module(path, ())
     wide.replace_all_uses_with(clamp)
     clamp.args = (wide,)
+
+
+def _is_loose(limits: tuple[float, float] | None, channels: Sequence[ChannelClamp]) -> bool:
+    """Say whether one of `channels` clamps each of them within `limits` anyway."""
+    if limits is None:
+        return False
+    low, high = limits
+    return any(bool((each.low >= low).all() and (each.high <= high).all()) for each in channels)
 
 
 def _clips(gm: fx.GraphModule, node: fx.Node) -> bool:

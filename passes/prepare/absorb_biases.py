@@ -18,7 +18,7 @@ import torch
 from torch import fx
 
 from fxquant.graph.operations import layer_of, relu_bounds
-from fxquant.graph.pairs import find_pairs
+from fxquant.graph.pairs import Pair, find_pairs
 from fxquant.graph.records import annotate, record, refuse
 from fxquant.graph.submodules import Submodules
 from fxquant.modules.batchnorm import fold_after, fold_before, why_shift_inexact
@@ -39,19 +39,19 @@ class AbsorbBiases(Pass):
         """Absorb in each pair behind a folded batch norm; modified if one channel moved."""
         submodules = Submodules(gm)
         modified = False
-        for pair in find_pairs(gm, "bias not absorbed", clips=False):
+        for pair in find_pairs(gm, "bias not absorbed", clips=True):
             moments = record(pair.first).moments
-            if moments is None or not all(relu_bounds(gm, node) for node in pair.between):
+            bounds = [relu_bounds(gm, node) for node in pair.between]
+            if moments is None or not all(bounds):
                 continue  # no batch norm; or a leaky ReLU, or pooling that may pad with zeros
             mean, deviation = moments
             moved = mean - _SIGMAS * deviation
             moved = torch.where(moved > _LEAST * deviation, moved, 0)
             if not torch.any(moved > 0):
                 continue
-            second = layer_of(gm, pair.second)
-            reason = why_shift_inexact(second)
+            reason = _why_not(gm, pair)
             if reason is not None:
-                refuse(pair.first, "bias not absorbed", f"{pair.second.name}: {reason}")
+                refuse(pair.first, "bias not absorbed", reason)
                 continue
             ones = torch.ones_like(moved)
             fold_after(submodules.own(str(pair.first.target)), ones, -moved)
@@ -59,3 +59,10 @@ class AbsorbBiases(Pass):
             annotate(pair.first, moments=(mean - moved, deviation))
             modified = True
         return modified
+
+
+def _why_not(gm: fx.GraphModule, pair: Pair) -> str | None:
+    for clip in pair.clips(gm):
+        return f"{clip.name} clips at values that would have to move"
+    reason = why_shift_inexact(layer_of(gm, pair.second))
+    return None if reason is None else f"{pair.second.name}: {reason}"

@@ -35,13 +35,13 @@ class Block(nn.Module):
         return self.bn(self.conv(x))  # type: ignore[no-any-return]
 
 
-def wide_and_narrow() -> nn.Module:
+def wide_and_narrow(activation: Callable[[Tensor], Tensor] = torch.relu) -> nn.Module:
     first, second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
     with torch.no_grad():
         first.weight *= torch.tensor([0.1, 1.0, 4.0, 30.0])[:, None, None, None]
     bn = nn.BatchNorm2d(4)
     net = Net(
-        lambda m, x: m.second(torch.relu(m.bn(m.first(x)))), first=first, bn=bn, second=second
+        lambda m, x: m.second(activation(m.bn(m.first(x)))), first=first, bn=bn, second=second
     )
     with torch.no_grad():
         bn.bias.add_(5.0)
@@ -99,6 +99,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
         v=nn.Parameter(torch.randn(2, 4)),
     ),
     "wide and narrow channels": wide_and_narrow,
+    "wide and narrow channels, clipped": lambda: wide_and_narrow(F.relu6),
     "a part called alone": lambda: Net(
         lambda m, x: m.block(x) + m.block.bn(m.block.conv(x)), block=Block()
     ),

@@ -110,3 +110,18 @@ def test_works_behind_equalization_in_a_pipeline() -> None:
     gm = fxquant.trace(model)
     Pipeline(FoldBatchNorm(), EqualizeLayers(), AbsorbBiases())(gm)
     assert relative_error(outputs(gm, x), outputs(model, x)) < 0.02
+
+
+def test_a_clip_that_would_have_to_move_is_named_where_a_channel_would() -> None:
+    gm = fxquant.trace(network(activation=nn.ReLU6))
+    FoldBatchNorm()(gm)
+    assert not apply(AbsorbBiases(), gm)
+    assert refusals(gm)["_0"] == ("bias not absorbed: _2 clips at values that would have to move",)
+    model = network(activation=nn.ReLU6)
+    norm = model[1]
+    assert isinstance(norm, nn.BatchNorm2d)
+    norm.reset_parameters()  # biases are 0 and deviations 1: nothing is far above zero
+    gm = fxquant.trace(model)
+    FoldBatchNorm()(gm)
+    assert not apply(AbsorbBiases(), gm)
+    assert not refusals(gm)
