@@ -41,6 +41,7 @@ from fxquant.streaming.running import Arguments
 from fxquant.streaming.value_store import ValueStore
 
 _NEVER = "never called in calibration"
+_START = "_start"  # no module's name: a folder of the checkpoint
 _Calls = Sequence[Arguments]
 
 
@@ -55,6 +56,7 @@ def steps(recipe: Recipe) -> list[Step]:
     ReconstructRounding on calls of both
     TuneBatchNorm on calls of both
     """
+    start = recipe.data.start
     learn = ReconstructBlocks if recipe.data.blocks else ReconstructRounding
     correct = CorrectWeights if recipe.bias_correction == "weights" else CorrectBias
     table: list[tuple[object, Step]] = [
@@ -68,6 +70,7 @@ def steps(recipe: Recipe) -> list[Step]:
                 Pipeline(KeepFloats(), ChooseRanges(), MarkFusedRelu(), QuantizeWeights(recipe))
             ),
         ),
+        (start, OnCalls(ReconstructRounding, start or recipe.data, _START)),
         (recipe.reconstruction, OnCalls(learn, recipe.data)),
         (recipe.bias_correction, AgainstFloat(correct)),
         (recipe.batchnorm_tuning, OnCalls(TuneBatchNorm, recipe.data)),
@@ -195,6 +198,8 @@ class OnCalls:
 
     make: type[ReconstructBlocks | ReconstructRounding | TuneBatchNorm]
     options: Reconstruction
+    folder: str = ""
+    """Inside of the checkpoint."""
 
     def __call__(self, draft: Draft) -> None:
         """Run it on one graph after the other, in the order in which the model calls them.
@@ -209,7 +214,7 @@ class OnCalls:
     def _learn(
         self, draft: Draft, path: str, gm: fx.GraphModule, reference: fx.GraphModule
     ) -> None:
-        how = draft.run.inside(path)
+        how = draft.run.inside(path).inside(self.folder)
         if not isinstance(gm, Region) or not isinstance(reference, Region):
             self.make(reference, draft.inputs, self.options, how)(gm)
             return

@@ -51,7 +51,16 @@ def peer_python(folder: Path) -> Path:
 def run_peer(
     python: Path, model: nn.Module, images: Tensor, test: dict[str, Tensor] | None, **options: Any
 ) -> dict[str, Any]:
-    """Return what AIMET's AdaRound took and reached."""
+    """Return what AIMET's AdaRound took and reached.
+
+    Args:
+        python: of its environment.
+        model: float.
+        images: to calibrate on.
+        test: images and labels to judge by.
+        options: of `benchmarks/peers/aimet_adaround.py`; True for a flag, a list for several
+            values.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         torch.save(fx.symbolic_trace(model), folder / "model.pt")
@@ -62,7 +71,8 @@ def run_peer(
             torch.save(test, folder / "test.pt")
             command += ["--test", str(folder / "test.pt")]
         for option, value in options.items():
-            command += [f"--{option.replace('_', '-')}", str(value)]
+            several = value if isinstance(value, list) else [value] * (value is not True)
+            command += [f"--{option.replace('_', '-')}", *map(str, several)]
         command += ["--out", str(folder / "result.json")]
         log = folder / "log.txt"
         with log.open("w") as file:

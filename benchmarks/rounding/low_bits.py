@@ -40,9 +40,10 @@ _CALIBRATION = 250
 RECIPES: dict[str, dict[str, Any]] = {
     "AdaRound": {"blocks": False},
     "Gram matrix": {"method": "gram"},
-    "blocks, AdaQuant, 300 steps": {"method": "adaquant", "blocks": True, "steps": 300},
-    "blocks, AdaQuant": {"method": "adaquant", "blocks": True},
-}
+    "blocks, AdaQuant": {
+        "method": "adaquant", "blocks": True, "steps": 300, "activation_learning_rate": 3e-3
+    },
+}  # fmt: skip
 COLUMNS = {"4/8": (4, 8), "4/4": (4, 4), "3/8": (3, 8)}
 PLACEMENTS = ("layers", "x86")
 
@@ -83,6 +84,7 @@ def results(options: argparse.Namespace) -> dict[tuple[str, str], list[Result]]:
     asked = [
         (column, f"{name}, {target}", _recipe(column, target, fixed))
         for name, fixed in RECIPES.items()
+        if name in options.recipes
         for target in options.placements
         for column in options.columns
     ]
@@ -130,6 +132,7 @@ def main() -> None:
     parser.add_argument("--flipped", action="store_true")
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--columns", nargs="+", choices=COLUMNS, default=[*COLUMNS])
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=[*RECIPES])
     parser.add_argument("--placements", nargs="+", choices=PLACEMENTS, default=[*PLACEMENTS])
     options = parser.parse_args()
     keep_memory()

@@ -36,6 +36,7 @@ class LearnedRounding:
     """Of gradient descent."""
     seconds: float
     error_nearest: float
+    """Of weights rounded to nearest; of blocks, of what learning went on from."""
     error_learned: float
     method: str = "adaround"
     """`Reconstruction.method`; of blocks "blocks", or "blocks, AdaQuant"."""

@@ -270,7 +270,9 @@ class Recipe:
 
 
 _FEW_BITS = 6
-_FREE_BLOCKS = {"blocks": True, "method": "adaquant", "activation_learning_rate": 1e-3}
+_FREE_BLOCKS = {
+    "blocks": True, "method": "adaquant", "steps": 300, "activation_learning_rate": 3e-3
+}  # fmt: skip
 _DECIDES_BLOCKS = {"blocks", "method", "parallel", "reconstruction", "budget"}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
 
 import torch
@@ -103,6 +103,17 @@ class Reconstruction:
         object.__setattr__(self, "beta", beta)
         _require(len(beta) == 2 and min(beta) >= 1, self, "beta", "two numbers of at least 1")
         _require(type(self.seed) is int, self, "seed", "an integer")
+
+    @property
+    def start(self) -> Reconstruction | None:
+        """How layers are learned before blocks go on from them; None: not at all.
+
+        Blocks whose integers are free start from what the Gram matrix gives, in a fraction of their
+        time; which way each weight rounds is learned from the float weights.
+        """
+        if not self.blocks or self.method != "adaquant":
+            return None
+        return replace(self, method="gram", blocks=False)
 
     def generator(self, number: int) -> torch.Generator:
         """Return what layer, or block, `number` draws with, whatever the others draw."""

@@ -9,8 +9,9 @@ graph and the quantized one run side by side, each node once; of each block the 
 input, the float graph's input and the float graph's output are gathered
 (`fxquant.rounding.blocks.samples`), the roundings of all its weights and the scales of its
 fake-quantizers are learned together (`fxquant.rounding.blocks.learner`), and the streams go on with
-what was learned. That is kept only if the block's error is no worse than with weights rounded to
-nearest, on samples set aside. A second run goes on from the scales that the first one learned.
+what was learned. That is kept only if the block's error is no worse than before, on samples set
+aside. By "adaquant" it goes on from the integers and biases that an earlier pass left, as
+`ReconstructRounding` with "gram", and a second run from the scales that the first one learned.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class ReconstructBlocks(Lesson, Pass):
             method=_NAMES[self.options.method],
             steps=self.options.steps,
             seconds=(time.perf_counter() - start) / len(block.subgraphs),  # they add up in a report
-            error_nearest=learned.error_nearest,
+            error_nearest=learned.error_before,
             error_learned=learned.error_learned,
         )
         for subgraph in block.subgraphs:

@@ -57,7 +57,7 @@ class LearnedBlock:
 
     layers: dict[QuantizedLayer, LearnedLayer]
     scales: dict[FakeQuantize, Tensor]
-    error_nearest: float
+    error_before: float
     error_learned: float
 
 
@@ -104,11 +104,11 @@ class BlockLearner:
 
     def learn(self) -> LearnedBlock:
         """Take all steps and return where they led."""
-        nearest = {layer: each.nearest for layer, each in self._weights.items()}
-        before = self._error(nearest, {}, {})
+        start = {layer: each.before for layer, each in self._weights.items()}
+        before = self._error(start, self._biases(), {})
         self._least_sqnr = decibels(1.0, max(before, 1e-30)) + _MARGIN
         with torch.enable_grad():
-            self._set_units(nearest)
+            self._set_units(start)
             self._take_steps()
         with torch.no_grad():
             layers = {layer: each.result() for layer, each in self._weights.items()}
@@ -160,9 +160,7 @@ class BlockLearner:
             return round_activation(quantizer, value, scales, drawn)
 
         weights = {layer: each.weight() for layer, each in self._weights.items()}
-        found = {layer: each.bias() for layer, each in self._weights.items()}
-        biases = {layer: bias for layer, bias in found.items() if bias is not None}
-        y = batch.judged_part(self._forward(batch.path, x, weights, rounded, biases))
+        y = batch.judged_part(self._forward(batch.path, x, weights, rounded, self._biases()))
         return (y.to(torch.float32) - batch.targets).square().mean() * self._factor
 
     def _dtype_of(self, batch: Batch) -> torch.dtype:
@@ -179,17 +177,17 @@ class BlockLearner:
             self._dtype[batch.path] = narrow if is_narrow else own
         return self._dtype[batch.path]
 
-    def _set_units(self, nearest: Tensors) -> None:
+    def _set_units(self, start: Tensors) -> None:
         """Find what λ counts in, and bring the loss to units that are 1 on average."""
         rounded = self._rounded()
         if not rounded:
             self._factor = 1 / max(self._samples.power, 1e-30)
             return
-        weights = [weight.requires_grad_() for weight in nearest.values()]
+        weights = [weight.requires_grad_() for weight in start.values()]
         growth = [torch.zeros_like(weight) for weight in weights]
         for _ in range(_PROBES):
             batch = self._samples.draw()
-            y = self._forward(batch.path, batch.inputs, nearest, self._rounding({}))
+            y = self._forward(batch.path, batch.inputs, start, self._rounding({}))
             y = batch.judged_part(y)
             bits = torch.randint(2, y.shape, generator=self._samples.generator)
             signed = y.to(torch.float32) * (2 * bits - 1).to(y.device)
@@ -209,6 +207,11 @@ class BlockLearner:
     def _rounding(self, scales: Scales) -> Round:
         """Return the rounding of activations that leaves nothing in float."""
         return lambda quantizer, value, _: round_activation(quantizer, value, scales)
+
+    def _biases(self) -> dict[QuantizedLayer, Tensor]:
+        """Return the biases that are learned, as they are now."""
+        found = {layer: each.bias() for layer, each in self._weights.items()}
+        return {layer: bias for layer, bias in found.items() if bias is not None}
 
     def _scales(self) -> dict[FakeQuantize, Tensor]:
         return {each: each.scale * log_scale.exp() for each, log_scale in self._log_scales.items()}

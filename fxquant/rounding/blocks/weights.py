@@ -8,7 +8,9 @@
 
   V, g and m are learned; r is the size of the layer's output channels on calibration data, so that
   one learning rate fits all. Where a few integers must make up for what many activations lose,
-  each must be free to go further than to its neighbour.
+  each must be free to go further than to its neighbour. V starts at the float weight where the
+  layer's integer is the nearest to it; where an earlier pass chose another, within that one's
+  reach, on the side of the float weight.
 """
 
 from __future__ import annotations
@@ -49,8 +51,8 @@ class LearnedLayer:
 class LearnedWeight(ABC):
     """One layer's weight, on the way."""
 
-    nearest: Tensor
-    """What the layer's integers stand for now, in its shape, float32."""
+    before: Tensor
+    """What learning starts from, in the layer's shape, float32: it is to be no worse."""
 
     @abstractmethod
     def variables(self) -> list[tuple[Tensor, float]]:
@@ -78,7 +80,7 @@ class RoundedWeight(SoftWeight, LearnedWeight):
         super().__init__(weight, affine)
         self.v.requires_grad_()
         self._scale, self._zero_point = layer.weight_scale, affine.zero_point
-        self.nearest = _nearest(weight, affine)
+        self.before = (affine.quantize(weight) - affine.zero_point) * affine.scale
         self.unit = torch.ones_like(self.scale)
 
     def variables(self) -> list[tuple[Tensor, float]]:
@@ -108,6 +110,7 @@ class RoundedWeight(SoftWeight, LearnedWeight):
         return (self.unit * self.undecided(beta)).sum()
 
 
+_REACH = 0.45  # steps from an integer, less than what rounds to another
 _WEIGHT_RATE, _SCALE_RATE, _BIAS_RATE = 0.1, 0.01, 0.005  # shares of the recipe's learning rate
 
 
@@ -123,11 +126,15 @@ class FreeWeight(LearnedWeight):
     def __init__(self, layer: QuantizedLayer, reference: Layer, sizes: Tensor) -> None:
         self._layer, self._scale, self._sizes = as_layer(layer), layer.weight_scale, sizes
         weight, self._affine = _on_grid(layer, reference)
-        self.nearest = _nearest(weight, self._affine)
-        self._v = (weight / self._affine.scale).requires_grad_()
+        self.before = layer.weight.detach().to(torch.float32)
+        self._v = _within_reach(weight / self._affine.scale, self._integers_of(layer))
+        self._v.requires_grad_()
         self._growth = torch.zeros_like(layer.weight_scale, requires_grad=True)
         self._start = layer.bias_values()
         self._shift = torch.zeros_like(self._start, requires_grad=True)
+
+    def _integers_of(self, layer: QuantizedLayer) -> Tensor:
+        return layer.weight_integers.to(torch.float32) - self._affine.zero_point
 
     def variables(self) -> list[tuple[Tensor, float]]:
         """Return V, g and m."""
@@ -166,5 +173,7 @@ def _on_grid(layer: QuantizedLayer, reference: Layer) -> tuple[Tensor, Affine]:
     return weight, affine
 
 
-def _nearest(weight: Tensor, affine: Affine) -> Tensor:
-    return (affine.quantize(weight) - affine.zero_point) * affine.scale
+def _within_reach(values: Tensor, integers: Tensor) -> Tensor:
+    """Return `values` where `integers` are what they round to; else as close as still does."""
+    is_nearest = values.round() == integers
+    return torch.where(is_nearest, values, integers + (values - integers).clamp(-_REACH, _REACH))

@@ -72,9 +72,9 @@ def test_the_block_comes_closer_and_the_errors_are_those_of_its_output() -> None
         for layer, integers in ((layer, each.integers) for layer, each in learned.layers.items()):
             layer.weight_integers.copy_(integers)
         after = (gm(judged) - target).square().sum() / target.square().sum()
-    assert learned.error_nearest == pytest.approx(float(nearest), rel=1e-4)
+    assert learned.error_before == pytest.approx(float(nearest), rel=1e-4)
     assert learned.error_learned == pytest.approx(float(after), rel=1e-4)
-    assert learned.error_learned < 0.5 * learned.error_nearest
+    assert learned.error_learned < 0.5 * learned.error_before
 
 
 def test_each_weight_goes_to_one_of_the_integers_next_to_it() -> None:
@@ -157,7 +157,7 @@ def test_scales_of_activations_are_learned_where_their_range_is_poor() -> None:
     learned = BlockLearner(block, gm, reference, gathered(block, reference, x), options).learn()
     assert len(learned.scales) == 2
     assert all(scale < 0.8 * each.scale for each, scale in learned.scales.items())
-    assert learned.error_learned < 0.5 * learned.error_nearest
+    assert learned.error_learned < 0.5 * learned.error_before
     still = Reconstruction(steps=5, activation_learning_rate=0.0)
     learned = BlockLearner(block, gm, reference, gathered(block, reference, x), still).learn()
     assert all(scale == each.scale for each, scale in learned.scales.items())
@@ -197,7 +197,7 @@ def test_every_kind_of_layer_is_learned(
     model = Net(lambda m, x: F.gelu(m.b(F.relu(m.a(x)))) + x, a=make(), b=make())
     x = torch.rand(128, *shape) + 0.3 * torch.randn(128, *[1] * len(shape))
     learned = learner(model, x, Reconstruction(steps=100))[0].learn()
-    assert learned.error_learned < 0.9 * learned.error_nearest
+    assert learned.error_learned < 0.9 * learned.error_before
 
 
 def test_samples_of_several_shapes_are_drawn_by_shape() -> None:
@@ -211,7 +211,7 @@ def test_samples_of_several_shapes_are_drawn_by_shape() -> None:
     assert 30 < widths.count(6) < 50
     assert {len(batch.inputs) for batch in samples.judged()} == {8, 4}
     learned = BlockLearner(block, gm, reference, samples, OPTIONS).learn()
-    assert learned.error_learned < learned.error_nearest
+    assert learned.error_learned < learned.error_before
 
 
 def test_batches_without_an_axis_of_samples_stay_whole() -> None:
@@ -224,7 +224,7 @@ def test_batches_without_an_axis_of_samples_stay_whole() -> None:
     assert samples.draw().inputs.shape == (6, 6, 6)
     assert [batch.inputs.shape for batch in samples.judged()] == [(6, 6, 6)] * 15
     learned = BlockLearner(block, gm, reference, samples, OPTIONS).learn()
-    assert learned.error_learned < learned.error_nearest
+    assert learned.error_learned < learned.error_before
 
 
 def test_no_more_samples_are_held_than_asked_for() -> None:
@@ -280,6 +280,6 @@ def test_weights_may_have_one_scale_a_zero_point_and_any_dtype(
     options = Reconstruction(steps=60)
     samples = gathered(block, reference, images(64).to(dtype), options)
     learned = BlockLearner(block, gm, reference, samples, options).learn()
-    assert learned.error_learned < learned.error_nearest
+    assert learned.error_learned < learned.error_before
     for layer, integers in ((layer, each.integers) for layer, each in learned.layers.items()):
         assert (integers - layer.weight_integers).abs().max() == 1

@@ -1,6 +1,7 @@
 """Integers, scales and biases of a block's layer that are free."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,6 +45,25 @@ def test_it_starts_where_the_layer_is(symmetric: bool, per_channel: bool) -> Non
     torch.testing.assert_close(weight.bias().detach(), layer.bias_values())
 
 
+def test_it_goes_on_from_the_integers_that_an_earlier_pass_left() -> None:
+    spec = TensorSpec(bits=3, per_channel=True, symmetric=True)
+    _, layer = free(nn.Linear(3, 2), spec)
+    reference = nn.Linear(3, 2)
+    with torch.no_grad():
+        reference.weight.copy_(torch.tensor([[1.2, -0.3, 2.0], [9.0, -9.0, 0.5]]))
+    layer.weight_scale.fill_(1.0)
+    layer.weight_integers.copy_(torch.tensor([[1, 1, -4], [3, -4, 1]], dtype=torch.int8))
+    layer.set_bias(torch.tensor([5.0, 6.0]))
+    weight = FreeWeight(layer, reference, sizes(layer, 1.0))
+    (v, _), *_ = weight.variables()
+    expected = torch.tensor([[1.2, 0.55, -3.55], [3.45, -4.45, 0.55]])
+    torch.testing.assert_close(v.detach(), expected)
+    start = weight.result()
+    assert torch.equal(start.integers, layer.weight_integers)
+    assert torch.equal(weight.before, layer.weight)
+    assert weight.bias().tolist() == [5.0, 6.0]
+
+
 def test_gradients_go_straight_through_within_the_grid() -> None:
     weight, layer = free(nn.Linear(3, 1), size=2.0)
     (v, _), (growth, _), (shift, _) = weight.variables()
@@ -81,3 +101,28 @@ def test_integers_scales_and_biases_move_and_stay_on_the_grid() -> None:
         assert not torch.equal(one.bias_values(), other.bias_values())
         assert other.rounding is not None
         assert other.rounding.method == "blocks, AdaQuant"
+
+
+def test_free_blocks_go_on_from_layers_by_the_gram_matrix(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    x = torch.rand(256, 8)
+    layers = Recipe.adaround(weight_bits=2, activation_bits=None, method="gram")
+    blocks = Recipe.adaround(
+        weight_bits=2, activation_bits=None, method="adaquant", blocks=True, steps=1
+    )
+    solved, learned = (
+        whole(fxquant.quantize(model, [x], each, progress=False)) for each in (layers, blocks)
+    )
+    for name in ("0", "2"):
+        one, other = solved.get_submodule(name), learned.get_submodule(name)
+        assert isinstance(one, QuantizedLayer)
+        assert isinstance(other, QuantizedLayer)
+        assert (one.weight_integers == other.weight_integers).float().mean() > 0.9
+    first, second = (
+        whole(fxquant.quantize(model, [x], blocks, checkpoint=tmp_path / "run", progress=False))
+        for _ in range(2)
+    )
+    assert torch.equal(first(x), learned(x))
+    assert torch.equal(second(x), learned(x))
+    assert (tmp_path / "run" / "_start").is_dir()

@@ -1,0 +1,105 @@
+"""Quantize groups of a network's tensors to few bits, nothing learned; print what each costs.
+
+    python -m benchmarks.rounding.lost_where --data imagenet/val --weights mobilenet_v2.safetensors
+    python -m benchmarks.rounding.lost_where --data imagenet/val --network efficientnet_lite0
+
+The groups are the inputs of layers, by the layer that reads them: of the first layer (the image),
+of depthwise convolutions (expanded channels), of the layer behind one (depthwise outputs), of other
+convolutions (block inputs), of linear layers (pooled features). Each row names what has `--bits`;
+all else has 8, weights included. Ranges are those of least squared error, biases are corrected, and
+the placement is the literature's.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from tabulate import tabulate
+from torch import nn
+
+import fxquant
+from benchmarks.judging.comparison import compare
+from benchmarks.rounding.low_bits import load_images, load_network
+from benchmarks.running.allocator import keep_memory
+from fxquant import Recipe, Rule
+
+_CALIBRATION = 250
+GROUPS = ("image", "block inputs", "expanded", "depthwise outputs", "pooled")
+
+
+def groups_of(model: nn.Module) -> dict[str, list[str]]:
+    """Return the layers that read the tensors of each group, in the order of execution."""
+    found: dict[str, list[str]] = {name: [] for name in GROUPS}
+    gm, was_depthwise = fxquant.trace(model), False
+    for node in gm.graph.find_nodes(op="call_module", sort=True):
+        layer = gm.get_submodule(str(node.target))
+        if isinstance(layer, nn.Linear):
+            found["pooled"].append(str(node.target))
+        if not isinstance(layer, nn.Conv2d):
+            continue
+        is_depthwise = layer.groups == layer.in_channels > 1
+        if is_depthwise:
+            group = "expanded"
+        elif was_depthwise:
+            group = "depthwise outputs"
+        else:
+            group = "block inputs" if found["image"] else "image"
+        found[group].append(str(node.target))
+        was_depthwise = is_depthwise
+    return found
+
+
+def recipes_of(model: nn.Module, bits: int) -> list[tuple[str, str, Recipe]]:
+    """Return a recipe for each row."""
+    groups = groups_of(model)
+
+    def recipe(weights: int, asked: dict[str, int], others: int = 8) -> Recipe:
+        rules = [
+            Rule(layer, activations=few) for group, few in asked.items() for layer in groups[group]
+        ]
+        least = fxquant.TensorSpec(bits=weights, range="mse", per_channel=True, symmetric=True)
+        return Recipe.aciq(
+            activation_bits=others,
+            range="mse",
+            rules=(Rule("*", weights=least), *rules),
+            target="layers",
+        )
+
+    rows = [("nothing", recipe(8, {})), ("weights", recipe(bits, {}))]
+    rows += [("all activations", recipe(8, {}, bits))]
+    rows += [(f"{group} alone", recipe(8, {group: bits})) for group in GROUPS]
+    rows += [(f"all activations but {group}", recipe(8, {group: 8}, bits)) for group in GROUPS]
+    return [(f"{bits}", name, each) for name, each in rows]
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument(
+        "--network", choices=("mobilenet_v2", "efficientnet_lite0"), default="mobilenet_v2"
+    )
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--flipped", action="store_true")
+    parser.add_argument("--bits", type=int, default=4)
+    options = parser.parse_args()
+    keep_memory()
+    images, labels = load_images(options.data)
+    model, images = load_network(options, images)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    num_calibrated = min(_CALIBRATION, len(order) // 2)
+    calibrated, judged = order[:num_calibrated], order[num_calibrated:]
+    asked = recipes_of(model, options.bits)
+    found = compare(model, asked, images[calibrated], images[judged], labels[judged])
+    rows = [
+        (each.method, f"{each.top1:.1f}", f"{each.agreement:.1f}", f"{each.logit_sqnr:.1f}")
+        for each in found
+    ]
+    heads = [f"at {options.bits} bits", "top-1 %", "agrees %", "logits dB"]
+    print(tabulate(rows, heads, disable_numparse=True))
+
+
+if __name__ == "__main__":
+    main()
