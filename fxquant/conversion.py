@@ -35,7 +35,7 @@ from fxquant.passes.prepare.fold_batchnorm import FoldBatchNorm
 from fxquant.passes.prepare.mark_fused_relu import MarkFusedRelu
 from fxquant.recipe.recipe import Recipe
 from fxquant.recipe.reconstruction import Reconstruction
-from fxquant.streaming.distributed import gather_objects
+from fxquant.streaming.distributed import gather_objects, num_ranks
 from fxquant.streaming.long_runs import Run
 from fxquant.streaming.running import Arguments
 from fxquant.streaming.value_store import ValueStore
@@ -56,7 +56,7 @@ def steps(recipe: Recipe) -> list[Step]:
     ReconstructRounding on calls of both
     TuneBatchNorm on calls of both
     """
-    start = recipe.data.start
+    start = recipe.data.start if num_ranks() == 1 else None  # several are refused: at once
     learn = ReconstructBlocks if recipe.data.blocks else ReconstructRounding
     correct = CorrectWeights if recipe.bias_correction == "weights" else CorrectBias
     table: list[tuple[object, Step]] = [

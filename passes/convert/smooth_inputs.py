@@ -20,7 +20,8 @@ nothing to lose by it.
 
 Scales are tried, and chosen for each tensor by the error of what all layers behind compute, both
 sides rounded as they will be (`fxquant.rounding.smoothing`). A tensor that gains less than
-`least_gain` stays as it is. Then its observer sees the data again.
+`least_gain` stays as it is. Then its observer sees the data again, and on the first batch the
+layers must give what they gave before.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from fxquant.rounding.smoothing.choice import best_smoothing
 from fxquant.rounding.smoothing.inputs import LayerInput, find_inputs
 from fxquant.rounding.smoothing.scales import Smoothing
 from fxquant.rounding.smoothing.seen import look_at
+from fxquant.rounding.smoothing.unchanged import require_same, results_of
 from fxquant.streaming.distributed import gather_objects
 from fxquant.streaming.long_runs import Run, bar
 from fxquant.streaming.running import Arguments
@@ -76,7 +78,7 @@ class SmoothInputs(Pass):
         inputs = {each: each.rows_from for each in find_inputs(gm, self.recipe)}
         for each, values in self._values(gm, inputs, "smoothing"):
             seen = look_at(each, values)
-            gain = self.least_gain_between if each.taker.is_layer else self.least_gain
+            gain = self.least_gain_between if each.taker.layer else self.least_gain
             best = None if seen is None else best_smoothing(each, seen, gain)
             if best is not None:
                 chosen[each] = best
@@ -84,9 +86,14 @@ class SmoothInputs(Pass):
             gm, {each: [each.watched] for each in chosen}, "observing"
         ):
             _observe_anew(each, chosen[each], (value for (value,) in values))
+        rescaled = {each.taker.layer for each in chosen}  # in front of another tensor
+        layers = [layer for each in chosen for layer in each.layers if layer not in rescaled]
+        where = (layers, self.batches[0], self.recipe.data.max_bytes)
+        before = results_of(gm, *where)
         submodules = Submodules(gm)
         for each, smoothing in chosen.items():
             _write(each, smoothing, submodules)
+        require_same(gm, layers, before, results_of(gm, *where))
         return bool(chosen)
 
     def _values(

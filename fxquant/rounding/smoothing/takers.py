@@ -34,7 +34,11 @@ class PairTaker:
     clip: fx.Node | None
     """The last one behind the observer."""
     shifts = False
-    is_layer = True
+
+    @property
+    def layer(self) -> fx.Node | None:
+        """The one whose outputs are rescaled."""
+        return self.pair.first
 
     def write(self, gm: fx.GraphModule, smoothing: Smoothing, submodules: Submodules) -> None:
         """Rescale the layer's outputs, and what clips them."""
@@ -57,7 +61,7 @@ class NormTaker:
 
     watched: fx.Node
     shifts = True
-    is_layer = False
+    layer = None
 
     def write(self, gm: fx.GraphModule, smoothing: Smoothing, submodules: Submodules) -> None:
         """Give the norm other parameters."""
@@ -77,7 +81,7 @@ class OwnCall:
     container: str
     """Under which the module will stand."""
     shifts = True
-    is_layer = False
+    layer = None
 
     def write(self, gm: fx.GraphModule, smoothing: Smoothing, submodules: Submodules) -> None:
         """Put the call between the tensor and its observer."""

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxquant
-from fxquant import CalibrationError, Recipe, TensorSpec
+from fxquant import CalibrationError, PassError, Recipe, TensorSpec
+from fxquant.modules.batchnorm import fold_before
 from fxquant.modules.by_channel import ChannelAffine
 from fxquant.modules.observers import Observer
 from fxquant.numerics.decibels import sqnr
@@ -211,3 +212,18 @@ def test_inputs_without_a_batch_axis() -> None:
     expected = outputs(gm, x)
     apply(SmoothInputs(Recipe(), [(x,)]), gm)
     assert relative_error(outputs(gm, x), expected) < 1e-5
+
+
+@pytest.mark.parametrize("model", [Block(), Block(has_residual=True)])
+def test_a_layer_that_gives_something_else_is_named(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Recipe.minmax(smoothing=True)
+    gm = observed(model, recipe, batch())
+
+    def fold_more(layer: Any, scale: Tensor, shift: Tensor) -> None:
+        fold_before(layer, scale * 1.01, shift)
+
+    monkeypatch.setattr("fxquant.passes.convert.smooth_inputs.fold_before", fold_more)
+    with pytest.raises(PassError, match="fc1: on the first batch its results are no longer"):
+        SmoothInputs(recipe, [(batch(),)])(gm)
