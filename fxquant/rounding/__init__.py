@@ -12,6 +12,7 @@ from fxquant.rounding.smoothing.choice import best_smoothing
 from fxquant.rounding.smoothing.inputs import LayerInput, find_inputs
 from fxquant.rounding.smoothing.scales import Smoothing
 from fxquant.rounding.smoothing.seen import look_at
+from fxquant.rounding.smoothing.unchanged import SameResults
 from fxquant.rounding.subgraphs import Call, Subgraph, find_subgraphs
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Lesson",
     "Rounding",
     "RowPool",
+    "SameResults",
     "Smoothing",
     "Subgraph",
     "best_smoothing",

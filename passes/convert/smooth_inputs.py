@@ -43,7 +43,7 @@ from fxquant.rounding.smoothing.choice import best_smoothing
 from fxquant.rounding.smoothing.inputs import LayerInput, find_inputs
 from fxquant.rounding.smoothing.scales import Smoothing
 from fxquant.rounding.smoothing.seen import look_at
-from fxquant.rounding.smoothing.unchanged import require_same, results_of
+from fxquant.rounding.smoothing.unchanged import SameResults
 from fxquant.streaming.distributed import gather_objects
 from fxquant.streaming.long_runs import Run, bar
 from fxquant.streaming.running import Arguments
@@ -88,12 +88,11 @@ class SmoothInputs(Pass):
             _observe_anew(each, chosen[each], (value for (value,) in values))
         rescaled = {each.taker.layer for each in chosen}  # in front of another tensor
         layers = [layer for each in chosen for layer in each.layers if layer not in rescaled]
-        where = (layers, self.batches[0], self.recipe.data.max_bytes)
-        before = results_of(gm, *where)
+        proof = SameResults(gm, layers, self.batches[0], self.recipe.data.max_bytes)
         submodules = Submodules(gm)
         for each, smoothing in chosen.items():
             _write(each, smoothing, submodules)
-        require_same(gm, layers, before, results_of(gm, *where))
+        proof.require()
         return bool(chosen)
 
     def _values(
