@@ -35,7 +35,7 @@ from benchmarks.judging.comparison import Result, compare, predict
 from benchmarks.ranges import cifar10, imagenet
 from benchmarks.running.allocator import keep_memory
 from fxquant import Recipe
-from fxquant.recipe.budget import Budget
+from fxquant.recipe import FREE_BLOCKS, Budget
 
 HERE = Path(__file__).parent
 UNIFORM: dict[str, tuple[int, int | None]] = {
@@ -97,7 +97,7 @@ METHODS: dict[str, Make] = {
     ),
     "blocks": _learned(blocks=True, drop=0.0),
     "blocks, QDrop": _learned(blocks=True),
-    "blocks, AdaQuant": _learned(blocks=True, method="adaquant", activation_learning_rate=1e-3),
+    "blocks, AdaQuant": _learned(**FREE_BLOCKS),
 }
 
 

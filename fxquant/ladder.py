@@ -17,7 +17,7 @@ from fxquant.calibration.arguments import Forward
 from fxquant.capture.given_models import unwrapped
 from fxquant.errors import CalibrationError, RecipeError
 from fxquant.recipe.budget import Budget
-from fxquant.recipe.recipe import Recipe
+from fxquant.recipe.recipe import FREE_BLOCKS, Recipe
 from fxquant.reporting.agreement import Agreement
 from fxquant.reporting.running_copies import copy_to_run
 from fxquant.streaming.distributed import gather_objects
@@ -97,6 +97,7 @@ def ladder(weight_bits: int = 8, activation_bits: int | None = 8) -> tuple[Rung,
         Rung("Gram matrix, smoothed", Recipe.adaround(**layers, method="gram", smoothing=True)),
         Rung("AdaRound", Recipe.adaround(**layers)),
         Rung("AdaRound, batch norms tuned", Recipe.adaround(**layers, batchnorm_tuning=True)),
+        Rung("blocks, AdaQuant", Recipe.adaround(**bits, **FREE_BLOCKS)),
         Rung("blocks, QDrop", Recipe.adaround(**bits, blocks=True)),
         Rung("AdaRound, mixed bits", Recipe.adaround(**layers, budget=budget)),
     )

@@ -80,7 +80,7 @@ def test_the_ladder_runs_from_top_to_bottom() -> None:
     found = fxquant.search(
         network(), batches(4), max_drop=0, rungs=rungs, evaluate=scores(*range(len(rungs)))
     )
-    assert len(found.attempts) == len(rungs) == 11
+    assert len(found.attempts) == len(rungs) == 12
     assert found.recipe is rungs[-1].recipe
     widths = {
         each.weight_spec.bits for each in found.model.modules() if isinstance(each, QuantizedLayer)

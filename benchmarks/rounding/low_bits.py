@@ -35,15 +35,14 @@ from benchmarks.data.pretrained import load_model
 from benchmarks.judging.comparison import Result, compare
 from benchmarks.running.allocator import keep_memory
 from fxquant import Recipe
+from fxquant.recipe import FREE_BLOCKS
 
 _CALIBRATION = 250
 RECIPES: dict[str, dict[str, Any]] = {
     "AdaRound": {"blocks": False},
     "Gram matrix": {"method": "gram"},
-    "blocks, AdaQuant": {
-        "method": "adaquant", "blocks": True, "steps": 300, "activation_learning_rate": 3e-3
-    },
-}  # fmt: skip
+    "blocks, AdaQuant": FREE_BLOCKS,
+}
 COLUMNS = {"4/8": (4, 8), "4/4": (4, 4), "3/8": (3, 8)}
 PLACEMENTS = ("layers", "x86")
 

@@ -180,7 +180,7 @@ class Recipe:
         if activation_bits is not None and 0 < activation_bits < _FEW_BITS:
             given.setdefault("end_bits", 8)
             if not given.keys() & _DECIDES_BLOCKS:
-                given |= {name: given.get(name, value) for name, value in _FREE_BLOCKS.items()}
+                given |= {name: given.get(name, value) for name, value in FREE_BLOCKS.items()}
         chosen = {key: given.pop(key) for key in OPTIONS & given.keys()}
         if chosen or "reconstruction" not in given:
             given["reconstruction"] = Reconstruction(**chosen)
@@ -270,9 +270,10 @@ class Recipe:
 
 
 _FEW_BITS = 6
-_FREE_BLOCKS = {
+FREE_BLOCKS: dict[str, Any] = {
     "blocks": True, "method": "adaquant", "steps": 300, "activation_learning_rate": 3e-3
 }  # fmt: skip
+"""What `Recipe.adaround` takes by itself where activations have few bits."""
 _DECIDES_BLOCKS = {"blocks", "method", "parallel", "reconstruction", "budget"}
 
 
