@@ -12,20 +12,15 @@ the placement is the literature's.
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
-import torch
 from tabulate import tabulate
 from torch import nn
 
 import fxquant
 from benchmarks.judging.comparison import compare
-from benchmarks.rounding.low_bits import load_images, load_network
+from benchmarks.rounding.low_bits import load_images, load_network, network_parser, split
 from benchmarks.running.allocator import keep_memory
 from fxquant import Recipe, Rule
 
-_CALIBRATION = 250
 GROUPS = ("image", "block inputs", "expanded", "depthwise outputs", "pooled")
 
 
@@ -76,21 +71,13 @@ def recipes_of(model: nn.Module, bits: int) -> list[tuple[str, str, Recipe]]:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument(
-        "--network", choices=("mobilenet_v2", "efficientnet_lite0"), default="mobilenet_v2"
-    )
-    parser.add_argument("--weights", type=Path)
-    parser.add_argument("--flipped", action="store_true")
+    parser = network_parser(__doc__)
     parser.add_argument("--bits", type=int, default=4)
     options = parser.parse_args()
     keep_memory()
     images, labels = load_images(options.data)
     model, images = load_network(options, images)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    num_calibrated = min(_CALIBRATION, len(order) // 2)
-    calibrated, judged = order[:num_calibrated], order[num_calibrated:]
+    calibrated, judged = split(len(images), draw=0)
     asked = recipes_of(model, options.bits)
     found = compare(model, asked, images[calibrated], images[judged], labels[judged])
     rows = [

@@ -47,6 +47,25 @@ COLUMNS = {"4/8": (4, 8), "4/4": (4, 4), "3/8": (3, 8)}
 PLACEMENTS = ("layers", "x86")
 
 
+def network_parser(doc: str | None) -> argparse.ArgumentParser:
+    """Return a parser of what says which network and images, described by the first line of doc."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0] if doc else "")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument(
+        "--network", choices=("mobilenet_v2", "efficientnet_lite0"), default="mobilenet_v2"
+    )
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--flipped", action="store_true")
+    return parser
+
+
+def split(num_images: int, draw: int) -> tuple[Tensor, Tensor]:
+    """Return which images to calibrate on, half of them and 250 at most, and which to judge by."""
+    order = torch.randperm(num_images, generator=torch.Generator().manual_seed(draw))
+    num_calibrated = min(_CALIBRATION, num_images // 2)
+    return order[:num_calibrated], order[num_calibrated:]
+
+
 def load_images(folder: Path) -> tuple[Tensor, Tensor]:
     """Return images (N, 3, 224, 224), 0 to 255, and class indices (N,), in the folder's order."""
     data, images, labels = ImageNet(folder), [], []
@@ -89,9 +108,7 @@ def results(options: argparse.Namespace) -> dict[tuple[str, str], list[Result]]:
     ]
     found: dict[tuple[str, str], list[Result]] = {}
     for draw in range(options.draws):
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(draw))
-        num_calibrated = min(_CALIBRATION, len(order) // 2)
-        calibrated, judged = order[:num_calibrated], order[num_calibrated:]
+        calibrated, judged = split(len(images), draw)
         for each in compare(model, asked, images[calibrated], images[judged], labels[judged]):
             found.setdefault((each.method, each.bits), []).append(each)
     return found
@@ -122,13 +139,7 @@ def _cell(several: list[Result]) -> str:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument(
-        "--network", choices=("mobilenet_v2", "efficientnet_lite0"), default="mobilenet_v2"
-    )
-    parser.add_argument("--weights", type=Path)
-    parser.add_argument("--flipped", action="store_true")
+    parser = network_parser(__doc__)
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--columns", nargs="+", choices=COLUMNS, default=[*COLUMNS])
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=[*RECIPES])

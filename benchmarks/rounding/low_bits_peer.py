@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from benchmarks.judging.comparison import compare, predict
 from benchmarks.rounding.adaround_speed import peer_python, run_peer
-from benchmarks.rounding.low_bits import COLUMNS, load_images, load_network
+from benchmarks.rounding.low_bits import COLUMNS, load_images, load_network, split
 from benchmarks.running.allocator import SETTINGS, keep_memory
 from benchmarks.running.environments import Environment, interpreter
 from fxquant import Recipe
@@ -36,7 +36,7 @@ from fxquant.numerics.decibels import sqnr
 
 HERE = Path(__file__).parents[1]
 QDROP = Environment("qdrop", ("easydict", "pyyaml", "scipy"))
-RANGE_IMAGES = 16  # of QDrop's search for ranges: 256 take an hour
+RANGE_IMAGES = 16  # of QDrop's search for ranges, whose time grows with them; 256 by its authors
 RAISED = 10.0  # of QDrop's rates
 
 
@@ -110,8 +110,7 @@ def main() -> None:
     keep_memory()
     images, labels = load_images(options.data)
     model, images = load_network(options, images)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    calibrated, judged = order[: min(250, len(order) // 2)], order[min(250, len(order) // 2) :]
+    calibrated, judged = split(len(images), draw=0)
     test = {"images": images[judged], "labels": labels[judged]}
     cells: dict[tuple[str, str], str] = {}
     expected = predict(model, test["images"])
