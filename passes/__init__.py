@@ -18,6 +18,7 @@ Before calibration: `fxquant.passes.prepare`
 | `AbsorbBatchNorm` | folds batch norm into the layers behind it |
 | `EqualizeLayers` | gives the channels between two layers the same range in both weights |
 | `AbsorbBiases` | moves what a ReLU never cuts off into the next layer's bias |
+| `ExpandAttention` | writes attention as its two products, whose operands can be quantized |
 | `ExpandSilu` | writes SiLU as a product, for runtimes that have no integer form of it |
 | `ClampBeforePool` | computes a ReLU, or another clamp, before the max-pool in front of it |
 | `MarkFusedRelu` | records which ReLU belongs to which call |
@@ -91,6 +92,7 @@ from fxquant.passes.prepare.absorb_biases import AbsorbBiases
 from fxquant.passes.prepare.clamp_before_pool import ClampBeforePool
 from fxquant.passes.prepare.drop_identities import DropIdentities
 from fxquant.passes.prepare.equalize_layers import EqualizeLayers
+from fxquant.passes.prepare.expand_attention import ExpandAttention
 from fxquant.passes.prepare.expand_silu import ExpandSilu
 from fxquant.passes.prepare.fold_batchnorm import FoldBatchNorm
 from fxquant.passes.prepare.fold_constants import FoldConstants
@@ -111,6 +113,7 @@ __all__ = [
     "DropIdentities",
     "DropObservers",
     "EqualizeLayers",
+    "ExpandAttention",
     "ExpandSilu",
     "FitXnnpack",
     "FoldBatchNorm",

@@ -8,6 +8,7 @@ from fxquant.passes.prepare.absorb_biases import AbsorbBiases
 from fxquant.passes.prepare.clamp_before_pool import ClampBeforePool
 from fxquant.passes.prepare.drop_identities import DropIdentities
 from fxquant.passes.prepare.equalize_layers import EqualizeLayers
+from fxquant.passes.prepare.expand_attention import ExpandAttention
 from fxquant.passes.prepare.expand_silu import ExpandSilu
 from fxquant.passes.prepare.fold_batchnorm import FoldBatchNorm
 from fxquant.passes.prepare.fold_constants import FoldConstants
@@ -27,6 +28,7 @@ def float_passes(recipe: Recipe) -> list[Pass]:
         LiftFunctionals(),
         FoldBatchNorm(),
         AbsorbBatchNorm(),
+        *([ExpandAttention()] if recipe.products else []),
         *([ExpandSilu()] if _lacks_silu(recipe.target) else []),
         *([ClampBeforePool()] if recipe.target.quantized_results else []),
         MarkFusedRelu(),

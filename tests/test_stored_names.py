@@ -29,9 +29,10 @@ def test_every_name_stays() -> None:  # or models that were saved do not load: a
         "QuantizedConv2d", "QuantizedConv3d", "QuantizedConvTranspose1d",
         "QuantizedConvTranspose2d", "QuantizedConvTranspose3d", "QuantizedLinear", "Recipe",
         "Reconstruction", "Refusal", "Rule", "Target", "TensorSpec", "Untraced", "attention_mask",
-        "float_mask", "kernels.average", "kernels.dequantize", "kernels.max_pool2d",
-        "kernels.narrow", "kernels.pad", "kernels.quantize", "kernels.requantize", "kernels.widen",
-        "merge_windows", "nested_padding_mask", "partition_windows", "require", "window_mask",
+        "attention_weights_of", "float_mask", "kernels.average", "kernels.dequantize",
+        "kernels.max_pool2d", "kernels.narrow", "kernels.pad", "kernels.quantize",
+        "kernels.requantize", "kernels.widen", "merge_windows", "nested_padding_mask",
+        "partition_windows", "require", "window_mask",
         "zero_padding",
     ]  # fmt: skip
 

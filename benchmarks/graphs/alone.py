@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from fxquant import Pass, Recipe, Reconstruction, passes
 from fxquant.int8.onednn import why_unavailable
 
-AGAIN = {"ReconstructBlocks", "ReconstructRounding", "TuneBatchNorm"}
+AGAIN = {"ReconstructBlocks", "ReconstructRounding", "SmoothInputs", "TuneBatchNorm"}
 """What learns goes on from where the first run came to."""
 Call = Callable[[nn.Module], Any]
 
@@ -31,9 +31,9 @@ def passes_in_order(
     for each in (
         passes.DropIdentities(), passes.FoldConstants(), passes.LiftProducts(),
         passes.LiftFunctionals(), passes.FoldBatchNorm(), passes.AbsorbBatchNorm(),
-        passes.EqualizeLayers(), passes.AbsorbBiases(), passes.ExpandSilu(),
-        passes.ClampBeforePool(),
-        passes.MarkFusedRelu(), passes.InsertObservers(recipe),
+        passes.EqualizeLayers(), passes.AbsorbBiases(), passes.ExpandAttention(),
+        passes.ExpandSilu(), passes.ClampBeforePool(), passes.MarkFusedRelu(),
+        passes.InsertObservers(recipe),
     ):  # fmt: skip
         yield each, gm
     call(gm)

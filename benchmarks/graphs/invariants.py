@@ -71,6 +71,7 @@ _REARRANGING = {
     "EqualizeLayers",
     "AbsorbBiases",
     "FoldConstants",
+    "ExpandAttention",
 }
 """Passes that compute the same in another order of operations.
 

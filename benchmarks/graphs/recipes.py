@@ -19,6 +19,7 @@ _RULES = (
     "Rule('{layer}*', skip=True)", "Rule('{layer}*', weights=TensorSpec(bits=5))",
     "Rule('*', activations=TensorSpec(bits=8, symmetric=True))",
 )  # fmt: skip
+_PRODUCTS = ("range='mse'", "", "range='percentile', percentile=99.9")
 _TARGETS = ("openvino", "onnxruntime", "tensorrt", "executorch", "layers")
 _LEARNED = (
     "adaround", "gram", "adaquant", "blocks", "parallel",
@@ -64,6 +65,8 @@ def draw_recipe(choices: Choices) -> str:
     options += ["batchnorm_tuning=True"] if choices.one_in(10) else []
     options += [f"target={target!r}"] if target else []
     options += _rules(choices)
+    if choices.one_in(8):
+        options.append(f"products=TensorSpec({choices.pick(_PRODUCTS)})")
     return f"Recipe{'.' if name else ''}{name}({', '.join(options)})"
 
 

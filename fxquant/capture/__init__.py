@@ -1,5 +1,6 @@
 """From a model to graphs: whole, or its largest traceable regions."""
 
+from fxquant.capture.attention.scores import attention_weights_of
 from fxquant.capture.attributes import KEY
 from fxquant.capture.example import Call, call_of
 from fxquant.capture.given_models import (
@@ -26,6 +27,7 @@ __all__ = [
     "Region",
     "StatefulGraph",
     "Untraced",
+    "attention_weights_of",
     "build_region",
     "call_of",
     "capture",

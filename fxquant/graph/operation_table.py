@@ -16,14 +16,16 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from fxquant.capture.attention.scores import attention_weights_of
 from fxquant.capture.recording.requirements import require
 from fxquant.modules.by_channel import ChannelClamp
+from fxquant.modules.layers import MATMULS
 from fxquant.modules.torchvision_names import STOCHASTIC_DEPTH, STOCHASTIC_DEPTH_FUNCTION
 
 Kind: TypeAlias = Literal[
     "layer", "batchnorm", "add", "concat", "average", "split", "max_pool2d", "identity", "relu",
-    "leaky_relu", "channel_clamp", "mul", "sigmoid", "softmax", "activation", "rank", "shape",
-    "type", "blank", "other",
+    "leaky_relu", "channel_clamp", "mul", "product", "sigmoid", "softmax", "activation", "rank",
+    "shape", "type", "blank", "other",
 ]  # fmt: skip
 AxisMove: TypeAlias = Literal["flatten", "permute", "transpose"]
 
@@ -34,10 +36,10 @@ class Operation:
 
     kind: Kind = "other"
     """"layer": a convolution or linear module; "add" and "mul": of two nodes' results, neither
-    scaled; "average": over positions; "channel_clamp": within bounds of each channel's own;
-    "split": a tuple of parts; "identity": nothing, in eval mode; "relu": has `bounds`; "rank",
-    "shape" and "type": nothing but that of a tensor is asked for, the device counting to the rank;
-    "blank": a tensor like another one, without its values."""
+    scaled; "product": of matrices that are computed; "average": over positions; "channel_clamp":
+    within bounds of each channel's own; "split": a tuple of parts; "identity": nothing, in eval
+    mode; "relu": has `bounds`; "rank", "shape" and "type": nothing but that of a tensor is asked
+    for, the device counting to the rank; "blank": a tensor like another one, without its values."""
     keeps_values: bool = False
     """Every value of the result is 0 or a value of its input, whose quantization parameters it so
     hands on."""
@@ -109,6 +111,7 @@ _ELEMENTWISE = Operation("activation", is_elementwise=True)
 _RELU = Operation("relu", bounds=(0.0, math.inf), limits=(0.0, math.inf))
 _ADD = Operation("add")
 _MUL = Operation("mul")
+_PRODUCT = Operation("product")
 _RANK = Operation("rank")
 _SHAPE = Operation("shape")
 _TYPE = Operation("type")
@@ -136,6 +139,17 @@ def _mul(call: Call) -> Operation:
     operands = call.node.args
     is_known = all(isinstance(x, fx.Node) and not is_size(x) for x in operands)
     return _MUL if is_known and len(operands) == 2 else OTHER
+
+
+def _product(call: Call) -> Operation:
+    operands = [each for each in call.node.all_input_nodes if each.op != "get_attr"]
+    is_known = len(operands) == len(call.node.all_input_nodes) and not any(map(is_size, operands))
+    return _PRODUCT if is_known and operands else OTHER
+
+
+def _attention_weights(call: Call) -> Operation:
+    query = call.option(1, "query")
+    return Operation(shape_of=query if isinstance(query, fx.Node) else None)
 
 
 def is_size(node: fx.Node) -> bool:
@@ -286,6 +300,8 @@ def _getattr(call: Call) -> Operation:
 ROWS: tuple[tuple[Row, tuple[Any, ...]], ...] = (
     (_add, (operator.add, operator.iadd, torch.add, "add", "add_")),
     (_mul, (operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_")),
+    (_product, (*MATMULS, torch.einsum)),
+    (_attention_weights, (attention_weights_of,)),
     (Operation("softmax"), (nn.Softmax, F.softmax, torch.softmax, "softmax")),
     (_concat, (torch.cat, torch.concat, torch.concatenate)),
     (_SPLIT, (torch.chunk, torch.split, torch.unbind, "chunk", "split", "unbind")),

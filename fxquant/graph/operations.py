@@ -126,6 +126,11 @@ def is_add(gm: fx.GraphModule, node: fx.Node) -> bool:
     return operation_of(gm, node).kind == "add"
 
 
+def is_product(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Say whether the node multiplies matrices that are computed, as attention does."""
+    return operation_of(gm, node).kind == "product"
+
+
 def relu_bounds(gm: fx.GraphModule, node: fx.Node) -> tuple[float, float] | None:
     """Return (0, ∞) for a ReLU, (0, 6) for a ReLU6, (0, max) for a clamp; else None."""
     return operation_of(gm, node).bounds

@@ -3,6 +3,8 @@
     a tensor's reader is …                             and reads …
     ------------------------------------------------   ------------------------------------------
     a layer whose activations are quantized            integers
+    a product of two activations that the recipe       integers
+      quantizes
     an addition, if all that read its sum do           integers, but for a layer's result that a
                                                        kernel adds into
     another operation that the target has on           integers
@@ -53,6 +55,7 @@ from fxquant.graph.operations import (
     data_input,
     is_add,
     is_layer,
+    is_product,
     layer_of,
     module_of,
     operation_of,
@@ -162,6 +165,9 @@ class Placement:
             layer = layer_of(gm, node)
             axis = None if isinstance(layer, nn.Linear) else channel_axis(layer)
             self._demand(data_input(node), node, call.activations, {axis})
+        if call is not None and is_product(gm, node):
+            for operand in node.all_input_nodes:
+                self._demand(operand, node, call.activations, {None})
         others = self._others(node)
         if not others:
             for average in self._averages.pop(node, ()):
@@ -258,6 +264,8 @@ class Placement:
             return
         if target_name(self._gm, node) not in self._target.integer_operations:
             return
+        if operation.kind == "softmax" and any(is_product(self._gm, e) for e in demand.readers):
+            return  # what it reads may be masked by -inf, which is on no grid
         axes = demand.axes if operation.keeps_channels or operation.kind == "add" else {None}
         if operation.kind == "average" and source is not None:
             self._averages.setdefault(source, []).append(node)

@@ -11,7 +11,7 @@ from fxquant.capture.given_models import why_opaque
 from fxquant.capture.naming import node_name, target_name
 from fxquant.capture.region import Region
 from fxquant.errors import RecipeError
-from fxquant.graph.operations import is_add, is_layer, module_of
+from fxquant.graph.operations import is_add, is_layer, is_product, module_of
 from fxquant.graph.records import annotate, record, refuse
 from fxquant.graph.submodules import why_not_changeable
 from fxquant.modules.layers import LAYERS, layer_type
@@ -30,19 +30,29 @@ def call_name(gm: fx.GraphModule, node: fx.Node) -> str:
 
 
 def select_calls(gm: fx.GraphModule, recipe: Recipe) -> dict[fx.Node, CallSpec]:
-    """Return what `recipe` asks of each layer call and each addition, in execution order.
+    """Return what `recipe` asks of each layer call, addition and product, in execution order.
+
+    Products are those of two activations, if it asks for any.
+
 
     Raises:
         RecipeError: a rule matches none of them; for a region see `check_rules`.
     """
     if not isinstance(gm, Region):
         check_rules([gm], recipe)
-    nodes = _selectable(gm)
-    asked = {node: recipe.for_call(call_name(gm, node), module_of(gm, node)) for node in nodes}
+    nodes = _selectable(gm, recipe)
+    asked = {node: _asked(gm, node, recipe) for node in nodes}
     for node in _ends(gm, nodes):
         if not any(each.matches(call_name(gm, node), module_of(gm, node)) for each in recipe.rules):
             asked[node] = recipe.for_end(asked[node])
     return {node: _possible(gm, node, call) for node, call in asked.items()}
+
+
+def _asked(gm: fx.GraphModule, node: fx.Node, recipe: Recipe) -> CallSpec:
+    name = call_name(gm, node)
+    if is_product(gm, node):
+        return recipe.for_product(name)
+    return recipe.for_call(name, module_of(gm, node))
 
 
 def _ends(gm: fx.GraphModule, nodes: list[fx.Node]) -> list[fx.Node]:
@@ -54,7 +64,9 @@ def _ends(gm: fx.GraphModule, nodes: list[fx.Node]) -> list[fx.Node]:
 def check_rules(graphs: Iterable[fx.GraphModule], recipe: Recipe) -> None:
     """Raise `RecipeError` if one of the rules matches no call in any of the graphs."""
     calls = [
-        (call_name(gm, node), module_of(gm, node)) for gm in graphs for node in _selectable(gm)
+        (call_name(gm, node), module_of(gm, node))
+        for gm in graphs
+        for node in _selectable(gm, recipe)
     ]
     for number, rule in enumerate(recipe.rules):
         if not any(rule.matches(name, module) for name, module in calls):
@@ -64,8 +76,9 @@ def check_rules(graphs: Iterable[fx.GraphModule], recipe: Recipe) -> None:
             )
 
 
-def _selectable(gm: fx.GraphModule) -> list[fx.Node]:
-    return [node for node in gm.graph.nodes if is_layer(gm, node) or is_add(gm, node)]
+def _selectable(gm: fx.GraphModule, recipe: Recipe) -> list[fx.Node]:
+    kinds = [is_layer, is_add, *([is_product] if recipe.products else [])]
+    return [node for node in gm.graph.nodes if any(is_one(gm, node) for is_one in kinds)]
 
 
 def record_calls_with_weights_inside(gm: fx.GraphModule) -> None:

@@ -43,6 +43,7 @@ class RecipeOptions(ActivationOptions, total=False):
     batchnorm_tuning: bool
     budget: Budget | None
     logits: TensorSpec | None
+    products: TensorSpec | None
     end_bits: int | None
     target: Target | str
 

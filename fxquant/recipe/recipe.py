@@ -17,7 +17,7 @@ from fxquant.recipe.budget import Budget
 from fxquant.recipe.options import BiasCorrection, LearningOptions, MixedOptions, RecipeOptions
 from fxquant.recipe.reconstruction import OPTIONS, Reconstruction
 from fxquant.recipe.rule import Rule, apply_rule
-from fxquant.recipe.spec import WEIGHTS, CallSpec, TensorSpec, check_logits, check_sides
+from fxquant.recipe.spec import WEIGHTS, CallSpec, TensorSpec, check_sides, check_whole
 from fxquant.recipe.target import TARGETS, Target
 from fxquant.stored_names import stored_as
 
@@ -65,6 +65,10 @@ class Recipe:
     logits: TensorSpec | None = None
     """How the model's outputs are quantized; None: not at all, for clipping them costs points.
     `range="cross_entropy"` is made for them."""
+    products: TensorSpec | None = None
+    """How both operands of a product of two activations are quantized, as attention's queries,
+    keys, weights and values are; None: not at all. `range="mse"` gives softmax's results, most of
+    them near 0, finer steps than `range="minmax"`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rules", tuple(self.rules))
@@ -98,7 +102,9 @@ class Recipe:
         own = CallSpec(self.weights, self.activations)
         for spec in (own, *[apply_rule(rule, own, own) for rule in self.rules]):
             check_sides(self.target.asks_of(spec))
-        check_logits(self.logits)
+        check_whole("logits", self.logits)
+        check_whole("products", self.products)
+        check_sides(self.for_product(""))
 
     def _check_without_weights(self) -> None:
         """Raise if something is asked of weights that stay in float, or nothing of anything."""
@@ -255,6 +261,14 @@ class Recipe:
                 spec = apply_rule(rule, spec, own)
         return self.target.asks_of(spec, module)
 
+    def for_product(self, name: str) -> CallSpec:
+        """Return what is asked of the product `name` of two activations, after all rules."""
+        own = spec = CallSpec(None, self.products)
+        for rule in self.rules:
+            if rule.matches(name, None):
+                spec = apply_rule(rule, spec, own)
+        return self.target.asks_of(CallSpec(None, spec.activations))
+
     def for_end(self, call: CallSpec) -> CallSpec:
         """Return `call`, what is asked of the first layer or the last, with its least bits."""
         least = max(self.end_bits or 0, self.target.end_bits or 0)
@@ -285,6 +299,7 @@ _OPTIONS = {
     "bias_correction",
     "reconstruction",
     "logits",
+    "products",
     "equalization",
     "smoothing",
     "batchnorm_tuning",

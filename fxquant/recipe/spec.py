@@ -137,9 +137,9 @@ def _check_activations(spec: TensorSpec) -> None:
         )
 
 
-def check_logits(spec: TensorSpec | None) -> None:
-    """Raise `RecipeError` if `spec` is not one for the model's outputs."""
+def check_whole(name: str, spec: TensorSpec | None) -> None:
+    """Raise `RecipeError` if `spec`, the recipe's `name`, is not one for tensors as a whole."""
     if not isinstance(spec, TensorSpec | None):
-        raise RecipeError(f"logits={spec!r}: give a TensorSpec or None")
+        raise RecipeError(f"{name}={spec!r}: give a TensorSpec or None")
     if spec is not None and (spec.dynamic or spec.per_channel or spec.range == "bn"):
-        raise RecipeError("logits: dynamic, per_channel and range='bn' are for activations")
+        raise RecipeError(f"{name}: dynamic, per_channel and range='bn' are for activations")

@@ -15,11 +15,11 @@ from torch import fx, nn
 
 from fxquant.capture.naming import Untraced, find_regions
 from fxquant.graph.journal import read_python_multiply_adds, read_untraced
-from fxquant.graph.operations import module_of
+from fxquant.graph.operations import is_product, module_of
 from fxquant.graph.records import record
 from fxquant.modules.layers import is_functional_layer, layer_type
 from fxquant.modules.own import Stage, as_own, own_modules
-from fxquant.reporting.rows import row_of_call
+from fxquant.reporting.rows import has_rounded_operands, row_of_call
 
 _MOST_ROWS = 8
 _PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -44,7 +44,9 @@ class Coverage:
     multiply_adds: float
     """A sample."""
     quantized: float
-    """In layers with a quantized weight."""
+    """In layers with a quantized weight, and products of two rounded activations."""
+    products: float
+    """In the latter."""
     weights_only: float
     """In those of them whose input is in float."""
     int8: float | None
@@ -54,7 +56,8 @@ class Coverage:
     a model that is not converted none."""
 
     def __str__(self) -> str:
-        shares = f"{percent(self.quantized)} in quantized layers"
+        also = " and products" if self.products else ""
+        shares = f"{percent(self.quantized)} in quantized layers{also}"
         if self.weights_only:
             shares += f" ({percent(self.weights_only)} with inputs in float)"
         if self.int8 is not None:
@@ -102,6 +105,7 @@ class _Part:
     is_quantized: bool = False
     has_float_input: bool = False
     is_int8: bool = False
+    is_product: bool = False
 
 
 def coverage_of(model: nn.Module) -> Coverage | None:
@@ -128,6 +132,7 @@ def coverage_of(model: nn.Module) -> Coverage | None:
     return Coverage(
         multiply_adds=total,
         quantized=share(quantized),
+        products=share([part for part in quantized if part.is_product]),
         weights_only=share([part for part in quantized if part.has_float_input]),
         int8=share([part for part in parts if part.is_int8]) if is_lowered else None,
         left=_joined(left, total) if is_converted else (),
@@ -151,7 +156,8 @@ def _part_of_node(
     if not known.multiply_adds:
         return None
     row, module = row_of_call(gm, node, {}), module_of(gm, node)
-    is_quantized = bool(row.weights) or _is_on_dequantized(node)
+    is_rounded = is_product(gm, node) and has_rounded_operands(gm, node)
+    is_quantized = bool(row.weights) or is_rounded or _is_on_dequantized(node)
     refusals = [
         each.reason if each.step == "left in float" else str(each)
         for each in known.refused
@@ -170,6 +176,7 @@ def _part_of_node(
         is_quantized=is_quantized,
         has_float_input=bool(row.weights) and not row.inputs,
         is_int8=as_own(module).stage == "lowered",
+        is_product=is_rounded,
     )
 
 

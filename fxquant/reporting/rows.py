@@ -13,8 +13,8 @@ from fxquant.graph.operations import (
     data_input,
     is_add,
     is_batchnorm,
+    is_product,
     module_of,
-    operation_of,
     sources_of_values,
 )
 from fxquant.graph.records import Record, record
@@ -88,7 +88,8 @@ def is_listed(gm: fx.GraphModule, node: fx.Node) -> bool:
     module = module_of(gm, node)
     if _is_layer(module) or as_own(module).input_figures() or is_batchnorm(gm, node):
         return True
-    return bool(record(node).refused) or (is_add(gm, node) and bool(_quantizers(gm, node)))
+    computes = is_add(gm, node) or is_product(gm, node)
+    return bool(record(node).refused) or (computes and bool(_quantizers(gm, node)))
 
 
 def row_of_call(gm: fx.GraphModule, node: fx.Node, measured: dict[str, float]) -> Row:
@@ -133,18 +134,25 @@ def _notes(known: Record) -> list[str]:
     return notes + [str(refusal) for refusal in known.refused]
 
 
+def has_rounded_operands(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Say whether all tensors that `node` computes with were rounded."""
+    return all(_quantizers_of(gm, each) for each in node.all_input_nodes)
+
+
 def _quantizers(gm: fx.GraphModule, node: fx.Node) -> list[Figures]:
     """Return figures of the tensors that `node` works on, looking past calls that keep values."""
-    is_add = operation_of(gm, node).kind == "add"
-    sources = list(node.args) if is_add else [data_input(node)]
-    found: list[Figures] = []
-    for source in sources:
-        while isinstance(source, fx.Node):
-            figures = as_own(module_of(gm, source)).output_figures()
-            if figures:
-                found += figures
-                break
-            is_behind = record(source).fused_into is not None  # a dynamic one is before its ReLU
-            before = [data_input(source)] if is_behind else sources_of_values(gm, source)
-            source = before[0] if before else None
-    return found
+    sources = [data_input(node)]
+    if is_add(gm, node) or is_product(gm, node):
+        sources = [*node.all_input_nodes]
+    return [figures for source in sources for figures in _quantizers_of(gm, source)]
+
+
+def _quantizers_of(gm: fx.GraphModule, source: fx.Node | None) -> list[Figures]:
+    while isinstance(source, fx.Node):
+        figures = as_own(module_of(gm, source)).output_figures()
+        if figures:
+            return list(figures)
+        is_behind = record(source).fused_into is not None  # a dynamic one is before its ReLU
+        before = [data_input(source)] if is_behind else sources_of_values(gm, source)
+        source = before[0] if before else None
+    return []

@@ -69,7 +69,7 @@ class KeepFloats(Pass):
         has_parts = _part(gm, observers)
         additions = _Additions(gm, observers)
         Submodules(gm).drop_unused(set(before.values()))
-        return is_placed or has_parts or bool(additions.in_float)
+        return is_placed or has_parts or additions.modified
 
 
 def _part(gm: fx.GraphModule, observers: Observers) -> bool:
@@ -112,7 +112,7 @@ class _Additions:
         self._observers = observers
         self._seen = observers_of_values(gm, observers)
         self._floats = FloatValues(gm, observers, past_all=False)
-        self.in_float: list[fx.Node] = []
+        self.modified = False
         additions = [node for node in gm.graph.nodes if is_add(gm, node) and self._operands(node)]
         for node in additions:
             cost = self._cost(node)
@@ -165,10 +165,12 @@ class _Additions:
         return is_behind and source is not None and self._is_of_integers(source)
 
     def _read_floats(self, node: fx.Node) -> None:
-        self.in_float.append(node)
         for each in self._operands(node):
-            node.replace_input_with(each, self._floats.of(each))
-            erase_unread(each, self._observers)
+            value = self._floats.of(each)
+            if value is not each:  # else the target wants no reader of the float value
+                node.replace_input_with(each, value)
+                erase_unread(each, self._observers)
+                self.modified = True
 
 
 def _step(observers: list[Observer]) -> float:

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import fxquant
+from fxquant.capture.attention.scores import attention_weights_of
 from fxquant.graph.operation_table import OPERATIONS, ROWS, Operation
 from fxquant.graph.operations import (
     module_of,
@@ -53,6 +54,8 @@ RELU6 = Operation("relu", bounds=(0.0, 6.0), limits=(0.0, 6.0))
 CALLS: dict[Any, tuple[tuple[Any, ...], Operation]] = {
     operator.add: (("y",), Operation("add")),
     operator.mul: (("y",), Operation("mul")),
+    operator.matmul: (("y",), Operation("product")),
+    attention_weights_of: ((2,), Operation()),
     nn.Hardtanh: ((0.0, 6.0), RELU6),
     F.hardtanh_: ((0.0, 6.0), RELU6),
     torch.clamp: ((0, 6), RELU6),
@@ -176,6 +179,27 @@ def test_what_asks_for_a_shape_or_a_type_sees_no_values(asks: Callable[[Any], An
 def test_what_fills_a_new_tensor_is_seen() -> None:
     gm, call = last_call(lambda m, x: x.new_full((2,), x.max()))
     assert reads_values(gm, call, node(gm, "max_1"))
+
+
+def test_weights_of_scores_read_the_shape_of_queries_alone() -> None:
+    gm, call = written(attention_weights_of, ("y",))
+    assert not reads_values(gm, call, node(gm, "y"))
+    assert reads_values(gm, call, node(gm, "x"))
+
+
+@pytest.mark.parametrize(
+    ("function", "is_one"),
+    [
+        (lambda m, x: x @ x.exp(), True),
+        (lambda m, x: torch.einsum("ij,jk->ik", x, x.exp()), True),
+        (lambda m, x: x @ m.other, False),
+        (lambda m, x: x.shape[0] @ x, False),
+    ],
+)
+def test_a_product_is_of_two_tensors_that_are_computed(function: Function, is_one: bool) -> None:
+    gm = fxquant.trace(Net(function, other=nn.Parameter(torch.ones(2, 2))))
+    *_, call, _ = gm.graph.nodes
+    assert (operation_of(gm, call).kind == "product") == is_one
 
 
 def test_a_concatenation_of_a_computed_list_names_no_tensors() -> None:

@@ -77,6 +77,10 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
         lambda m, x: m.last(torch.relu(torch.sigmoid(x) + torch.relu(m.conv(x)))),
         conv=nn.Conv2d(3, 3, 3, padding=1), last=nn.Conv2d(3, 2, 1),
     ),
+    "attention": lambda: Net(
+        lambda m, x: m.out(F.scaled_dot_product_attention(m.a(x), m.b(x), m.c(x))),
+        a=nn.Linear(8, 8), b=nn.Linear(8, 8), c=nn.Linear(8, 8), out=nn.Linear(8, 2),
+    ),
     "SiLU": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Conv2d(4, 2, 1)),
     "a concatenation of large and small": lambda: Net(
         lambda m, x: m.last(torch.cat([y := m.conv(x), y * 50], 1)) + m.last(y.repeat(1, 2, 1, 1)),

@@ -210,7 +210,7 @@ def test_repr_makes_the_recipe_again() -> None:
         "batchnorm_tuning=False, budget=None, "
         "rules=(Rule(match='layer1.*', skip=False, weights=8, activations='inherit'), "
         "Rule(match='fc', skip=True, weights='inherit', activations='inherit')), "
-        "end_bits=None, target='x86', logits=None)"
+        "end_bits=None, target='x86', logits=None, products=None)"
     )
     assert eval(repr(recipe)) == recipe
 

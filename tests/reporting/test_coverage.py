@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import fxquant
 from fxquant import Recipe
+from fxquant.recipe import TensorSpec
 from fxquant.reporting.coverage import Coverage, LeftInFloat, percent
 from tests.detectors import detector, images
 from tests.helpers import Net, needs_int8
@@ -43,6 +44,15 @@ def covered(model: nn.Module) -> Coverage:
 def quantized(model: nn.Module, *arguments: Any, **options: Any) -> nn.Module:
     x = torch.randn(3, 4, 10)
     return fxquant.quantize(model.eval(), [x], *arguments, **options)
+
+
+def test_products_of_rounded_operands_count() -> None:
+    products = TensorSpec(range="mse")
+    coverage = covered(quantized(Recurrent(), Recipe.minmax(products=products)))
+    assert coverage.products == pytest.approx(2 * PRODUCT / TOTAL)
+    assert coverage.quantized == pytest.approx((TOTAL - LSTM) / TOTAL)
+    assert "in quantized layers and products" in str(coverage)
+    assert list(shares(coverage)) == ["lstm"]
 
 
 def shares(coverage: Coverage) -> dict[str, tuple[float, str]]:
@@ -175,7 +185,7 @@ def test_without_a_call_there_is_no_figure() -> None:
 
 def test_the_table_shows_the_greatest_and_the_sum_of_the_rest() -> None:
     left = tuple(LeftInFloat(f"fc{n}", "Linear", 0.05, "skipped") for n in range(10))
-    text = str(Coverage(2.5e9, 0.5, 0.0, 0.25, left)).splitlines()
+    text = str(Coverage(2.5e9, 0.5, 0.0, 0.0, 0.25, left)).splitlines()
     assert text[0] == "multiply-adds: 2.5 G a sample; 50 % in quantized layers, 25 % in int8"
     assert text[2].split() == ["left", "in", "float", "kind", "share", "because", "of"]
     assert len(text) == 13

@@ -15,8 +15,10 @@ from torchvision.models.swin_transformer import (
 )
 
 import fxquant
+from fxquant import Recipe
 from fxquant.modules.quantized_layer import QuantizedLayer
 from fxquant.numerics.decibels import sqnr
+from fxquant.recipe import TensorSpec
 
 PADDING = torch.tensor([[False] * 6, [False] * 4 + [True] * 2])
 
@@ -68,8 +70,9 @@ MODELS: dict[str, tuple[nn.Module, Any, int]] = {  # what they are called with; 
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("products", [None, TensorSpec(range="mse")], ids=["", "products"])
 @pytest.mark.parametrize("name", MODELS)
-def test_all_layers_become_integers(name: str, tmp_path: Path) -> None:
+def test_all_layers_become_integers(name: str, products: TensorSpec | None, tmp_path: Path) -> None:
     model, batch, num_layers = MODELS[name]
 
     def call(called: nn.Module) -> Tensor:
@@ -79,10 +82,14 @@ def test_all_layers_become_integers(name: str, tmp_path: Path) -> None:
         return first
 
     expected = call(model.eval())
-    prepared = fxquant.prepare(model, "minmax", example_inputs=batch)
+    prepared = fxquant.prepare(model, Recipe.minmax(products=products), example_inputs=batch)
     quantized = fxquant.convert(fxquant.calibrate(prepared, [batch]))
     layers = [each for each in quantized.modules() if isinstance(each, QuantizedLayer)]
     assert len(layers) == num_layers
+    if products is not None:
+        coverage = fxquant.report(quantized).coverage
+        assert coverage is not None
+        assert coverage.products > 0
     result = call(quantized)
     assert sqnr(expected, result) > 20
     fxquant.save(quantized, tmp_path / "model.fxq")
