@@ -6,8 +6,9 @@
 Where two ways meet, in an addition, a concatenation, a product, the block is all that lies between
 the join and the node where the ways parted: the nearest one through which everything passes that
 reaches the join, its immediate dominator. A ReLU behind the join belongs to it. Nothing inside may
-be read from outside. Of blocks inside of each other the largest counts (Li et al., "BRECQ", 2021:
-residual blocks are where layers depend on each other most).
+be read from outside. What no rounding has reached, such as an attention's mask, may come from
+elsewhere: it is the block's context. Of blocks inside of each other the largest counts (Li et al.,
+"BRECQ", 2021: residual blocks are where layers depend on each other most).
 
 Layers in a row outside of them make a block, too, up to one without an activation function, three
 at most: the expanded, depthwise and projecting convolutions of MobileNetV2, where its resolution
@@ -20,7 +21,7 @@ of. A quantizer that the block alone reads belongs to it, so that its scale is l
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,7 +92,7 @@ def find_blocks(gm: fx.GraphModule, max_layers: int = 8) -> list[Block]:
     """
     flow = Flow(gm)
     subgraphs = find_subgraphs(gm)
-    regions = _choose(flow, subgraphs, max_layers)
+    regions = _choose((flow, Flow(gm, with_context=True)), subgraphs, max_layers)
     blocks: dict[int, Block] = {}  # by the place of the first layer: that one waits for the entry
     covered: set[Subgraph] = set()
     for region in regions:
@@ -119,12 +120,13 @@ def is_quantizer(gm: fx.GraphModule, node: fx.Node) -> bool:
     return as_own(module_of(gm, node)).rounds
 
 
-def _choose(flow: Flow, subgraphs: Sequence[Subgraph], max_layers: int) -> list[Region]:
+def _choose(flows: Iterable[Flow], subgraphs: Sequence[Subgraph], max_layers: int) -> list[Region]:
     """Return the largest regions that can be learned as blocks; record why others cannot."""
     chosen: list[Region] = []
-    refused: list[Region] = []
+    refused: dict[Region, str] = {}
     taken: set[fx.Node] = set()
-    for region in sorted(_regions(flow), key=lambda each: -len(each.nodes)):
+    regions = [region for flow in flows for region in _regions(flow)]
+    for region in sorted(regions, key=lambda each: -len(each.nodes)):
         layers = [each for each in subgraphs if any(c.node in region.nodes for c in each.calls)]
         if not layers or region.nodes & taken:
             continue
@@ -133,8 +135,10 @@ def _choose(flow: Flow, subgraphs: Sequence[Subgraph], max_layers: int) -> list[
             chosen.append(region)
             taken |= region.nodes
         elif not any(region.exit in other.nodes for other in refused):
+            refused[region] = reason
+    for region, reason in refused.items():
+        if region.exit not in taken:
             refuse(region.exit, "not learned as one block", reason)
-            refused.append(region)
     return chosen
 
 

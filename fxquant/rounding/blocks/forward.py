@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -60,6 +60,7 @@ class BlockForward:
         weights: Mapping[QuantizedLayer, Tensor],
         rounded: Round,
         biases: Mapping[QuantizedLayer, Tensor] = MappingProxyType({}),
+        context: Sequence[Any] = (),
     ) -> Tensor:
         """Return the value of the path's exit.
 
@@ -69,8 +70,10 @@ class BlockForward:
             weights: of each quantized layer, in its shape.
             rounded: what stands in for the quantizers.
             biases: of quantized layers; without one a layer has the float layer's.
+            context: the values of the path's context.
         """
-        values: dict[fx.Node, Any] = {path.entry: x}
+        values: dict[fx.Node, Any] = dict(zip(path.context, context, strict=True))
+        values[path.entry] = x
         for node in path.nodes:
             instead = self._instead.get(node, {})
 
@@ -96,7 +99,7 @@ class BlockForward:
         assert isinstance(result, Tensor)
         return result
 
-    def takes_any_number(self, path: Path, x: Tensor) -> bool:
+    def takes_any_number(self, path: Path, x: Tensor, context: Sequence[Any] = ()) -> bool:
         """Say whether samples go through the path one by one: twice as many give the same twice.
 
         They do not where it reads a tensor for one batch, as a recurrent cell its first state does,
@@ -108,7 +111,10 @@ class BlockForward:
             if isinstance(module, QuantizedLayer)
         }
         try:
-            once, twice = (self(path, each, weights, _as_it_is) for each in (x, torch.cat([x, x])))
+            once, twice = (
+                self(path, each, weights, _as_it_is, context=beside)
+                for each, beside in ((x, context), (_twice(x), [*map(_twice, context)]))
+            )
         except Exception:  # running the caller's code, which may raise anything
             return False
         wanted = torch.cat([once, once])
@@ -119,7 +125,13 @@ class BlockForward:
         weights = self._float_weights(batch.path)
         try:
             found, expected = (
-                self(batch.path, batch.floats.to(each), weights, _as_it_is)
+                self(
+                    batch.path,
+                    batch.floats.to(each),
+                    weights,
+                    _as_it_is,
+                    context=batch.beside(each),
+                )
                 for each in (dtype, batch.floats.dtype)
             )
         except Exception:  # running the caller's code, which may raise anything
@@ -135,7 +147,7 @@ class BlockForward:
             target: that of its exit.
         """
         windows = Windows.of(x, target, [self._modules[node] for node in path.nodes])
-        if windows is None:
+        if windows is None or path.context:
             return None
         weights = self._float_weights(path)
         for place in windows.corners():
@@ -154,7 +166,8 @@ class BlockForward:
         """Return the root of the mean square of each layer's output channels in float: (out,)."""
         found: dict[QuantizedLayer, Tensor] = {}
         self._sizes = found
-        self(batch.path, batch.floats, self._float_weights(batch.path), _as_it_is)
+        weights = self._float_weights(batch.path)
+        self(batch.path, batch.floats, weights, _as_it_is, context=batch.context)
         self._sizes = None
         return found
 
@@ -217,3 +230,7 @@ def _is_slow_in_bfloat16(layer: nn.Module) -> bool:
 def _of_dtype(value: Any, dtype: torch.dtype) -> Any:
     is_floating = isinstance(value, Tensor) and value.is_floating_point()
     return value.to(dtype) if is_floating else value
+
+
+def _twice(value: Any) -> Any:
+    return torch.cat([value, value]) if isinstance(value, Tensor) and value.dim() else value

@@ -160,7 +160,8 @@ class BlockLearner:
             return round_activation(quantizer, value, scales, drawn)
 
         weights = {layer: each.weight() for layer, each in self._weights.items()}
-        y = batch.judged_part(self._forward(batch.path, x, weights, rounded, self._biases()))
+        y = self._forward(batch.path, x, weights, rounded, self._biases(), batch.beside(dtype))
+        y = batch.judged_part(y)
         return (y.to(torch.float32) - batch.targets).square().mean() * self._factor
 
     def _dtype_of(self, batch: Batch) -> torch.dtype:
@@ -187,7 +188,8 @@ class BlockLearner:
         growth = [torch.zeros_like(weight) for weight in weights]
         for _ in range(_PROBES):
             batch = self._samples.draw()
-            y = self._forward(batch.path, batch.inputs, start, self._rounding({}))
+            rounding = self._rounding({})
+            y = self._forward(batch.path, batch.inputs, start, rounding, context=batch.context)
             y = batch.judged_part(y)
             bits = torch.randint(2, y.shape, generator=self._samples.generator)
             signed = y.to(torch.float32) * (2 * bits - 1).to(y.device)
@@ -221,7 +223,8 @@ class BlockLearner:
         """Return Σ (f̂ - f)² / Σ f² on the samples set aside."""
         noise = power = 0.0
         for batch in self._samples.judged():
-            y = self._forward(batch.path, batch.inputs, weights, self._rounding(scales), biases)
+            rounded = self._rounding(scales)
+            y = self._forward(batch.path, batch.inputs, weights, rounded, biases, batch.context)
             noise += float((y.to(torch.float64) - batch.targets).square().sum())
             power += float(batch.targets.to(torch.float64).square().sum())
         return noise / max(power, 1e-300)

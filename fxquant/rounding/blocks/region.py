@@ -22,6 +22,8 @@ class Path:
     exit: fx.Node
     nodes: tuple[fx.Node, ...]
     """In execution order, parameters and sizes that they read included, the entry not."""
+    context: tuple[fx.Node, ...] = ()
+    """What the nodes read beside, that no rounding has reached: masks, say."""
     is_ahead: bool = False
     """The entry is not final when the block's turn comes: its float value stands in."""
 
@@ -70,9 +72,14 @@ class Region:
         known = {*self.nodes, self.entry}
         needed = self._flow.sorted(self._needed())
         read = (each for node in needed for each in self._flow.others[node])
-        return next(
-            (each for each in read if each in self._flow.inputs and each not in known), None
-        )
+        outside = (each for each in read if each in self._flow.inputs and each not in known)
+        return next((each for each in outside if each not in self._flow.fixed), None)
+
+    def _context(self) -> list[fx.Node]:
+        """Return what the region reads of values that no rounding has reached."""
+        known = {*self.nodes, self.entry}
+        read = {each for node in {*self.nodes, *self._needed()} for each in self._flow.others[node]}
+        return self._flow.sorted((read & self._flow.fixed) - known)
 
     def _needed(self) -> set[fx.Node]:
         """Return the parameters and sizes that the region's nodes are computed with."""
@@ -88,4 +95,4 @@ class Region:
     def path(self, is_ahead: bool = False) -> Path:
         """Return the region as a path."""
         nodes = self._flow.sorted({*self.nodes, *self._needed()})
-        return Path(self.entry, self.exit, tuple(nodes), is_ahead)
+        return Path(self.entry, self.exit, tuple(nodes), tuple(self._context()), is_ahead)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +35,16 @@ class Batch:
     """The float network's value of the path's exit; of a window, where that is right."""
     cut: Cut | None = None
     """Which part of the samples it is; None: all."""
+    context: tuple[Any, ...] = ()
+    """The values of the path's context."""
+
+    def beside(self, dtype: torch.dtype) -> list[Any]:
+        """Return the context, floats in `dtype`."""
+        floats = [isinstance(each, Tensor) and each.is_floating_point() for each in self.context]
+        return [
+            each.to(dtype) if is_float else each
+            for each, is_float in zip(self.context, floats, strict=True)
+        ]
 
     def judged_part(self, y: Tensor) -> Tensor:
         """Return what of the block's output `targets` are for."""
@@ -41,10 +52,16 @@ class Batch:
 
 
 class _Group:
-    """Samples of one shape, of one path: x̂, x and target of each."""
+    """Samples of one shape, of one path: of each x̂, the target, the context, and x if it is kept.
 
-    def __init__(self, path: Path, is_whole: bool, windows: Windows | None) -> None:
+    What of the context is no tensor is the same for all.
+    """
+
+    def __init__(
+        self, path: Path, is_whole: bool, windows: Windows | None, context: Sequence[Any]
+    ) -> None:
         self._path, self._is_whole, self._windows = path, is_whole, windows
+        self._context = [None if isinstance(each, Tensor) else (each,) for each in context]
         self._parts: list[tuple[Tensor, ...]] = []
         self._tensors: tuple[Tensor, ...] = ()
         self.learned = self.judged = torch.empty(0, dtype=torch.int64)
@@ -75,15 +92,18 @@ class _Group:
 
     def batch(self, index: Tensor, cut: Cut | None = None) -> Batch:
         """Return the samples at `index`, or a part of each; of whole batches the first."""
-        inputs, targets, *floats = self._tensors
-        if cut is not None:  # before anything is copied
+        inputs, targets, *others = self._tensors
+        if cut is not None:  # before anything is copied; then there is no context
             targets = cut.of_targets(targets)
-            inputs, *floats = (cut.of_inputs(each) for each in (inputs, *floats))
+            inputs, *others = (cut.of_inputs(each) for each in (inputs, *others))
         index = index[0] if self._is_whole else index.to(inputs.device)
-        inputs, targets, *floats = (each[index] for each in (inputs, targets, *floats))
+        inputs, targets, *others = (each[index] for each in (inputs, targets, *others))
         if cut is not None:
-            inputs, *floats = (_channels_last(each) for each in (inputs, *floats))
-        return Batch(self._path, inputs, floats[0] if floats else inputs, targets, cut)
+            inputs, *others = (_channels_last(each) for each in (inputs, *others))
+        tensors = iter(others)
+        context = tuple(next(tensors) if each is None else each[0] for each in self._context)
+        floats = next(tensors, inputs)
+        return Batch(self._path, inputs, floats, targets, cut, context)
 
     @property
     def size(self) -> int:
@@ -124,6 +144,7 @@ class Samples:
         targets: Tensor,
         num_samples: int | None,
         windows: Windows | None = None,
+        context: Sequence[Any] = (),
     ) -> None:
         """Keep a share of one batch.
 
@@ -135,8 +156,10 @@ class Samples:
             num_samples: of the batch; None, where the path takes no other number of them. There,
                 and where the tensors' first axis is another, the batch stays whole.
             windows: how the samples may be cut up; None: not at all.
+            context: the values of the path's context.
         """
-        values = [inputs, targets, *[floats] * (self._options.drop > 0)]
+        beside = [each for each in context if isinstance(each, Tensor)]
+        values = [inputs, targets, *beside, *[floats] * (self._options.drop > 0)]
         is_whole = any(each.dim() == 0 or len(each) != num_samples for each in values)
         if num_samples is not None and not is_whole:
             bytes_each = sum(each[:1].nbytes for each in values)
@@ -145,9 +168,11 @@ class Samples:
             values = [each[: math.ceil(share * num_samples)] for each in values]
         else:
             values = [each[None] for each in values]
-        key = (path, is_whole, *(each.shape[1:] for each in values))
+        same = repr([each for each in context if not isinstance(each, Tensor)])
+        key = (path, is_whole, *(each.shape[1:] for each in values), same)
         windows = None if is_whole else windows
-        self._groups.setdefault(key, _Group(path, is_whole, windows)).add(tuple(values))
+        group = self._groups.setdefault(key, _Group(path, is_whole, windows, context))
+        group.add(tuple(values))
 
     def close(self) -> None:
         """Set samples aside; then they can be drawn.

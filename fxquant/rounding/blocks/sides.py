@@ -23,22 +23,26 @@ class BlocksSideBySide(SideBySide[Block]):
         forward = BlockForward(block, self.gm, self.lesson.reference)
         takes_any: dict[Path, bool] = {}
         windows: dict[object, Windows | None] = {}
+        contexts = [path.context for path in block.paths]
+        beside = self._quantized.values(*(node for each in contexts for node in each))
         quantized = self._quantized.values(*self._inputs(block))
         floats = self._float.values(*self._float_nodes(block))
-        for size, inputs, wanted in zip(self._sizes, quantized, floats, strict=True):
-            remaining = iter(inputs)
+        rows = zip(self._sizes, quantized, floats, beside, strict=True)
+        for size, inputs, wanted, others in rows:
+            remaining, next_to = iter(inputs), iter(others)
             ends = zip(wanted[::2], wanted[1::2], strict=True)
             for path, (entry, target) in zip(block.paths, ends, strict=True):
                 x = entry if path.is_ahead else next(remaining)
+                context = [next(next_to) for _ in path.context]
                 if path not in takes_any:
-                    takes_any[path] = x.dim() == 0 or forward.takes_any_number(path, x)
+                    takes_any[path] = x.dim() == 0 or forward.takes_any_number(path, x, context)
                 shape = (path, *x.shape[1:])
                 if shape not in windows:
                     windows[shape] = (
                         forward.windows(path, entry[:1], target[:1]) if takes_any[path] else None
                     )
                 one_by_one = size if takes_any[path] else None
-                found.add(path, x, entry, target, one_by_one, windows[shape])
+                found.add(path, x, entry, target, one_by_one, windows[shape], context)
         found.close()
         return found
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional as F
 
 import fxquant
@@ -73,6 +73,7 @@ def test_it_runs_where_products_are_quantized() -> None:
     model = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True).eval()
     for products in (None, TensorSpec()):
         prepared = fxquant.prepare(model, Recipe.minmax(products=products))
+        assert isinstance(prepared, fx.GraphModule)
         attention = prepared.graph.find_nodes(
             op="call_function", target=F.scaled_dot_product_attention
         )

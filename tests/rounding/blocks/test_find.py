@@ -191,13 +191,23 @@ def test_sizes_and_parameters_are_computed_inside() -> None:
 
 def test_a_size_from_outside_keeps_a_join_from_being_a_block() -> None:
     def sized(m: Any, x: Any) -> Any:
-        size = x.shape[0]
-        x = F.relu(m.a(x))
-        return m.b(x).view(size, -1) + x.flatten(1)
+        y = m.a(x)
+        x = F.relu(m.b(y))
+        return m.c(x).view(y.shape[0], -1) + x.flatten(1)
 
     gm = quantized(sized, FLOAT)
-    assert names(find_blocks(gm)) == ["a", "b"]
-    assert refusals(gm) == {"add": ("not learned as one block: it needs the size of x",)}
+    assert names(find_blocks(gm)) == ["a", "b", "c"]
+    assert refusals(gm) == {"add": ("not learned as one block: it needs the size of a",)}
+
+
+def test_a_size_of_what_no_rounding_has_reached_is_computed_from_context() -> None:
+    def sized(m: Any, x: Any) -> Any:
+        y = F.relu(m.a(x))
+        return m.b(y).view(x.shape[0], -1) + y.flatten(1)
+
+    _, block = find_blocks(quantized(sized, FLOAT))
+    assert block.paths[0].exit.name == "add"
+    assert [each.name for each in block.paths[0].context] == ["x"]
 
 
 def test_in_place_additions_and_relus_are_followed() -> None:

@@ -1,0 +1,86 @@
+"""Blocks are learned with what they read beside: masks, and all that no rounding has reached."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fxquant
+from fxquant import Recipe
+from fxquant.modules.quantized_layer import QuantizedLayer
+from fxquant.numerics.decibels import sqnr
+from fxquant.rounding.blocks.find import Block, find_blocks
+from tests.helpers import whole
+
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+class Attention(nn.Module):
+    """Attention over (N, L, 16) with a mask, and what is added to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(16, 16)
+        self.q, self.k, self.v, self.out = (nn.Linear(16, 16) for _ in range(4))
+
+    def forward(self, x: Tensor, mask: Any) -> Tensor:
+        y = torch.tanh(self.first(x))
+        attention = F.scaled_dot_product_attention(self.q(y), self.k(y), self.v(y), mask)
+        return self.out(attention) + y  # type: ignore[no-any-return]
+
+
+def batches(mask: Tensor) -> list[tuple[Tensor, Tensor]]:
+    x = torch.randn(64, 6, 16, generator=GENERATOR)
+    masks = torch.split(mask, 16) if len(mask) == 64 else [mask] * 4
+    return list(zip(torch.split(x, 16), masks, strict=True))
+
+
+def masks_of_samples() -> Tensor:
+    seen = torch.rand(64, 6, 6, generator=GENERATOR) > 0.3
+    return seen | torch.eye(6, dtype=torch.bool)
+
+
+def one_mask() -> Tensor:
+    return torch.zeros(6, 6).masked_fill(torch.ones(6, 6).triu(1).bool(), float("-inf"))
+
+
+def attention_block(quantized: nn.Module) -> Block:
+    first, block = find_blocks(whole(quantized))
+    assert (first.name, block.name) == ("first", "q to out")
+    return block
+
+
+@pytest.mark.parametrize("mask", [masks_of_samples(), one_mask()], ids=["each its own", "one"])
+@pytest.mark.parametrize("method", ["adaround", "adaquant"])
+def test_attention_with_a_mask_is_learned_as_one(mask: Tensor, method: Any) -> None:
+    torch.manual_seed(0)
+    model, data = Attention().eval(), batches(mask)
+    options: dict[str, Any] = {"steps": 150, "end_bits": None, "activation_bits": 8}
+    found = {}
+    for blocks in (False, True):
+        recipe = Recipe.adaround(weight_bits=2, blocks=blocks, method=method, **options)
+        quantized = fxquant.quantize(model, data, recipe)
+        with torch.no_grad():
+            expected, result = (torch.cat([each(*b) for b in data]) for each in (model, quantized))
+        found[blocks] = sqnr(expected, result)
+    block = attention_block(quantized)
+    assert [each.name for each in block.paths[0].context] == ["mask"]
+    assert all(isinstance(each.layer, QuantizedLayer) for each in block.subgraphs)
+    rounding = block.rounding
+    assert rounding is not None
+    assert rounding.kept
+    assert rounding.error_learned < 0.9 * rounding.error_nearest
+    assert found[True] > found[False] - 1
+
+
+def test_another_mask_gives_other_samples() -> None:
+    """The mask is not that of the first batch, or of other samples."""
+    torch.manual_seed(0)
+    model, mask = Attention().eval(), masks_of_samples()
+    recipe = Recipe.adaround(weight_bits=8, blocks=True, steps=1, drop=0.0)
+    quantized = fxquant.quantize(model, batches(mask), recipe)
+    rounding = attention_block(quantized).rounding
+    assert rounding is not None
+    assert rounding.error_nearest < 1e-3  # of 8 bits; of a mask of other samples it is greater
