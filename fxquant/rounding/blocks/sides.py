@@ -23,17 +23,14 @@ class BlocksSideBySide(SideBySide[Block]):
         forward = BlockForward(block, self.gm, self.lesson.reference)
         takes_any: dict[Path, bool] = {}
         windows: dict[object, Windows | None] = {}
-        contexts = [path.context for path in block.paths]
-        beside = self._quantized.values(*(node for each in contexts for node in each))
         quantized = self._quantized.values(*self._inputs(block))
         floats = self._float.values(*self._float_nodes(block))
-        rows = zip(self._sizes, quantized, floats, beside, strict=True)
-        for size, inputs, wanted, others in rows:
-            remaining, next_to = iter(inputs), iter(others)
+        for size, inputs, wanted in zip(self._sizes, quantized, floats, strict=True):
+            remaining = iter(inputs)
             ends = zip(wanted[::2], wanted[1::2], strict=True)
             for path, (entry, target) in zip(block.paths, ends, strict=True):
                 x = entry if path.is_ahead else next(remaining)
-                context = [next(next_to) for _ in path.context]
+                context = [next(remaining) for _ in path.context]
                 if path not in takes_any:
                     takes_any[path] = x.dim() == 0 or forward.takes_any_number(path, x, context)
                 shape = (path, *x.shape[1:])
@@ -47,7 +44,12 @@ class BlocksSideBySide(SideBySide[Block]):
         return found
 
     def _inputs(self, block: Block) -> list[fx.Node]:
-        return [path.entry for path in block.paths if not path.is_ahead]
+        """Return, of each path, the entry if it is final, and the context."""
+        return [
+            node
+            for path in block.paths
+            for node in (*([] if path.is_ahead else [path.entry]), *path.context)
+        ]
 
     def _float_nodes(self, block: Block) -> list[fx.Node]:
         """Return the entry and the exit of each path."""
