@@ -31,7 +31,7 @@ from torch.nn import functional as F
 import fxquant
 from benchmarks.running.allocator import keep_memory
 from fxquant import Recipe
-from fxquant.recipe import TensorSpec
+from fxquant.recipe import FREE_BLOCKS, TensorSpec
 
 _CALIBRATION, _JUDGED, _BATCH = 1024, 200, 16
 _LONGEST = 64  # tokens
@@ -41,9 +41,15 @@ RECIPES = {
     "8/8 min-max, smoothed, products too": Recipe.minmax(
         smoothing=True, products=TensorSpec(range="mse")
     ),
+    "8/8 Gram matrix, smoothed": Recipe.adaround(
+        weight_bits=8, method="gram", range="minmax", smoothing=True
+    ),
     "4/8 Gram matrix": Recipe.adaround(method="gram", range="minmax"),
     "4/8 Gram matrix, smoothed": Recipe.adaround(method="gram", range="minmax", smoothing=True),
     "4/8 AdaRound, smoothed": Recipe.adaround(range="minmax", smoothing=True),
+    "4/8 blocks, AdaQuant, smoothed": Recipe.adaround(
+        range="minmax", smoothing=True, **FREE_BLOCKS
+    ),
 }
 
 

@@ -13,6 +13,7 @@ from fxquant.graph.journal import (
 from fxquant.graph.mutations import (
     changed_while_read,
     is_inplace,
+    is_opaque,
     may_be_view,
     not_followed,
     read_instead,
@@ -89,6 +90,7 @@ __all__ = [
     "is_batchnorm",
     "is_inplace",
     "is_layer",
+    "is_opaque",
     "is_overridden",
     "is_product",
     "is_size",

@@ -69,11 +69,11 @@ def is_inplace(gm: fx.GraphModule, node: fx.Node) -> bool:
 
 def _returns_nothing(node: fx.Node) -> bool:
     """Say whether the call changes its first argument, and its result is not that."""
-    return node.target is operator.setitem or (_is_opaque(node) and not node.users)
+    return node.target is operator.setitem or (is_opaque(node) and not node.users)
 
 
-def _is_opaque(node: fx.Node) -> bool:
-    """Say whether the call is of a function of which only its source tells what it changes."""
+def is_opaque(node: fx.Node) -> bool:
+    """Say whether the call is of a function of which only its source tells what it does."""
     package = getattr(node.target, "__module__", None) or ""
     is_known = package.startswith(_KNOWN_PACKAGES) or package == "torch"
     return isinstance(node.target, FunctionType) and not is_known
@@ -170,7 +170,7 @@ def changed_while_read(gm: fx.GraphModule) -> dict[fx.Node, fx.Node]:
 
 def _may_be_changed(gm: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
     """Return the nodes whose result the call may change in place."""
-    if _is_opaque(node):
+    if is_opaque(node):
         return [each for each in node.all_input_nodes if not _is_size(gm, each)]
     source = data_input(node)
     return [source] if source is not None and is_inplace(gm, node) else []

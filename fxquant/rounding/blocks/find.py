@@ -27,7 +27,9 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from fxquant.capture.recording.objects import filled
 from fxquant.graph.chains import Chain
+from fxquant.graph.mutations import is_opaque
 from fxquant.graph.operations import module_of, relu_bounds
 from fxquant.graph.records import refuse
 from fxquant.modules.fake_quantize import FakeQuantize
@@ -146,7 +148,7 @@ def _regions(flow: Flow) -> Iterator[Region]:
     """Yield, for each join, what lies between it and the node where its ways parted."""
     for join, sources in flow.inputs.items():
         entry = flow.dominator[join]
-        if len(sources) < 2 or entry is None or join.op == "output":
+        if len(sources) < 2 or entry is None or not _gives_tensor(join):
             continue
         nodes, waiting = {join}, [join]
         while waiting:
@@ -159,6 +161,12 @@ def _regions(flow: Flow) -> Iterator[Region]:
             waiting += new
         exit = _relu_behind(flow, join)
         yield Region(flow, entry, exit, {*nodes, exit})
+
+
+def _gives_tensor(join: fx.Node) -> bool:
+    """Say whether what is joined is one tensor, not an object of several that a model returns."""
+    is_object = isinstance(join.target, type) or join.target is filled
+    return join.op != "output" and not is_object and not is_opaque(join)
 
 
 def _relu_behind(flow: Flow, join: fx.Node) -> fx.Node:

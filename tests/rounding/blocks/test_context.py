@@ -1,10 +1,11 @@
 """Blocks are learned with what they read beside: masks, and all that no rounding has reached."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import fxquant
@@ -12,7 +13,7 @@ from fxquant import Recipe
 from fxquant.modules.quantized_layer import QuantizedLayer
 from fxquant.numerics.decibels import sqnr
 from fxquant.rounding.blocks.find import Block, find_blocks
-from tests.helpers import whole
+from tests.helpers import Net, whole
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -86,6 +87,30 @@ def test_attention_with_a_mask_is_learned_as_one(mask: Tensor, method: Any) -> N
     assert rounding.kept
     assert rounding.error_learned < rounding.error_nearest
     assert found[True] > found[False] - 1
+
+
+@dataclass
+class Output:
+    """What a model returns."""
+
+    hidden: Tensor
+    pooled: Tensor
+
+
+def pair_of(hidden: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
+    return hidden, pooled
+
+
+fx.wrap("pair_of")
+
+
+@pytest.mark.parametrize("make", [Output, pair_of, lambda a, b: {"hidden": a, "pooled": b}])
+def test_what_a_model_returns_of_several_tensors_is_no_join(make: Any) -> None:
+    model = Net(lambda m, x: make(y := m.a(x), torch.tanh(m.b(y[:, 0]))))
+    model.a, model.b = nn.Linear(16, 16), nn.Linear(16, 4)
+    recipe = Recipe.adaround(activation_bits=4, steps=4)
+    quantized = fxquant.quantize(model, [torch.randn(8, 5, 16)], recipe)
+    assert [block.name for block in find_blocks(whole(quantized))] == ["a", "b"]
 
 
 def test_another_mask_gives_other_samples() -> None:
