@@ -34,7 +34,6 @@ def select_calls(gm: fx.GraphModule, recipe: Recipe) -> dict[fx.Node, CallSpec]:
 
     Products are those of two activations, if it asks for any.
 
-
     Raises:
         RecipeError: a rule matches none of them; for a region see `check_rules`.
     """
