@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import fxquant
 from fxquant.numerics.decibels import sqnr
+from fxquant.recipe import TensorSpec
 from tests.helpers import Net
 
 onnx: Any = pytest.importorskip("onnx")
@@ -80,3 +81,34 @@ def test_all_convolutions_work_on_integers(
     used = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
     assert {kind: used[kind] for kind in kernels} == kernels
     assert not {"Conv", "FusedConv"} & used.keys()
+
+
+def attention(m: Any, x: Tensor) -> Tensor:
+    """Written out, with what is left out of it below -10^4, and as one function."""
+    scores = m.a(x) @ m.b(x).transpose(-2, -1) / 4
+    left_out = (x.mean(-1) > 0).to(x.dtype).unsqueeze(-2) * -1e30
+    y = (scores + left_out).softmax(-1) @ m.c(x)
+    return m.d(F.scaled_dot_product_attention(y, x, y)) + x  # type: ignore[no-any-return]
+
+
+def test_products_of_activations_work_on_integers_where_the_recipe_asks(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Net(attention, **{name: nn.Linear(16, 16) for name in "abcd"}).eval()
+    batches, x = [torch.randn(4, 6, 16) for _ in range(4)], torch.randn(3, 6, 16)
+    recipe = fxquant.Recipe.minmax(target="onnxruntime", products=TensorSpec(range="mse"))
+    quantized = fxquant.quantize(model, batches, recipe, progress=False)
+    fxquant.export_onnx(quantized, tmp_path / "model.onnx", batches[0])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    session = onnxruntime.InferenceSession(
+        str(tmp_path / "model.onnx"), options, providers=["CPUExecutionProvider"]
+    )
+    with torch.no_grad():
+        simulated, expected = quantized(x), model(x)
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    assert sqnr(simulated, torch.from_numpy(found)) > 35
+    assert sqnr(expected, torch.from_numpy(found)) > 25
+    used = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
+    assert used["QLinearMatMul"] + used["MatMulIntegerToFloat"] + used["QGemm"] == 4 + 4
+    assert not {"MatMul", "FusedMatMul"} & used.keys()

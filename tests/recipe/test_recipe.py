@@ -116,6 +116,15 @@ ERRORS: list[tuple[Callable[[], Any], str]] = [
         "weights: dynamic=True: weights do not change from batch to batch",
     ),
     (lambda: Recipe(**options(logits=8)), "logits=8: give a TensorSpec or None"),
+    (lambda: Recipe(**options(products=8)), "products=8: give a TensorSpec or None"),
+    (
+        lambda: Recipe(products=TensorSpec(per_channel=True)),
+        "products: dynamic, per_channel and range='bn' are for activations",
+    ),
+    (
+        lambda: Recipe(products=TensorSpec(bits=4), target="executorch"),
+        "target 'executorch': activations of 4 bits: it has kernels for 8",
+    ),
     (
         lambda: Recipe(logits=TensorSpec(range="bn")),
         "logits: dynamic, per_channel and range='bn' are for activations",
