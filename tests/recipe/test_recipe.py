@@ -122,7 +122,7 @@ ERRORS: list[tuple[Callable[[], Any], str]] = [
         "products: dynamic, per_channel and range='bn' are for activations",
     ),
     (
-        lambda: Recipe(products=TensorSpec(bits=4), target="executorch"),
+        lambda: Recipe.minmax(products=TensorSpec(bits=4), target="executorch"),
         "target 'executorch': activations of 4 bits: it has kernels for 8",
     ),
     (
