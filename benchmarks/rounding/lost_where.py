@@ -13,13 +13,14 @@ the placement is the literature's.
 from __future__ import annotations
 
 from tabulate import tabulate
-from torch import nn
+from torch import fx, nn
 
 import fxquant
 from benchmarks.judging.comparison import compare
 from benchmarks.rounding.low_bits import load_images, load_network, network_parser, split
 from benchmarks.running.allocator import keep_memory
 from fxquant import Recipe, Rule
+from fxquant.graph import call_name, is_layer, layer_of
 
 GROUPS = ("image", "block inputs", "expanded", "depthwise outputs", "pooled")
 
@@ -27,11 +28,14 @@ GROUPS = ("image", "block inputs", "expanded", "depthwise outputs", "pooled")
 def groups_of(model: nn.Module) -> dict[str, list[str]]:
     """Return the layers that read the tensors of each group, in the order of execution."""
     found: dict[str, list[str]] = {name: [] for name in GROUPS}
-    gm, was_depthwise = fxquant.trace(model), False
-    for node in gm.graph.find_nodes(op="call_module", sort=True):
-        layer = gm.get_submodule(str(node.target))
+    gm, was_depthwise = fxquant.prepare(model, "minmax"), False  # functions are layers then
+    assert isinstance(gm, fx.GraphModule)
+    for node in gm.graph.nodes:
+        if not is_layer(gm, node):
+            continue
+        layer, name = layer_of(gm, node), call_name(gm, node)
         if isinstance(layer, nn.Linear):
-            found["pooled"].append(str(node.target))
+            found["pooled"].append(name)
         if not isinstance(layer, nn.Conv2d):
             continue
         is_depthwise = layer.groups == layer.in_channels > 1
@@ -41,8 +45,11 @@ def groups_of(model: nn.Module) -> dict[str, list[str]]:
             group = "depthwise outputs"
         else:
             group = "block inputs" if found["image"] else "image"
-        found[group].append(str(node.target))
+        found[group].append(name)
         was_depthwise = is_depthwise
+    missing = [group for group, layers in found.items() if not layers]
+    if missing:
+        raise SystemExit(f"no layer reads {', '.join(missing)}: the rows would say nothing")
     return found
 
 

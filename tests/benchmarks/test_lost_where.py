@@ -4,7 +4,8 @@ import sys
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 import fxquant
 from benchmarks.rounding import lost_where
@@ -24,6 +25,31 @@ def test_groups_go_by_the_layer_that_reads() -> None:
         "image": ["0"], "block inputs": ["2"], "expanded": ["4"], "depthwise outputs": ["6"],
         "pooled": ["9"],
     }  # fmt: skip
+
+
+class Padded(nn.Conv2d):
+    """As in EfficientNet-Lite0's package: a convolution that calls the function itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, self.bias, padding=1, groups=self.groups)
+
+
+def test_functional_convolutions_are_told_apart_too() -> None:
+    model = mobile()
+    model[0], model[4] = Padded(3, 4, 3), Padded(8, 8, 3, groups=8)
+    found = lost_where.groups_of(model)
+    assert [len(found[group]) for group in lost_where.GROUPS] == [1, 1, 1, 1, 1]
+    recipe = {name: each for _, name, each in lost_where.recipes_of(model, 4)}["expanded alone"]
+    quantized = fxquant.quantize(model, [torch.rand(4, 3, 12, 12)], recipe, progress=False)
+    rounded = [each for each in quantized.modules() if isinstance(each, FakeQuantize)]
+    assert [each.spec.bits for each in rounded] == [8, 8, 4, 8, 8]
+
+
+def test_a_group_that_nothing_reads_is_an_error() -> None:
+    with pytest.raises(SystemExit, match="no layer reads expanded, depthwise outputs: the rows"):
+        lost_where.groups_of(
+            nn.Sequential(*[mobile()[i] for i in (0, 1, 2, 7, 8)], nn.Linear(8, 3))
+        )
 
 
 def test_a_row_gives_its_group_few_bits_and_all_else_eight() -> None:
