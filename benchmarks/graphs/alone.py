@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from fxquant import Pass, Recipe, Reconstruction, passes
 from fxquant.int8.onednn import why_unavailable
 
-AGAIN = {"ReconstructBlocks", "ReconstructRounding", "SmoothInputs", "TuneBatchNorm"}
+AGAIN = {"ReconstructBlocks", "ReconstructRounding", "TuneBatchNorm"}
 """What learns goes on from where the first run came to."""
 Call = Callable[[nn.Module], Any]
 

@@ -11,20 +11,17 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from typing import Any
 
 from torch import fx
 from torch.nn import functional as F
 
 from fxquant.capture.attention.scores import attention_weights_of
+from fxquant.graph.operation_table import argument
 from fxquant.graph.records import refuse
 from fxquant.passes.pipeline import Pass
 from fxquant.passes.starting_points import TRACED
 
-_NAMES = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
-_DEFAULTS: dict[str, Any] = {
-    "attn_mask": None, "dropout_p": 0.0, "is_causal": False, "scale": None, "enable_gqa": False
-}  # fmt: skip
+_OPERANDS = ("query", "key", "value")
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,16 +39,18 @@ class ExpandAttention(Pass):
 
 
 def _expand(gm: fx.GraphModule, node: fx.Node) -> bool:
-    given = {**_DEFAULTS, **dict(zip(_NAMES, node.args, strict=False)), **node.kwargs}
-    if given["dropout_p"] != 0 or given["enable_gqa"] is not False:
-        asked = f"dropout_p={given['dropout_p']}, enable_gqa={given['enable_gqa']}"
+    dropout = argument(node, 4, "dropout_p", 0.0)
+    shares_heads = node.kwargs.get("enable_gqa", False)
+    if dropout != 0 or shares_heads is not False:
+        asked = f"dropout_p={dropout}, enable_gqa={shares_heads}"
         refuse(node, "products left in float", asked)
         return False
-    query, key, value = (given[name] for name in ("query", "key", "value"))
+    query, key, value = (argument(node, i, name) for i, name in enumerate(_OPERANDS))
+    mask, is_causal = argument(node, 3, "attn_mask"), argument(node, 5, "is_causal", False)
     with gm.graph.inserting_before(node):
         keys = gm.graph.call_method("transpose", (key, -2, -1))
         scores = gm.graph.call_function(operator.matmul, (query, keys))
-        options = (given["attn_mask"], given["is_causal"], given["scale"])
+        options = (mask, is_causal, node.kwargs.get("scale"))
         weights = gm.graph.call_function(attention_weights_of, (scores, query, *options))
         product = gm.graph.call_function(operator.matmul, (weights, value))
     name, product.meta = node.name, dict(node.meta)

@@ -53,6 +53,26 @@ KERNELS = {
 }
 
 
+def kernels_used(
+    folder: Path, model: nn.Module, recipe: fxquant.Recipe, batches: list[Tensor], x: Tensor
+) -> Counter[str]:
+    """Return what onnxruntime runs of the quantized model, whose outputs for `x` are right."""
+    quantized = fxquant.quantize(model, batches, recipe, progress=False)
+    fxquant.export_onnx(quantized, folder / "model.onnx", batches[0])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    session = onnxruntime.InferenceSession(
+        str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
+    )
+    with torch.no_grad():
+        simulated, expected = quantized(x), model(x)
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    assert sqnr(simulated, torch.from_numpy(found)) > 35
+    assert sqnr(expected, torch.from_numpy(found)) > 25
+    return Counter(node.op_type for node in onnx.load(folder / "optimized.onnx").graph.node)
+
+
 @pytest.mark.parametrize(("function", "kernels"), KERNELS.items())
 def test_all_convolutions_work_on_integers(
     tmp_path: Path, function: Any, kernels: dict[str, int]
@@ -65,20 +85,7 @@ def test_all_convolutions_work_on_integers(
     ).eval()  # fmt: skip
     batches, x = [torch.randn(4, 3, 8, 8) for _ in range(4)], torch.randn(3, 3, 8, 8)
     recipe = fxquant.Recipe.minmax(target="onnxruntime")
-    quantized = fxquant.quantize(model, batches, recipe, progress=False)
-    fxquant.export_onnx(quantized, tmp_path / "model.onnx", batches[0])
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
-    session = onnxruntime.InferenceSession(
-        str(tmp_path / "model.onnx"), options, providers=["CPUExecutionProvider"]
-    )
-    with torch.no_grad():
-        simulated, expected = quantized(x), model(x)
-    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    assert sqnr(simulated, torch.from_numpy(found)) > 35
-    assert sqnr(expected, torch.from_numpy(found)) > 25
-    used = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
+    used = kernels_used(tmp_path, model, recipe, batches, x)
     assert {kind: used[kind] for kind in kernels} == kernels
     assert not {"Conv", "FusedConv"} & used.keys()
 
@@ -96,19 +103,6 @@ def test_products_of_activations_work_on_integers_where_the_recipe_asks(tmp_path
     model = Net(attention, **{name: nn.Linear(16, 16) for name in "abcd"}).eval()
     batches, x = [torch.randn(4, 6, 16) for _ in range(4)], torch.randn(3, 6, 16)
     recipe = fxquant.Recipe.minmax(target="onnxruntime", products=TensorSpec(range="mse"))
-    quantized = fxquant.quantize(model, batches, recipe, progress=False)
-    fxquant.export_onnx(quantized, tmp_path / "model.onnx", batches[0])
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
-    session = onnxruntime.InferenceSession(
-        str(tmp_path / "model.onnx"), options, providers=["CPUExecutionProvider"]
-    )
-    with torch.no_grad():
-        simulated, expected = quantized(x), model(x)
-    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    assert sqnr(simulated, torch.from_numpy(found)) > 35
-    assert sqnr(expected, torch.from_numpy(found)) > 25
-    used = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
+    used = kernels_used(tmp_path, model, recipe, batches, x)
     assert used["QLinearMatMul"] + used["MatMulIntegerToFloat"] + used["QGemm"] == 4 + 4
     assert not {"MatMul", "FusedMatMul"} & used.keys()
