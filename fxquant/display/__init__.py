@@ -1,0 +1,11 @@
+"""How results are shown: tables that fit the terminal, notebooks, files, a page."""
+
+from fxquant.display.shown import Listed, Shown
+from fxquant.display.table import Column, Table
+
+__all__ = [
+    "Column",
+    "Listed",
+    "Shown",
+    "Table",
+]
