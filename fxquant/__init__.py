@@ -18,10 +18,12 @@
 that they work on, `Pipeline` puts them in a row, and `Pass` is what a new one derives from.
 """
 
+from fxquant.analysis.result import Analysis
 from fxquant.api import calibrate, convert, prepare, quantize
 from fxquant.capture.tracing import trace
 from fxquant.deploy.export import export_onnx
 from fxquant.deploy.lowering import lower, to_qdq
+from fxquant.diagnosis import analyze
 from fxquant.errors import (
     CalibrationError,
     CaptureError,
@@ -53,6 +55,7 @@ __version__ = "0.1.0"
 __all__ = [
     "TARGETS",
     "Allocation",
+    "Analysis",
     "Budget",
     "CalibrationError",
     "CaptureError",
@@ -72,6 +75,7 @@ __all__ = [
     "Target",
     "TensorSpec",
     "allocate",
+    "analyze",
     "calibrate",
     "compare",
     "convert",

@@ -105,6 +105,15 @@ def converted(prepared: nn.Module, recipe: Recipe, inputs: _Calls, run: Run) -> 
     return model
 
 
+def smoothed(prepared: nn.Module, recipe: Recipe, inputs: _Calls, run: Run) -> nn.Module:
+    """Return a copy of a calibrated model with inputs smoothed, still to be converted."""
+    model = copy_module(prepared)
+    draft = Draft(model, find_regions(model), inputs, run)
+    for step in (OnEachGraph(Pipeline(FoldBatchNorm(), AbsorbBatchNorm())), OnOwnCalls(recipe)):
+        step(draft)
+    return model
+
+
 @dataclass
 class Draft:
     """A model on its way, and what its steps may need."""

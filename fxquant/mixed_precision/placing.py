@@ -9,7 +9,6 @@ from typing import cast
 from torch import fx, nn
 
 from fxquant.calibration.observed import (
-    find_observers,
     observers_of_values,
     place_observers,
     was_called,

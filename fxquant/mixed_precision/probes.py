@@ -137,14 +137,14 @@ class Tap(nn.Module):
         super().__init__()
         self.bits = max(observer.spec.bits for observer in seen)
         self.products = torch.zeros(0)
-        self._seen = list(seen)  # a list: they are no part of the model
+        self.seen = list(seen)  # a list: they are no part of the model
         self.quantizers: list[nn.Module] = []
 
     def choose(self, widths: Sequence[int]) -> None:
         """Say to which widths to round."""
         self.products = torch.zeros(len(widths))
         for bits in widths:
-            seen = [copy.copy(observer) for observer in self._seen]
+            seen = [copy.copy(observer) for observer in self.seen]
             for observer in seen:
                 observer.spec = replace(observer.spec, bits=bits)
             self.quantizers.append(quantizer_of(*seen))

@@ -1,6 +1,6 @@
 """What quantization lost: tables, and models compared node by node."""
 
-from fxquant.reporting.agreement import Agreement
+from fxquant.reporting.agreement import Agreement, has_decisions, largest
 from fxquant.reporting.node_by_node import compare
 from fxquant.reporting.running_copies import copy_to_run
 from fxquant.reporting.table import Report, report
@@ -10,5 +10,7 @@ __all__ = [
     "Report",
     "compare",
     "copy_to_run",
+    "has_decisions",
+    "largest",
     "report",
 ]
