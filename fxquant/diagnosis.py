@@ -22,6 +22,7 @@ from fxquant.analysis.study import Data, Study
 from fxquant.analysis.variants import without_learning
 from fxquant.api import calibrated_copy
 from fxquant.calibration.arguments import Forward
+from fxquant.calibration.batching import Batches
 from fxquant.capture.given_models import unwrapped
 from fxquant.conversion import converted, smoothed
 from fxquant.errors import CalibrationError, RecipeError
@@ -114,8 +115,13 @@ def analyze(
         partial(smoothed, run=_QUIET),
     )
     study = Study(bench, judge, asked, steps)
-    data = Data(len(kept), len(judged), is_held_out, float_seconds)
+    num_judged = _num_samples(kept[number] for number in judged)
+    data = Data(_num_samples(kept), num_judged, is_held_out, float_seconds)
     return study.analysis(data, samples, started)
+
+
+def _num_samples(batches: Iterable[Any]) -> int:
+    return Batches([(batch,) for batch in batches]).num_samples
 
 
 def _steps(progress: bool | None) -> Iterator[Any]:

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tabulate import tabulate
 from torch import nn
 
 from fxquant.api import quantize
 from fxquant.calibration.arguments import Forward
 from fxquant.capture.given_models import unwrapped
+from fxquant.display.shown import Shown
+from fxquant.display.table import Column, Table, Value
 from fxquant.errors import CalibrationError, RecipeError
 from fxquant.recipe.budget import Budget
 from fxquant.recipe.recipe import FREE_BLOCKS, Recipe
@@ -47,8 +48,17 @@ class Attempt:
     """For quantizing; judging is not counted."""
 
 
-@dataclass(frozen=True, eq=False)
-class Search:
+_COLUMNS = (
+    Column("rung", "rung", folds=True),
+    Column("score", "score", "{:.2f}", is_bar=True),
+    Column("drop", "drop", "{:.2f}"),
+    Column("seconds", "s", "{:.1f}"),
+    Column("verdict", "", folds=True),
+)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Search(Shown):
     """What `search` found: `str()` of it is the table of all rungs tried."""
 
     model: nn.Module
@@ -60,21 +70,25 @@ class Search:
     float_score: float
     attempts: tuple[Attempt, ...]
 
-    def __str__(self) -> str:
-        rows = [["float", f"{self.float_score:.2f}", "", "", ""]]
+    def heads(self) -> list[str]:
+        """Return which rung was taken, and what it loses."""
+        taken = next(each for each in self.attempts if each.rung.recipe is self.recipe)
+        verdict = "met" if self.met else "not met; this is the best"
+        return [
+            f"{taken.rung.name}: {taken.score:.2f} of {self.float_score:.2f}, "
+            f"{taken.drop:.2f} below float; at most {self.max_drop:g} was asked for: {verdict}",
+            f"recipe: {self.recipe!r}",
+        ]
+
+    def tables(self) -> list[Table]:
+        """Return a row for each rung that was tried, behind one for the float model."""
+        rows: list[tuple[Value, ...]] = [("float", self.float_score, None, None, None)]
         for attempt in self.attempts:
             chosen = attempt.rung.recipe is self.recipe
-            rows.append(
-                [
-                    attempt.rung.name,
-                    f"{attempt.score:.2f}",
-                    f"{attempt.drop:.2f}",
-                    f"{attempt.seconds:.1f}",
-                    ("taken" if self.met else "the best, target not met") if chosen else "",
-                ]
-            )
-        columns = ["rung", "score", f"drop (≤ {self.max_drop:g})", "s", ""]
-        return tabulate(rows, columns, disable_numparse=True)
+            verdict = "taken" if self.met else "the best, target not met"
+            values = attempt.rung.name, attempt.score, attempt.drop, attempt.seconds
+            rows.append((*values, verdict if chosen else None))
+        return [Table(_COLUMNS, tuple(rows))]
 
 
 def ladder(weight_bits: int = 8, activation_bits: int | None = 8) -> tuple[Rung, ...]:

@@ -1,4 +1,4 @@
-"""Every test starts from the same random numbers, and computes on one thread."""
+"""Every test starts from the same random numbers, on one thread, in a terminal of one width."""
 
 import pytest
 import torch
@@ -12,3 +12,8 @@ def seed() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     torch.set_num_threads(1)  # on busy cores two threads take ten times as long for small tensors
+
+
+@pytest.fixture(autouse=True)
+def width(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")

@@ -55,11 +55,14 @@ def test_hands_back_the_best_where_none_meets_the_target() -> None:
     )
     assert not found.met
     assert found.recipe is RUNGS[1].recipe
-    lines = str(found).splitlines()
-    assert lines[2].split() == ["float", "90.00"]
-    assert "four bits" in lines[4]
-    assert lines[4].endswith("the best, target not met")
-    assert not lines[3].endswith("met")
+    assert found.heads()[0] == (
+        f"{RUNGS[1].name}: 85.00 of 90.00, 5.00 below float; at most 0.5 was asked for: not met; "
+        "this is the best"
+    )
+    table = found.tables()[0]
+    assert table.values("rung") == ["float", *(rung.name for rung in RUNGS)]
+    assert table.values("verdict") == [None, None, "the best, target not met", None]
+    assert "the best, target" in str(found)
 
 
 def test_a_batch_in_four_judges_where_nothing_else_does() -> None:

@@ -42,6 +42,16 @@ class Score:
         return first, second
 
 
+def margin_of(points: float, num_decisions: int) -> float:
+    """Return the standard error of a percentage of so many decisions, in points.
+
+    >>> round(margin_of(80.0, 64), 1)
+    5.0
+    """
+    share = min(max(points / 100, 0.5 / num_decisions), 1 - 0.5 / num_decisions)
+    return 100 * math.sqrt(share * (1 - share) / num_decisions)
+
+
 class Judge:
     """Runs copies of models on batches, and compares what they return with the float model's.
 

@@ -1,4 +1,4 @@
-"""What stands out of the ranges: wide channels, long tails, with a word on what helps against it."""
+"""What makes ranges wide: single channels, long tails; with a word on what helps against it."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Weights and activations by what they cost the model's output, with what more bits would win.
 
-Two figures for each, and both in dB of the model's outputs: what is left of them where this tensor
-alone is rounded (first order, at the float network), and what more bits win where all are (its share
-of the whole change). Neither is the tensor's own dB, which says nothing of what the layers behind it
-make of its error.
+Two figures for each, both in dB of the model's outputs: what is left of them where this tensor
+alone is rounded (first order, at the float network), and what more bits win where all are (its
+share of the whole change). Neither is the tensor's own dB, which says nothing of what the layers
+behind it make of its error.
 """
 
 from __future__ import annotations
@@ -54,11 +54,13 @@ class TensorCost:
     alone: float | None
     """Signal over change of the model's outputs with nothing else rounded, in dB."""
     share: float | None
-    """How much of the change that all roundings make together is due to this one, in percent."""
+    """How much of the change that all roundings make together is due to this one; percent."""
     wins: float | None
-    """By how many dB the outputs come closer to the float model's with more bits here; estimated."""
+    """By how many dB the outputs come closer to the float model's with more bits here: estimate."""
     measured: Score | None = None
     """What more bits here won, on held-out data; None: not tried."""
+    place: int = 0
+    """1: the costliest."""
     num_weights: int = 0
     multiply_adds: int = 0
     readers: tuple[str, ...] = ()
@@ -73,16 +75,6 @@ class TensorCost:
         """What more bits take, of the file: activations take none."""
         more = 32 if self.more_bits is None else self.more_bits
         return self.num_weights * (more - self.bits) // 8
-
-    @property
-    def order(self) -> tuple[float, float]:
-        """What ranks tensors, the costliest first: what more bits won or would win; what it costs."""
-        won = self.wins
-        if self.measured is not None and self.measured.decibels is not None:
-            won = self.measured.decibels
-        return (-math.inf if won is None else won), -(
-            math.inf if self.alone is None else self.alone
-        )
 
 
 def more_bits(side: Side, bits: int) -> int | None:
@@ -131,12 +123,12 @@ def rank(bench: Bench, num_samples: int, own: Mapping[Key, float]) -> Ranking:
     costs = [_cost(key, known, shares, own.get(key)) for key in shares.of]
     total = sum(each.cost for each in shares.of.values() if each.cost is not None)
     explained = total / shares.loss if shares.loss else None
-    return Ranking(tuple(in_order(costs)), taken, explained)
+    return Ranking(tuple(sorted(costs, key=_by_estimate)), taken, explained)
 
 
-def in_order(costs: Iterable[TensorCost]) -> list[TensorCost]:
-    """Return the costliest first."""
-    return sorted(costs, key=lambda each: each.order, reverse=True)
+def _by_estimate(cost: TensorCost) -> tuple[float, float]:
+    """Return what ranks a tensor, the less the costlier: what more bits win, what it costs alone."""
+    return -(cost.wins or 0.0), math.inf if cost.alone is None else cost.alone
 
 
 def rules_for(

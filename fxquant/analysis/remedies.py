@@ -43,10 +43,10 @@ class Remedy:
     recipe: Recipe
     """The caller's recipe, changed."""
 
-    @property
-    def order(self) -> tuple[float, float]:
-        """What remedies are compared by."""
-        return (self.points or 0.0), (self.decibels or 0.0)
+    def order(self, margin: float) -> tuple[float, float]:
+        """Return what remedies are compared by: points as far as they tell, then dB."""
+        points = self.points or 0.0
+        return (round(points / margin) if margin else points), (self.decibels or 0.0)
 
 
 def together(changes: list[Change]) -> Change:

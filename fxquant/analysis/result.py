@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fxquant.analysis.distributions import Distribution
-from fxquant.analysis.judge import Score
+from fxquant.analysis.judge import Score, margin_of
 from fxquant.analysis.outliers import Outlier
 from fxquant.analysis.plotting import draw
 from fxquant.analysis.ranking import TensorCost, rules_for
@@ -81,15 +81,15 @@ class Analysis(Listed):
         return "costs"
 
     def badness(self) -> Sequence[float | None]:
-        """Return how much more bits win, of each tensor."""
-        ordered = sorted(self.costs, key=lambda each: each.order)
-        places = {id(each): float(place) for place, each in enumerate(ordered)}
-        return [places[id(each)] for each in self.costs]
+        """Return how near each tensor is to the costliest."""
+        return [-each.place for each in self.costs]
 
     def rules(self, top: int = 3) -> tuple[Rule, ...]:
         """Return rules that give the `top` costliest tensors more bits, to put into a recipe."""
-        chosen = sorted(self.costs, key=lambda each: each.order, reverse=True)[:top]
-        return rules_for(chosen, self.every or self.costs, self.recipe)
+        return rules_for(self._first(top), self.every, self.recipe)
+
+    def _first(self, top: int) -> list[TensorCost]:
+        return sorted(self.costs, key=lambda each: each.place)[:top]
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Write a picture of the costliest tensors and the remedies; the ending says the format.
@@ -107,7 +107,7 @@ class Analysis(Listed):
         """Return the summary: which side costs how much, and how that was found."""
         said = [self._sides()]
         if self.costs and self.costs[0].wins is not None:
-            first = sorted(self.costs, key=lambda each: each.order, reverse=True)[:_NAMED]
+            first = self._first(_NAMED)
             share = sum(each.share or 0.0 for each in first)
             names = ", ".join(each.label for each in first)
             said.append(f"Costliest: {names}; {share:.0f} % of the change of the outputs.")
@@ -128,15 +128,18 @@ class Analysis(Listed):
             for part in ("weights", "activations")
             if part in self.scores
         ]
-        rounded = f"Rounding costs {self._cost(both)}"
+        rounded = f"Rounding costs {self._cost(both, is_first=True)}"
         return f"{rounded}: {', '.join(parts)}." if parts else f"{rounded}."
 
-    def _cost(self, score: Score) -> str:
+    def _cost(self, score: Score, *, is_first: bool = False) -> str:
         cost, left = self._lost(score), score.decibels
         in_points = "" if cost is None else f"{cost:.1f} points"
         if left is None:
             return in_points
-        shown = "no change" if left == math.inf else f"{left:.1f} dB of the outputs left"
+        shown = "no change" if left == math.inf else f"{left:.1f} dB"
+        if is_first:
+            shown += " of the outputs left"
+            return f"{in_points}, {shown}" if in_points else shown
         return f"{in_points} ({shown})" if in_points else shown
 
     def _lost(self, score: Score) -> float | None:
@@ -152,12 +155,11 @@ class Analysis(Listed):
         said += f"{effort.num_judged} of {effort.num_samples} samples, {held_out}"
         kept = self.scores["both"].points
         if effort.num_decisions and kept is not None:
-            share = min(max(kept / 100, 0.5 / effort.num_decisions), 1 - 0.5 / effort.num_decisions)
-            margin = 100 * math.sqrt(share * (1 - share) / effort.num_decisions)
+            margin = margin_of(kept, effort.num_decisions)
             said += f" (give or take {margin:.1f})"
         return (
-            f"{said}; ranked by {effort.num_ranked} with gradients. It took {effort.seconds:.0f} s, "
-            f"as {effort.forwards:.0f} runs of the float model over the data."
+            f"{said}; ranked by {effort.num_ranked} with gradients. It took {effort.seconds:.0f} s, as "
+            f"{effort.forwards:.0f} runs of the float model over the data."
         )
 
     def tables(self) -> list[Table]:
@@ -169,14 +171,14 @@ class Analysis(Listed):
             Column("name", "call"),
             Column("side", "side"),
             Column("bits", "bits", usual=True),
-            Column("own_db", "own dB", "{:.1f}", spared=3),
-            Column("alone_db", "alone, output dB", "{:.1f}", spared=1),
+            Column("own_db", "own dB", "{:.1f}", spared=2),
+            Column("alone_db", "alone dB", "{:.1f}", spared=1),
             Column("share", "share %", "{:.1f}", is_bar=True),
-            Column("more_bits", "with"),
-            Column("wins_db", "would win dB", "{:.2f}"),
-            Column("won_db", "won dB", "{:.2f}"),
-            Column("won_points", "won points", "{:.1f}"),
-            Column("more_bytes", "more bytes", "{:,}", spared=2),
+            Column("more_bits", "to"),
+            Column("wins_db", "would win", "{:.2f}"),
+            Column("won_db", "won dB", "{:+.2f}"),
+            Column("won_points", "points", "{:+.1f}"),
+            Column("more_bytes", "bytes", "{:+,}", spared=2),
         )
         rows = tuple(
             (
@@ -199,10 +201,10 @@ class Analysis(Listed):
     def _remedies(self) -> Table:
         columns = (
             Column("remedy", "remedy", folds=True),
-            Column("won_points", "won points", "{:+.1f}", is_bar=True),
-            Column("won_db", "won dB", "{:+.1f}"),
-            Column("more_bytes", "more bytes", "{:,}", spared=1),
-            Column("more_percent", "% more bytes", "{:+.1f}"),
+            Column("won_points", "points", "{:+.1f}", is_bar=True),
+            Column("won_db", "dB", "{:+.1f}"),
+            Column("more_bytes", "bytes", "{:+,}", spared=1),
+            Column("more_percent", "% bytes", "{:+.1f}"),
         )
         total = self.total_bytes
         rows = tuple(

@@ -1,17 +1,17 @@
-"""What of the change of the outputs is due to which weight and which activation: shares that add up.
+"""How much of the change of the outputs each weight and activation is due: shares that add up.
 
     L(α) = ‖y(α) - y(0)‖²,   every weight at W + α ΔW, every activation at a + α Δa
     L(1) = Σ_t ∫₀¹ ⟨∂L/∂t, Δt⟩ dα
 
-All roundings grow together from nothing, α = 0, to what they are, α = 1, and each tensor is due what
-its own rounding error adds on the way (Aumann and Shapley's shares, "Values of non-atomic games",
-1974; along a straight line as in Sundararajan et al., "Axiomatic attribution for deep networks",
-2017). Two points of Gauss's rule take the integral, a backward pass each serves all tensors.
+All roundings grow together from nothing, α = 0, to what they are, α = 1, and each tensor is due
+what its own rounding error adds on the way (Aumann and Shapley's shares, "Values of non-atomic
+games", 1974; along a straight line as in Sundararajan et al., "Axiomatic attribution for deep
+networks", 2017). Two points of Gauss's rule take the integral; a backward pass each serves all.
 Gradients pass roundings straight through, and stop where an activation is clipped.
 
-The first-order loss of a tensor alone, ‖J Δt‖² (`fxquant.mixed_precision.sensitivity`), says what it
-costs in a float network. Here all others are rounded too: errors add up, cancel, and are clipped on
-their way. So this tells better what a tensor's return to more bits wins (README of this wing).
+The first-order loss of a tensor alone, ‖J Δt‖² (`fxquant.mixed_precision.sensitivity`), says what
+it costs in a float network. Here all others are rounded too: errors add up, cancel, and are clipped
+on their way. So this tells better what a tensor's return to more bits wins (README of this wing).
 """
 
 from __future__ import annotations

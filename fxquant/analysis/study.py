@@ -1,6 +1,6 @@
 """From a calibrated model and a judge to an `Analysis`: what is tried, in which order.
 
-sides ─▶ ranking ─▶ the costliest, each with more bits ─▶ several of them ─▶ other remedies ─▶ the best together
+sides ─▶ ranking ─▶ the costliest with more bits, one by one ─▶ several ─▶ others ─▶ together
 """
 
 from __future__ import annotations
@@ -12,13 +12,11 @@ from typing import Any
 
 from fxquant.analysis.bench import Bench, silent
 from fxquant.analysis.distributions import Distribution, distribution_of
-from fxquant.analysis.judge import Judge, Score
+from fxquant.analysis.judge import Judge, Score, margin_of
 from fxquant.analysis.outliers import Outlier, channel_peaks, outliers_of
 from fxquant.analysis.ranking import (
-    Ranking,
     TensorCost,
     drawn_calls,
-    in_order,
     probes_of,
     rank,
     rules_for,
@@ -79,10 +77,10 @@ class Study:
         tried = [self._tried(change) for change in self._more_bits(costs)]
         fewest = min((each.bits for each in costs if each.side == "weights"), default=8)
         tried += [self._tried(change) for change in possible_changes(recipe, fewest)]
-        remedies, in_vain = _parted(tried)
+        remedies, in_vain = self._parted(tried)
         if len(remedies) > 1:
             joined = self._tried(together(_compatible(remedies)))
-            remedies = sorted([*remedies, *_parted([joined])[0]], key=_order, reverse=True)
+            remedies = self._sorted([*remedies, *self._parted([joined])[0]])
         seconds = time.perf_counter() - started
         return Analysis(
             costs=costs,
@@ -144,51 +142,15 @@ class Study:
             if tried is not None:
                 found[cost] = replace(cost, measured=Score(tried.points, tried.decibels))
         measured = sorted(found.values(), key=_measured, reverse=True)
-        return (*measured, *in_order(each for each in costs if each not in found))
+        ordered = [*measured, *(each for each in costs if each not in found)]
+        return tuple(replace(each, place=place) for place, each in enumerate(ordered, start=1))
 
     def _more_bits(self, costs: Sequence[TensorCost]) -> list[Change]:
         """Return more bits for the first, and for several of them."""
         counts = [count for count in _SETS if count < len(costs)]
         return [self._raised(costs[:count], costs) for count in counts]
 
-    def _raised(self, chosen: Sequence[TensorCost], costs: Sequence[TensorCost]) -> Change:
-        widths = {each.more_bits for each in chosen}
-        bits = (
-            "float" if widths == {None} else "8 bits" if None not in widths else "8 bits or float"
-        )
-        names = ", ".join(each.label for each in chosen)
-        number = f"these {len(chosen)}: " if len(chosen) > 1 else ""
-        rules = rules_for(chosen, costs, self._bench.recipe)
-        more = sum(each.more_bytes for each in chosen)
-        return Change(f"{bits} for {number}{names}", rules=rules, more_bytes=more)
-
-
-def _difference(score: Score, base: Score) -> Score:
-    points = decibels = None
-    if score.points is not None and base.points is not None:
-        points = score.points - base.points
-    if score.decibels is not None and base.decibels is not None:
-        decibels = 0.0 if score.decibels == base.decibels else score.decibels - base.decibels
-    return Score(points, decibels)
-
-
-def _order(remedy: Remedy) -> tuple[float, float]:
-    return remedy.order
-
-
-def _measured(cost: TensorCost) -> tuple[float, float]:
-    assert cost.measured is not None
-    return cost.measured.decibels or 0.0, cost.measured.points or 0.0
-
-
-def _parted(tried: Sequence[Remedy | None]) -> tuple[list[Remedy], list[Remedy]]:
-    """Return what helped, the best first, and what did not; what changed nothing is neither."""
-    known = [each for each in tried if each is not None and each.order != (0.0, 0.0)]
-    helped = [each for each in known if each.order > (0.0, 0.0)]
-    return sorted(helped, key=_order, reverse=True), [each for each in known if each not in helped]
-
-
-def _compatible(remedies: Sequence[Remedy]) -> list[Change]:
+    def _compatible(remedies: Sequence[Remedy]) -> list[Change]:
     """Return the changes of the first remedies, of those with rules the first alone."""
     chosen: list[Change] = []
     for remedy in remedies:

@@ -8,9 +8,9 @@ table.records()              # [{"name": "conv1", "db": 31.27}]: for files
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from fxquant.display.fitting import Cells, fitted
 from fxquant.display.terminal import wrapped
@@ -30,8 +30,8 @@ class Column:
     key: str
     """Its name in CSV, JSON and pandas, and for `sort`."""
     heading: str
-    form: str = "{}"
-    """How a value is written."""
+    form: str | Callable[[Any], str] = "{}"
+    """How a value is written: a format, or a function."""
     folds: bool = False
     """Whether text may be broken into lines where the table is too wide."""
     usual: bool = False
@@ -43,7 +43,9 @@ class Column:
 
     def shown(self, value: Value) -> str:
         """Return a value as it is read; nothing for None."""
-        return "" if value is None else self.form.format(value)
+        if value is None:
+            return ""
+        return self.form.format(value) if isinstance(self.form, str) else self.form(value)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ under every version of PyTorch and can be compared in tests.
 from __future__ import annotations
 
 import operator
+from html import escape
 from typing import Any
 
 import torch
@@ -22,7 +23,16 @@ _NAMESPACES: tuple[tuple[Any, str], ...] = ((operator, "operator"), (torch, "tor
 _COMMENT_COLUMN = 56
 
 
-def text(model: nn.Module) -> str:
+class GraphText(str):
+    """A graph's text, which a notebook shows line by line."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        return f'<pre style="overflow-x:auto">{escape(self)}</pre>'
+
+
+def text(model: nn.Module) -> GraphText:
     """Return the graph of `model` as text; of a model with regions, theirs, by name.
 
     >>> from fxquant.capture.tracing import trace
@@ -37,11 +47,12 @@ def text(model: nn.Module) -> str:
         raise TypeError(f"text: got a {type(model).__name__}, not a GraphModule: trace it first")
     read_recipe(model)
     if isinstance(model, fx.GraphModule):
-        return "\n".join(_line(model, node) for node in model.graph.nodes)
-    return "\n\n".join(
+        return GraphText("\n".join(_line(model, node) for node in model.graph.nodes))
+    parts = [
         "\n".join([f"{path}:", *(_line(gm, node) for node in gm.graph.nodes)])
         for path, gm in graphs.items()
-    )
+    ]
+    return GraphText("\n\n".join(parts))
 
 
 def _line(gm: fx.GraphModule, node: fx.Node) -> str:

@@ -19,8 +19,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from tabulate import tabulate
-
+from fxquant.display.shown import Listed
+from fxquant.display.table import Column, Table
 from fxquant.errors import RecipeError
 from fxquant.mixed_precision.options import Option, Side
 from fxquant.mixed_precision.program import Program
@@ -36,8 +36,8 @@ _UNITS = {
 }
 
 
-@dataclass(frozen=True)
-class Allocation:
+@dataclass(frozen=True, repr=False)
+class Allocation(Listed):
     """The chosen widths: an option for each layer's weights, and for each group of activations."""
 
     chosen: tuple[Option, ...]
@@ -92,25 +92,48 @@ class Allocation:
             if option.side == "weights"
         )
 
-    def __str__(self) -> str:
-        losses: dict[str, float] = {}
-        for option in self.chosen:
-            losses[option.name] = losses.get(option.name, 0.0) + option.loss
-        rows = [
-            [
-                name,
-                str(sides.get("weights", "")),
-                str(sides.get("activations", "")),
-                f"{100 * losses[name] / (self.loss or 1.0):.1f}" if name in losses else "",
-            ]
-            for name, sides in self.bits.items()
-        ]
-        columns = ["call", "weights", "activations", "% of loss"]
-        return (
-            f"{tabulate(rows, columns, disable_numparse=True)}\n\n"
+    def row_field(self) -> str:
+        """Return the name of the field of the options."""
+        return "chosen"
+
+    def heads(self) -> list[str]:
+        """Return what all of them take, and lose."""
+        return [
             f"{self.average_bits:.4g} bits a weight, {self.bytes:,} bytes, "
             f"{self.bit_operations:.4g} bit operations a sample, loss {self.loss:.4g}"
-        )
+        ]
+
+    def badness(self) -> Sequence[float | None]:
+        """Return each option's loss."""
+        return [option.loss for option in self.chosen]
+
+    def tables(self) -> list[Table]:
+        """Return a row for each option that is chosen."""
+        rows = []
+        for option in self.chosen:
+            also = [name for name in option.readers if name != option.name]
+            sides: dict[Side, int] = {option.side: option.bits}
+            rows.append(
+                (
+                    option.name,
+                    sides.get("weights"),
+                    sides.get("activations"),
+                    100 * option.loss / (self.loss or 1.0),
+                    option.bytes or None,
+                    ", ".join(also) or None,
+                )
+            )
+        return [Table(_COLUMNS, tuple(rows))]
+
+
+_COLUMNS = (
+    Column("name", "call", folds=True),
+    Column("weights", "weights"),
+    Column("activations", "activations"),
+    Column("share", "% of loss", "{:.1f}", is_bar=True),
+    Column("bytes", "bytes", "{:,}"),
+    Column("also", "and those of", folds=True),
+)
 
 
 def _by_call(options: Iterable[Option]) -> dict[str, dict[Side, int]]:

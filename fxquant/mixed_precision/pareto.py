@@ -14,33 +14,44 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tabulate import tabulate
-
+from fxquant.display.shown import Shown
+from fxquant.display.table import Column, Table
 from fxquant.errors import RecipeError
 from fxquant.mixed_precision.allocation import Allocation, allocate
 from fxquant.mixed_precision.options import Option
 from fxquant.recipe.budget import Budget
 
+_COLUMNS = (
+    Column("weights", "weights"),
+    Column("average_bits", "bits a weight", "{:.2f}"),
+    Column("bytes", "bytes", "{:,}"),
+    Column("loss", "loss", "{:.4g}", is_bar=True),
+    Column("counts", "layers × bits", folds=True),
+)
 
-@dataclass(frozen=True)
-class Frontier:
+
+@dataclass(frozen=True, repr=False)
+class Frontier(Shown):
     """Allocations within several budgets, and the uniform ones of the same options."""
 
     mixed: tuple[Allocation, ...]
     uniform: dict[int, Allocation]
     """By bits: that width for all weights that have a choice; activations at their best."""
 
-    def __str__(self) -> str:
+    def heads(self) -> list[str]:
+        """Return between which sizes it goes."""
+        sizes = [each.bytes for each in (*self.mixed, *self.uniform.values())]
+        return [f"the least loss within {min(sizes):,} to {max(sizes):,} bytes of weights"]
+
+    def tables(self) -> list[Table]:
+        """Return a row for each allocation, the smallest first."""
         rows = [("mixed", each) for each in self.mixed]
         rows += [(f"all {bits}", each) for bits, each in self.uniform.items()]
         rows.sort(key=lambda row: row[1].bytes)
-        cells = [
-            [kind, f"{each.average_bits:.2f}", f"{each.bytes:,}", f"{each.loss:.4g}", _counts(each)]
-            for kind, each in rows
-        ]
-        columns = ["weights", "bits a weight", "bytes", "loss", "layers × bits"]
-        align = ["left", "right", "right", "right", "left"]
-        return tabulate(cells, columns, disable_numparse=True, colalign=align)
+        cells = dict.fromkeys(
+            (kind, each.average_bits, each.bytes, each.loss, _counts(each)) for kind, each in rows
+        )
+        return [Table(_COLUMNS, tuple(cells))]
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Write a picture of loss against bytes; the file's ending says in which format.

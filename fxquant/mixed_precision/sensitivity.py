@@ -30,7 +30,7 @@ from fxquant.calibration.input_keeper import stop_keeping_inputs, unbatched_rank
 from fxquant.calibration.regrouping import takes_size
 from fxquant.errors import CalibrationError
 from fxquant.graph.states import require_prepared
-from fxquant.mixed_precision.options import Option
+from fxquant.mixed_precision.options import Options
 from fxquant.mixed_precision.placing import place_probes
 from fxquant.modules.copies import copy_module, detach_results
 from fxquant.numerics.containers import tensors_in
@@ -51,7 +51,7 @@ def measure_sensitivities(
     batch_size: int = 8,
     seed: int = 0,
     progress: bool | None = None,
-) -> list[Option]:
+) -> Options:
     """Return what each width of each quantized weight and activation does to the outputs.
 
     Weights and activations are rounded to nearest in the ranges of the recipe, but for the width;
@@ -70,7 +70,8 @@ def measure_sensitivities(
         progress: show a bar; None means where there is a terminal.
 
     Returns:
-        The options of one name and side after those of another: weights first, in execution order.
+        A sequence of options that prints as a table, and has `worst`, `select`, `to_csv` and so on:
+            those of one name and side after those of another: weights first, in execution order.
 
     Raises:
         PassError: `prepared` did not come from `prepare`.
@@ -98,7 +99,7 @@ def sensitivities_on(
     seed: int = 0,
     rounded: Mapping[int, nn.Module] | None = None,
     keep_rules: bool = True,
-) -> list[Option]:
+) -> Options:
     """Return `measure_sensitivities` for the arguments of calls.
 
     `rounded` are models with weights and biases learned at each width, whose errors count in place
@@ -130,7 +131,7 @@ def sensitivities_on(
     samples = sum(gather_objects(samples))
     if samples == 0:
         raise CalibrationError("measure_sensitivities: `batches` is empty: give at least one batch")
-    return [option for probe in probes for option in probe.options(samples, draws)]
+    return Options(tuple(each for probe in probes for each in probe.options(samples, draws)))
 
 
 def _outputs(model: nn.Module, arguments: Arguments, where: str) -> list[Tensor]:

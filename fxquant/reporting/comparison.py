@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from tabulate import tabulate
 from torch import Tensor
 
+from fxquant.display.shown import Listed
+from fxquant.display.table import Column, Table, Value
 from fxquant.numerics.decibels import decibels
 
 _MIN_ALONE_SQNR = 60.0  # dB; a float node alone differs by its arithmetic only
@@ -71,8 +73,8 @@ class NodeComparison:
         return round(self.alone.largest) > 1
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Listed):
     """One row for each node that both models compute, in execution order."""
 
     rows: tuple[NodeComparison, ...]
@@ -82,28 +84,70 @@ class Comparison:
         """The first node that alone gives something else; None if all agree."""
         return next((row for row in self.rows if row.departs), None)
 
-    def __str__(self) -> str:
-        columns = ["node", "value of", "kind", "step", "differ", "most", "dB"]
-        columns += ["differ in place", "most", "dB", ""]
-        cells = []
-        for row in self.rows:
-            is_float = math.isnan(row.step)
-            cells.append(
-                [
-                    row.name,
-                    row.reference,
-                    row.kind,
-                    "" if is_float else f"{row.step:.4g}",
-                    *_cells(row.alone, is_float),
-                    *_cells(row.in_place, is_float),
-                    "departs" if row.departs else "",
-                ]
-            )
-        return tabulate(cells, columns, disable_numparse=True)
+    def heads(self) -> list[str]:
+        """Return whether the two part, and where."""
+        departing, number = [row for row in self.rows if row.departs], len(self.rows)
+        if not self.rows:
+            return ["nothing to compare: the models have no node in common"]
+        last = f"at the last, {self.rows[-1].name}, {self.rows[-1].in_place.sqnr:.1f} dB in place"
+        if not departing:
+            return [f"all {number} nodes agree, each alone on the first model's values", last]
+        first = departing[0]
+        return [
+            f"{len(departing)} of {number} nodes depart; the first is {first.name} ({first.kind}), "
+            f"{first.alone.sqnr:.1f} dB alone",
+            last,
+        ]
+
+    def badness(self) -> Sequence[float | None]:
+        """Return how little each node alone agrees: its dB, negative."""
+        return [-row.alone.sqnr for row in self.rows]
+
+    def tables(self) -> list[Table]:
+        """Return a row for each node: alone on the first model's values, and in its place."""
+        return [Table(_COLUMNS, tuple(map(_cells, self.rows)))]
 
 
-def _cells(difference: Difference, is_float: bool) -> list[str]:
+def _in_steps(number: float) -> str:
+    return f"{round(number)} steps"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
+
+
+_COLUMNS = (
+    Column("name", "node", folds=True),
+    Column("reference", "value of", folds=True, spared=3),
+    Column("kind", "kind", folds=True, spared=2),
+    Column("step", "step", "{:.4g}", spared=4),
+    Column("alone_share", "alone", _percent, spared=1),
+    Column("alone_steps", "most", _in_steps, spared=1),
+    Column("alone_largest", "largest", "{:.2g}", spared=3),
+    Column("alone_db", "alone dB", "{:.1f}", is_bar=True),
+    Column("share", "in place", _percent, spared=5),
+    Column("steps", "most in place", _in_steps, spared=5),
+    Column("largest", "largest in place", "{:.2g}", spared=5),
+    Column("db", "in place dB", "{:.1f}", is_bar=True),
+    Column("departs", ""),
+)
+
+
+def _cells(row: NodeComparison) -> tuple[Value, ...]:
+    is_float = math.isnan(row.step)
+    return (
+        row.name,
+        row.reference,
+        row.kind,
+        row.step,
+        *_differences(row.alone, is_float),
+        *_differences(row.in_place, is_float),
+        "departs" if row.departs else None,
+    )
+
+
+def _differences(difference: Difference, is_float: bool) -> tuple[Value, ...]:
+    """Return the share of values that differ, the most in steps or units, and dB."""
     if is_float:
-        return ["", f"{difference.largest:.2g}", f"{difference.sqnr:.1f}"]
-    steps = f"{round(difference.largest)} steps"
-    return [f"{100 * difference.share:.3g} %", steps, f"{difference.sqnr:.1f}"]
+        return None, None, difference.largest, difference.sqnr
+    return difference.share, difference.largest, None, difference.sqnr

@@ -10,10 +10,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from tabulate import tabulate
 from torch import fx, nn
 
 from fxquant.capture.naming import Untraced, find_regions
+from fxquant.display.table import Column, Table
 from fxquant.graph.journal import read_python_multiply_adds, read_untraced
 from fxquant.graph.operations import is_product, module_of
 from fxquant.graph.records import record
@@ -64,18 +64,15 @@ class Coverage:
             shares += f", {percent(self.int8)} in int8"
         if not (self.quantized or self.left):
             shares = "none is quantized before convert"
-        lines = [f"multiply-adds: {_short(self.multiply_adds)} a sample; {shares}"]
-        if self.left:
-            columns = ["left in float", "kind", "share", "because of"]
-            lines += ["", tabulate(self._cells(), columns, disable_numparse=True)]
-        return "\n".join(lines)
+        return f"multiply-adds: {_short(self.multiply_adds)} a sample; {shares}"
 
-    def _cells(self) -> list[list[str]]:
+    def table(self) -> Table:
+        """Return what is left in float: the greatest shares, then all others as one."""
         shown, rest = self.left[:_MOST_ROWS], self.left[_MOST_ROWS:]
-        cells = [[each.name, each.kind, percent(each.share), each.reason] for each in shown]
+        rows = [(each.name, each.kind, each.share, each.reason) for each in shown]
         if rest:
-            cells.append([f"{len(rest)} more", "", percent(sum(each.share for each in rest)), ""])
-        return cells
+            rows.append((f"{len(rest)} more", "", sum(each.share for each in rest), ""))
+        return Table(_COLUMNS, tuple(rows))
 
 
 def percent(share: float) -> str:
@@ -92,6 +89,14 @@ def percent(share: float) -> str:
 def _short(number: float) -> str:
     size, prefix = next((each for each in _PREFIXES if number >= each[0]), (1.0, ""))
     return f"{number / size:.3g} {prefix}".rstrip()
+
+
+_COLUMNS = (
+    Column("name", "left in float", folds=True),
+    Column("kind", "kind", folds=True),
+    Column("share", "share", percent),
+    Column("reason", "because of", folds=True),
+)
 
 
 @dataclass(frozen=True)

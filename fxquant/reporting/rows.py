@@ -30,6 +30,8 @@ class Row:
 
     name: str
     kind: str
+    is_layer: bool
+    """Whether it is a convolution or a linear layer, in float or not."""
     weights: str
     """Bits and range of the weight; empty if it is in float or there is none."""
     weight_scale: float
@@ -45,8 +47,23 @@ class Row:
     """Of the call's output against the float model's, in dB; NaN unless it was measured."""
     rounding: LearnedRounding | None
     """What learning its rounding gave: steps, seconds, and the errors of both roundings."""
-    notes: str
-    """What was folded or fused into it, what was refused and why."""
+    absorbed: tuple[str, ...]
+    """What was folded and fused into it: "folded bn1", "fused relu"."""
+    remarks: tuple[str, ...]
+    """What was refused, and why."""
+
+    @property
+    def notes(self) -> str:
+        """Both, in one line."""
+        return "; ".join([*self.absorbed, *self.remarks])
+
+    @property
+    def weakest(self) -> tuple[float, str] | None:
+        """The least of its SQNR in dB, and of what: of its output, where that was measured."""
+        if not math.isnan(self.output_sqnr):
+            return self.output_sqnr, "output"
+        sides = ((self.weight_sqnr, "weights"), (self.input_sqnr, "inputs"))
+        return min((side for side in sides if not math.isnan(side[0])), default=None)
 
 
 @dataclass(frozen=True)
@@ -107,6 +124,7 @@ def row_of_call(gm: fx.GraphModule, node: fx.Node, measured: dict[str, float]) -
     return Row(
         name=call_name(gm, node),
         kind=_kind(node, module),
+        is_layer=_is_layer(module),
         weights=weight.spec,
         weight_scale=weight.scale,
         weight_sqnr=weight.sqnr,
@@ -115,7 +133,8 @@ def row_of_call(gm: fx.GraphModule, node: fx.Node, measured: dict[str, float]) -
         input_sqnr=min((each.sqnr for each in fixed), default=math.nan),
         output_sqnr=measured.get(_module_name(gm, node), math.nan),
         rounding=as_own(module).rounding,
-        notes="; ".join(_notes(record(node))),
+        absorbed=_absorbed(record(node)),
+        remarks=_remarks(record(node)),
     )
 
 
@@ -125,13 +144,14 @@ def _kind(node: fx.Node, module: nn.Module | None) -> str:
     return str(getattr(node.target, "__name__", node.target))
 
 
-def _notes(known: Record) -> list[str]:
-    notes = [f"folded {name}" for name in known.folded]
-    if known.relu:
-        notes.append(f"fused {known.relu}")
-    if known.skipped:
-        notes.append("left in float by the recipe")
-    return notes + [str(refusal) for refusal in known.refused]
+def _absorbed(known: Record) -> tuple[str, ...]:
+    fused = [f"fused {known.relu}"] if known.relu else []
+    return (*(f"folded {name}" for name in known.folded), *fused)
+
+
+def _remarks(known: Record) -> tuple[str, ...]:
+    left = ["left in float by the recipe"] if known.skipped else []
+    return (*left, *map(str, known.refused))
 
 
 def has_rounded_operands(gm: fx.GraphModule, node: fx.Node) -> bool:

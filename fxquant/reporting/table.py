@@ -2,43 +2,65 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from tabulate import tabulate
 from torch import nn
 
 from fxquant.calibration.arguments import Forward
 from fxquant.capture.naming import Untraced, find_regions
 from fxquant.capture.recording.requirements import requirements
 from fxquant.capture.region import Region
+from fxquant.display.shown import Listed
+from fxquant.display.table import Column, Table, Value
 from fxquant.errors import CalibrationError, PassError
 from fxquant.graph.journal import read_recipe, read_untraced
-from fxquant.modules.figures import LearnedRounding
 from fxquant.reporting.coverage import Coverage, coverage_of
 from fxquant.reporting.output_sqnr import measure_outputs
 from fxquant.reporting.rows import RegionRow, Row, is_listed, row_of_call, row_of_region
+from fxquant.reporting.sizes import Sizes, sizes_of
 
 _NOT_COUNTED = (
     "multiply-adds: not counted: the model was not run before it was converted (give prepare "
     "example_inputs, or calibrate it)"
 )
 _MAX_FIXED = 8
+_NUM_WEAKEST = 5
+_COLUMNS = (
+    Column("name", "call", folds=True),
+    Column("kind", "kind", spared=3),
+    Column("weights", "weights", folds=True, usual=True),
+    Column("weight_scale", "w scale", "{:.3g}", spared=5),
+    Column("weight_db", "w dB", "{:.1f}", is_bar=True),
+    Column("inputs", "inputs", folds=True, usual=True),
+    Column("input_scale", "in scale", "{:.3g}", spared=5),
+    Column("input_db", "in dB", "{:.1f}", is_bar=True),
+    Column("output_db", "out dB", "{:.1f}", is_bar=True),
+    Column("learned", "learned"),
+    Column("method", "method", usual=True),
+    Column("steps", "steps", spared=2),
+    Column("seconds", "s", "{:.1f}", spared=1),
+    Column("absorbed", "absorbed", folds=True, spared=4),
+    Column("notes", "notes", folds=True),
+)
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, repr=False)
+class Report(Listed):
     """One row per quantized call, and per call that stayed in float for a reason."""
 
     rows: tuple[Row, ...]
+    summary: tuple[str, ...] = ()
+    """Of all rows, in sentences."""
     regions: tuple[RegionRow, ...] = ()
     """The graphs of a model that is not one graph, in the order of its submodules."""
     untraced: tuple[Untraced, ...] = ()
     """What of such a model stayed in Python, and so in float, and why."""
     coverage: Coverage | None = None
     """What share of the multiply-adds is quantized; None: they were not counted."""
+    sizes: Sizes | None = None
+    """What the parameters take."""
 
     fixed: tuple[str, ...] = ()
     """What tracing decided by the example: calls in which it is another are refused."""
@@ -48,56 +70,81 @@ class Report:
         """The number of layers whose weight is quantized."""
         return sum(bool(row.weights) for row in self.rows)
 
-    def __str__(self) -> str:
-        measured = any(not math.isnan(row.output_sqnr) for row in self.rows)
-        columns = ["call", "kind", "weights", "scale", "dB", "inputs", "scale", "dB"]
-        learned = any(row.rounding is not None for row in self.rows)
-        columns += (
-            ["output dB"] * measured + ["learned", "method", "steps", "s"] * learned + ["notes"]
-        )
-        cells = [
-            [
-                row.name,
-                row.kind,
-                row.weights,
-                _number(row.weight_scale, "{:.3g}"),
-                _number(row.weight_sqnr, "{:.1f}"),
-                row.inputs,
-                _number(row.input_scale, "{:.3g}"),
-                _number(row.input_sqnr, "{:.1f}"),
-                *[_number(row.output_sqnr, "{:.1f}")] * measured,
-                *_learned(row.rounding) * learned,
-                row.notes,
-            ]
-            for row in self.rows
-        ]
-        head = str(self.coverage) if self.coverage is not None else _NOT_COUNTED
-        tables = [head, tabulate(cells, columns, disable_numparse=True)]
+    def heads(self) -> list[str]:
+        """Return the summary: layers, multiply-adds, folds, bytes, the weakest calls."""
+        return list(self.summary)
+
+    def badness(self) -> Sequence[float | None]:
+        """Return the least dB of each row, negative: of its output, if that was measured."""
+        return [None if row.weakest is None else -row.weakest[0] for row in self.rows]
+
+    def tables(self) -> list[Table]:
+        """Return a row for each call, what is left in float, graphs, what stayed in Python."""
+        tables = [Table(_COLUMNS, tuple(map(_cells, self.rows)))]
+        if self.coverage is not None:
+            tables.append(self.coverage.table())
         if self.regions:
-            graphs = [list(vars(region).values()) for region in self.regions]
-            tables.append(tabulate(graphs, ["region", "kind", "nodes", "layers", "quantized"]))
+            columns = ("region", "kind", "nodes", "layers", "quantized")
+            regions = tuple(tuple(vars(region).values()) for region in self.regions)
+            tables.append(Table(tuple(Column(each, each) for each in columns), regions))
         if self.untraced:
-            left = [[each.path or "(the model)", each.kind, each.reason] for each in self.untraced]
-            tables.append(tabulate(left, ["in Python, in float", "kind", "because of"]))
-        if self.fixed:
-            tables.append(_shortened("fixed by the example: ", self.fixed))
-        return "\n\n".join(tables)
+            rows = tuple(
+                (each.path or "(the model)", each.kind, each.reason) for each in self.untraced
+            )
+            columns_left = (
+                Column("name", "in Python, in float", folds=True),
+                Column("kind", "kind", folds=True),
+                Column("reason", "because of", folds=True),
+            )
+            tables.append(Table(columns_left, rows))
+        return tables
 
 
-def _shortened(head: str, items: tuple[str, ...]) -> str:
-    more = [f"{len(items) - _MAX_FIXED} more"] if len(items) > _MAX_FIXED else []
-    return head + "; ".join([*items[:_MAX_FIXED], *more])
+def _cells(row: Row) -> tuple[Value, ...]:
+    rounding = row.rounding
+    return (
+        row.name,
+        row.kind,
+        row.weights or None,
+        row.weight_scale,
+        row.weight_sqnr,
+        row.inputs or None,
+        row.input_scale,
+        row.input_sqnr,
+        row.output_sqnr,
+        None if rounding is None else str(rounding),
+        None if rounding is None else rounding.method,
+        None if rounding is None else rounding.steps,
+        None if rounding is None else rounding.seconds,
+        "; ".join(row.absorbed) or None,
+        "; ".join(row.remarks) or None,
+    )
 
 
-def _number(value: float, form: str) -> str:
-    return "" if math.isnan(value) else form.format(value)
-
-
-def _learned(rounding: LearnedRounding | None) -> list[str]:
-    """Return the cells of "learned", "method", "steps" and "s"."""
-    if rounding is None:
-        return [""] * 4
-    return [str(rounding), rounding.method, str(rounding.steps), f"{rounding.seconds:.1f}"]
+def _summary(report: Report) -> tuple[str, ...]:
+    """Return what is to be said of all rows."""
+    num_layers = sum(row.is_layer for row in report.rows)
+    said = [f"{report.num_quantized} of {num_layers} layers quantized"]
+    said.append(str(report.coverage) if report.coverage is not None else _NOT_COUNTED)
+    folded = sum(each.startswith("folded") for row in report.rows for each in row.absorbed)
+    fused = sum(each.startswith("fused") for row in report.rows for each in row.absorbed)
+    refused = sum(bool(row.remarks) for row in report.rows)
+    counts = {"folded": folded, "activations fused": fused, "calls with a refusal": refused}
+    known = [f"{number} {what}" for what, number in counts.items() if number]
+    said += ["; ".join(known)] * bool(known)
+    if report.sizes is not None:
+        said.append(str(report.sizes))
+    by_db = sorted(
+        (row.weakest[0], row.name, row.weakest[1]) for row in report.rows if row.weakest is not None
+    )
+    if by_db:
+        weakest = [f"{name} {db:.1f} dB ({of})" for db, name, of in by_db[:_NUM_WEAKEST]]
+        said.append(f"weakest: {', '.join(weakest)}")
+    if report.fixed:
+        more = len(report.fixed) - _MAX_FIXED
+        shown = [*report.fixed[:_MAX_FIXED], *([f"{more} more"] if more > 0 else [])]
+        said.append(f"fixed by the example: {'; '.join(shown)}")
+    return tuple(said)
 
 
 def report(
@@ -150,5 +197,12 @@ def report(
     ]
     regions = [row_of_region(gm) for gm in graphs.values() if isinstance(gm, Region)]
     fixed = dict.fromkeys(each for gm in graphs.values() for each in requirements(gm.graph))
-    untraced, coverage = read_untraced(model), coverage_of(model)
-    return Report(tuple(rows), tuple(regions), untraced, coverage, tuple(fixed))
+    report = Report(
+        tuple(rows),
+        regions=tuple(regions),
+        untraced=read_untraced(model),
+        coverage=coverage_of(model),
+        sizes=sizes_of(model),
+        fixed=tuple(fixed),
+    )
+    return replace(report, summary=_summary(report))

@@ -168,3 +168,9 @@ def test_is_the_same_after_pickling_and_copying(make: Callable[[], nn.Module]) -
         assert fxquant.text(pickle.loads(pickle.dumps(gm))) == before
     converted = fxquant.convert(pickle.loads(pickle.dumps(prepared)))
     assert fxquant.text(converted) == fxquant.text(fxquant.convert(prepared))
+
+
+def test_a_notebook_shows_the_text_line_by_line() -> None:
+    shown = fxquant.text(fxquant.trace(nn.Sequential(nn.Linear(4, 2))))
+    assert shown.splitlines()[2] == "return _0"
+    assert shown._repr_html_().startswith('<pre style="overflow-x:auto">input_1 = input()\n_0')

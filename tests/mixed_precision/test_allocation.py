@@ -194,18 +194,18 @@ def test_rules_change_the_width_alone_in_any_recipe() -> None:
         assert (spec.bits, spec.range) == (3, recipe.weights.range)
 
 
-def test_prints_a_row_for_each_call() -> None:
+def test_prints_a_row_for_each_choice() -> None:
     chosen = weights("conv", {3: 3.0}, 80, multiply_accumulates=1000)
     chosen += weights("fc", {4: 0.5}, 20, multiply_accumulates=20)
     chosen += activations(["conv", "add"], {8: 0.5})
     assert str(Allocation(tuple(chosen))) == (
-        "call    weights    activations    % of loss\n"
-        "------  ---------  -------------  -----------\n"
-        "conv    3          8              87.5\n"
-        "fc      4                         12.5\n"
-        "add                8\n"
+        "3.2 bits a weight, 40 bytes, 2.656e+04 bit operations a sample, loss 4\n"
         "\n"
-        "3.2 bits a weight, 40 bytes, 2.656e+04 bit operations a sample, loss 4"
+        "call      weights    activations    % of loss    bytes  and those of\n"
+        "------  ---------  -------------  -----------  -------  --------------\n"
+        "conv            3                        75.0       30\n"
+        "fc              4                        12.5       10\n"
+        "conv                           8         12.5           add"
     )
 
 

@@ -67,6 +67,8 @@ def test_budgets_of_the_callers_own_are_taken_as_they_are() -> None:
 
 def test_prints_all_of_them_by_bytes() -> None:
     assert str(frontier(OPTIONS, [Budget(max_bytes=88)])) == (
+        "the least loss within 68 to 128 bytes of weights\n"
+        "\n"
         "weights      bits a weight    bytes    loss  layers × bits\n"
         "---------  ---------------  -------  ------  ---------------\n"
         "all 2                 2.19       68   4.313  2×2, 1×8\n"

@@ -185,11 +185,13 @@ def test_without_a_call_there_is_no_figure() -> None:
 
 def test_the_table_shows_the_greatest_and_the_sum_of_the_rest() -> None:
     left = tuple(LeftInFloat(f"fc{n}", "Linear", 0.05, "skipped") for n in range(10))
-    text = str(Coverage(2.5e9, 0.5, 0.0, 0.0, 0.25, left)).splitlines()
-    assert text[0] == "multiply-adds: 2.5 G a sample; 50 % in quantized layers, 25 % in int8"
-    assert text[2].split() == ["left", "in", "float", "kind", "share", "because", "of"]
-    assert len(text) == 13
-    assert text[4].split() == ["fc0", "Linear", "5", "%", "skipped"]
+    coverage = Coverage(2.5e9, 0.5, 0.0, 0.0, 0.25, left)
+    said = "multiply-adds: 2.5 G a sample; 50 % in quantized layers, 25 % in int8"
+    assert str(coverage) == said
+    text = coverage.table().text(80).splitlines()
+    assert text[0].split() == ["left", "in", "float", "kind", "share", "because", "of"]
+    assert len(text) == 11
+    assert text[2].split() == ["fc0", "Linear", "5", "%", "skipped"]
     assert text[-1].split() == ["2", "more", "10", "%"]
 
 

@@ -147,8 +147,13 @@ def test_the_table_marks_what_departs() -> None:
     lowered = fxquant.lower(simulated)
     conv2_module: Any = lowered.get_submodule("conv2")
     conv2_module.bias[0] += 5.0
-    lines = str(compare(simulated, lowered, [batch()])).splitlines()
-    assert lines[0].split()[:6] == ["node", "value", "of", "kind", "step", "differ"]
+    comparison = compare(simulated, lowered, [batch()])
+    assert comparison.heads()[0].startswith(
+        f"1 of {len(comparison)} nodes depart; the first is conv2 (Int8Conv), "
+    )
+    assert [row.name for row in comparison.worst(1).rows] == ["conv2"]
+    lines = str(comparison).splitlines()
+    assert lines[3].split()[:4] == ["node", "kind", "alone", "most"]
     (conv2,) = [line for line in lines if line.startswith("conv2 ")]
     assert conv2.endswith("departs")
     assert sum(line.endswith("departs") for line in lines) == 1

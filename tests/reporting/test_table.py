@@ -198,17 +198,74 @@ def test_a_batch_norm_left_alone_is_listed_with_its_reason() -> None:
 
 def test_the_table_has_a_line_a_row_and_leaves_missing_numbers_blank() -> None:
     report = fxquant.report(fxquant.quantize(Net(), [batch()]))
-    head = ["multiply-adds: 1.88 k a sample; 100 % in quantized layers", ""]
-    assert str(report).splitlines()[:2] == head
-    assert len(str(report).splitlines()) == len(report.rows) + len(head) + 2
+    assert str(report).splitlines()[:4] == [
+        "3 of 3 layers quantized",
+        "multiply-adds: 1.88 k a sample; 100 % in quantized layers",
+        "1 folded; 2 activations fused",
+        "300 bytes of parameters in float, 220 bytes packed (73.3 %)",
+    ]
+    lines = str(report).split("\n\n")[1].splitlines()
+    assert len(lines) == len(report.rows) + 3
+    assert lines[0] == (
+        "weights: 8 bits minmax; inputs: 8 bits aciq/corrected, where a row says nothing else"
+    )
+    assert lines[1].replace(" ", "") == "callkindwscalewdBinscaleindBabsorbed"
     assert "nan" not in str(report)
     assert report.num_quantized == 3
+
+
+def test_the_summary_names_the_five_weakest_and_of_what() -> None:
+    report = fxquant.report(fxquant.quantize(Net(), [batch()], Recipe.aciq(weight_bits=4)))
+    weakest = min(
+        (value, row.name, side)
+        for row in report.rows
+        for value, side in ((row.weight_sqnr, "weights"), (row.input_sqnr, "inputs"))
+        if not math.isnan(value)
+    )
+    said = report.heads()[-1]
+    assert said.startswith(f"weakest: {weakest[1]} {weakest[0]:.1f} dB ({weakest[2]}), ")
+    assert said.count("dB") == len(report.rows) == 4
+    assert [row.name for row in report.worst(1).rows] == [weakest[1]]
+
+
+def test_calls_with_a_refusal_are_counted_in_the_summary() -> None:
+    class Shared(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv1(x)
+            return self.fc((self.bn(y) + y).mean(dim=(2, 3)))  # type: ignore[no-any-return]
+
+    report = fxquant.report(fxquant.quantize(Shared(), [batch()]))
+    assert report.heads()[2] == "1 calls with a refusal"
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_it_fits_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    recipe = Recipe.adaround(weight_bits=4, steps=2)
+    reports = [
+        fxquant.report(fxquant.quantize(Net(), [batch()], recipe)),
+        fxquant.report(fxquant.quantize(detector(), [images()])),
+    ]
+    for report in reports:
+        assert max(map(len, str(report).splitlines())) <= width
+        assert all(row.name in "".join(str(report).split()) for row in report.rows)
+
+
+def test_choosing_rows_keeps_the_summary() -> None:
+    report = fxquant.report(fxquant.quantize(Net(), [batch()]))
+    chosen = report.select("conv*")
+    assert [row.name for row in chosen.rows] == ["conv1", "conv2"]
+    assert chosen.heads() == report.heads()
+    by_scale = report.sort("input_scale", descending=True).rows
+    assert by_scale[0].input_scale == max(row.input_scale for row in report.rows)
 
 
 def test_a_prepared_model_has_a_report_too() -> None:
     prepared = fxquant.prepare(Net())
     assert list(rows(prepared)) == ["conv1", "conv2", "fc"]
-    assert str(fxquant.report(prepared)).startswith("multiply-adds: not counted: the model was not")
+    said = fxquant.report(prepared).heads()
+    assert said[0] == "0 of 3 layers quantized"
+    assert said[1].startswith("multiply-adds: not counted: the model was not")
 
 
 def test_a_float_model_is_refused_by_type() -> None:
@@ -224,4 +281,4 @@ def test_says_what_the_example_fixed() -> None:
     batches = [torch.randn(2, 3, 4)]
     report = fxquant.report(fxquant.quantize(helpers.Net(forward, fc=nn.Linear(4, 4)), batches))
     assert report.fixed == ("x.ndim == 3", "fc.shape[1] == 3")
-    assert str(report).endswith("\n\nfixed by the example: x.ndim == 3; fc.shape[1] == 3")
+    assert report.heads()[-1] == "fixed by the example: x.ndim == 3; fc.shape[1] == 3"
