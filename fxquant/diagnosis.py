@@ -98,26 +98,39 @@ def analyze(
     before = time.perf_counter()
     judge = Judge(model, [kept[number] for number in judged], evaluate, forward)
     float_seconds = (time.perf_counter() - before) / 2 * len(kept) / len(judged)
-    bench = Bench(
+    bench = bench_for(
+        model,
+        learned,
         without_learning(asked),
-        partial(
-            calibrated_copy,
-            model,
-            learned,
-            forward=forward,
-            example_inputs=example_inputs,
-            leaf_modules=leaf_modules,
-            regions=regions,
-            verify=verify,
-            progress=False,
-        ),
-        partial(converted, run=_QUIET),
-        partial(smoothed, run=_QUIET),
+        forward=forward,
+        example_inputs=example_inputs,
+        leaf_modules=leaf_modules,
+        regions=regions,
+        verify=verify,
     )
     study = Study(bench, judge, asked, steps)
     num_judged = _num_samples(kept[number] for number in judged)
     data = Data(_num_samples(kept), num_judged, is_held_out, float_seconds)
     return study.analysis(data, samples, started)
+
+
+def bench_for(model: nn.Module, batches: Sequence[Any], recipe: Recipe, **options: Any) -> Bench:
+    """Return what makes models of any recipe, calibrated once.
+
+    Args:
+        model: left as it is.
+        batches: calibration data.
+        recipe: the one that is studied, without learning.
+        options: to `fxquant.quantize`: `forward`, `example_inputs`, `leaf_modules`, …
+    """
+    nothing = {"forward": None, "example_inputs": None, "leaf_modules": (), "regions": None}
+    options = {**nothing, "verify": True, "progress": False, **options}
+    return Bench(
+        recipe,
+        partial(calibrated_copy, model, batches, **options),
+        partial(converted, run=_QUIET),
+        partial(smoothed, run=_QUIET),
+    )
 
 
 def _num_samples(batches: Iterable[Any]) -> int:

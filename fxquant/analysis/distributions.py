@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,8 +40,18 @@ class Distribution:
     """Signal over rounding error, in dB; None: not known."""
 
 
-def distribution_of(probe: WeightProbe | ActivationProbe) -> Distribution | None:
-    """Return that of what a probe watches; None: nothing was seen, or there is no fixed range."""
+def distributions_of(probes: Iterable[WeightProbe | ActivationProbe]) -> list[Distribution]:
+    """Return those of what probes watch, where there are values, and a range that stays."""
+    found = (_distribution_of(probe) for probe in probes)
+    return [each for each in found if each is not None]
+
+
+def own_losses(distributions: Iterable[Distribution]) -> dict[tuple[str, Side], float]:
+    """Return each tensor's own dB, where that is known."""
+    return {(each.name, each.side): each.own for each in distributions if each.own is not None}
+
+
+def _distribution_of(probe: WeightProbe | ActivationProbe) -> Distribution | None:
     if isinstance(probe, WeightProbe):
         return _of_weights(probe)
     tap = max(probe.group.taps, key=lambda each: each.bits)

@@ -35,7 +35,6 @@ from fxquant.recipe.rule import Rule
 from fxquant.streaming.running import Arguments
 
 _PART = 4  # samples that run at a time
-_DRAWS = 2
 _LEAST_LEFT = 1e-3  # of the change: what is won is an estimate, and may be all of it
 
 
@@ -56,7 +55,7 @@ class TensorCost:
     share: float | None
     """How much of the change that all roundings make together is due to this one; percent."""
     wins: float | None
-    """By how many dB the outputs come closer to the float model's with more bits here: estimate."""
+    """By how many dB the outputs come closer to the float model's without that: an estimate."""
     measured: Score | None = None
     """What more bits here won, on held-out data; None: not tried."""
     place: int = 0
@@ -113,12 +112,11 @@ def rank(bench: Bench, num_samples: int, own: Mapping[Key, float]) -> Ranking:
             bench.prepared,
             calls,
             budget,
-            draws=_DRAWS,
             batch_size=_PART,
             rounded=rounded,
             keep_rules=False,
         )
-        shares = measure_shares(bench.prepared, calls, budget, more_bits, rounded, taken)
+        shares = measure_shares(bench.prepared, calls, budget, rounded, taken)
     known = {(each.name, each.side, each.bits): each for each in options}
     costs = [_cost(key, known, shares, own.get(key)) for key in shares.of]
     total = sum(each.cost for each in shares.of.values() if each.cost is not None)
@@ -127,7 +125,7 @@ def rank(bench: Bench, num_samples: int, own: Mapping[Key, float]) -> Ranking:
 
 
 def _by_estimate(cost: TensorCost) -> tuple[float, float]:
-    """Return what ranks a tensor, the less the costlier: what more bits win, what it costs alone."""
+    """Return what ranks a tensor, the less the costlier: what more bits win, its cost alone."""
     return -(cost.wins or 0.0), math.inf if cost.alone is None else cost.alone
 
 
@@ -173,9 +171,9 @@ def _cost(
     is_known = option is not None and not option.fixed and shares.power > 0
     alone = decibels(shares.power, option.loss) if option is not None and is_known else None
     part = wins = None
-    if share.cost is not None and share.won is not None and shares.loss:
+    if share.cost is not None and shares.loss:
         part = 100 * share.cost / shares.loss
-        left = max(1 - share.won / shares.loss, _LEAST_LEFT)
+        left = max(1 - share.cost / shares.loss, _LEAST_LEFT)
         wins = -10 * math.log10(left)
     return TensorCost(
         name=name,
@@ -199,20 +197,15 @@ def probes_of(bench: Bench) -> list[WeightProbe | ActivationProbe]:
 
 
 def _budget(bench: Bench) -> Budget:
-    """Return all widths that the recipe gives to some call, and those that they are raised to."""
-    weights, activations = set(), set()
+    """Return all widths that the recipe gives to some call."""
+    weights: set[int] = set()
+    activations: set[int] = set()
     for gm in find_regions(copy_module(bench.prepared)).values():
         for call in select_calls(gm, bench.recipe).values():
             weights |= {call.weights.bits} if call.weights is not None else set()
             activations |= {call.activations.bits} if call.activations is not None else set()
-    return Budget(
-        average_bits=8, weight_bits=_with_more(weights), activation_bits=_with_more(activations)
-    )
-
-
-def _with_more(widths: set[int]) -> tuple[int, ...]:
-    """Return the widths, and those that they would be raised to; 8 where there is none."""
-    return tuple(widths | {more_bits("weights", each) or each for each in widths}) or (8,)
+    of_weights, of_activations = (tuple(each) or (8,) for each in (weights, activations))
+    return Budget(average_bits=8, weight_bits=of_weights, activation_bits=of_activations)
 
 
 def _rounded(bench: Bench, widths: Sequence[int]) -> dict[int, nn.Module]:

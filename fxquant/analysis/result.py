@@ -158,8 +158,8 @@ class Analysis(Listed):
             margin = margin_of(kept, effort.num_decisions)
             said += f" (give or take {margin:.1f})"
         return (
-            f"{said}; ranked by {effort.num_ranked} with gradients. It took {effort.seconds:.0f} s, as "
-            f"{effort.forwards:.0f} runs of the float model over the data."
+            f"{said}; ranked by {effort.num_ranked}, with gradients. It took "
+            f"{effort.seconds:.0f} s: {effort.forwards:.0f} runs of the float model over the data."
         )
 
     def tables(self) -> list[Table]:
@@ -190,8 +190,8 @@ class Analysis(Listed):
                 each.share,
                 "float" if each.more_bits is None else f"{each.more_bits} bits",
                 each.wins,
-                each.measured and each.measured.decibels,
-                each.measured and each.measured.points,
+                None if each.measured is None else each.measured.decibels,
+                None if each.measured is None else each.measured.points,
                 each.more_bytes,
             )
             for each in self.costs

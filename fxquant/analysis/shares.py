@@ -17,7 +17,7 @@ on their way. So this tells better what a tensor's return to more bits wins (REA
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,8 +52,6 @@ class Share:
     """What the recipe gives it."""
     cost: float | None
     """None: outputs differ in number or shape, as those of detectors do."""
-    won: float | None
-    """What of the cost more bits would take away."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,6 @@ def measure_shares(
     prepared: nn.Module,
     calls: Sequence[Arguments],
     budget: Budget,
-    more_bits: Callable[[Side, int], int | None],
     rounded: Mapping[int, nn.Module],
     num_samples: int,
 ) -> Shares:
@@ -80,8 +77,7 @@ def measure_shares(
     Args:
         prepared: calibrated; left as it is.
         calls: what the model is called with.
-        budget: whose widths are the recipe's own, and more.
-        more_bits: of a side and a width; None: float.
+        budget: whose widths are the recipe's.
         rounded: models whose weights and biases count in place of those rounded to nearest, by
             width.
         num_samples: in `calls`.
@@ -92,7 +88,7 @@ def measure_shares(
     stop_keeping_inputs(model)
     model.requires_grad_(False)
     probes = place_probes(model, recipe, budget, rounded, keep_rules=False)
-    between = _Between(model, probes, more_bits)
+    between = _Between(model, probes)
     power = loss = 0.0
     are_alike = True
     for call in calls:
@@ -104,9 +100,8 @@ def measure_shares(
         are_alike &= all(each is not None for each in changes)
         loss += changes[-1] or 0.0
     found = {}
-    for key, (cost, won) in between.sums.items():
-        known = (cost / num_samples, won / num_samples) if are_alike else (None, None)
-        found[key] = Share(between.bits[key], *known)
+    for key, cost in between.sums.items():
+        found[key] = Share(between.bits[key], cost / num_samples if are_alike else None)
     return Shares(found, power / num_samples, loss / num_samples if are_alike else None)
 
 
@@ -141,22 +136,16 @@ def _change(outputs: Sequence[Tensor], exact: Sequence[Tensor]) -> Tensor | None
 class _Between:
     """Every probed tensor between what it is and what it is rounded to."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        probes: Sequence[WeightProbe | ActivationProbe],
-        more_bits: Callable[[Side, int], int | None],
-    ) -> None:
+    def __init__(self, model: nn.Module, probes: Sequence[WeightProbe | ActivationProbe]) -> None:
         self._tensors: dict[Key, list[_Weight | _Activation]] = {}
         self.bits: dict[Key, int] = {}
         places = {tap: name for name, tap in model.named_modules() if isinstance(tap, Tap)}
         for probe in probes:
             if isinstance(probe, WeightProbe):
-                more = more_bits("weights", probe.bits)
                 tensors = [
                     weight
                     for layer, forms in probe.layers.items()
-                    for weight in _weights_of(layer, probe, forms, more)
+                    for weight in _weights_of(layer, forms[probe.widths.index(probe.bits)])
                 ]
                 self._tensors[probe.name, "weights"] = [*tensors]
                 self.bits[probe.name, "weights"] = probe.bits
@@ -164,12 +153,9 @@ class _Between:
             self.bits[probe.name, "activations"] = max(tap.bits for tap in probe.group.taps)
             known = self._tensors.setdefault((probe.name, "activations"), [])
             for tap in probe.group.taps:
-                by_bits = dict(zip(probe.widths, tap.quantizers, strict=True))
-                more = more_bits("activations", tap.bits)
-                activation = _Activation(by_bits[tap.bits], by_bits.get(more or 0))
-                model.set_submodule(places[tap], activation)
-                known.append(activation)
-        self.sums = dict.fromkeys(self._tensors, (0.0, 0.0))
+                known.append(_Activation(tap.quantizers[probe.widths.index(tap.bits)]))
+                model.set_submodule(places[tap], known[-1])
+        self.sums = dict.fromkeys(self._tensors, 0.0)
 
     def move_to(self, point: float) -> None:
         """Put all tensors at `point`, from 0, what they are, to 1, what they are rounded to."""
@@ -180,85 +166,72 @@ class _Between:
     def add_up(self, share: float) -> None:
         """Take in the gradients of one backward pass, and clear them."""
         for key, tensors in self._tensors.items():
-            cost, won = self.sums[key]
-            for tensor in tensors:
-                own, more = tensor.products()
-                cost, won = cost + share * own, won + share * more
-            self.sums[key] = cost, won
+            self.sums[key] += share * sum(tensor.product() for tensor in tensors)
 
 
-def _weights_of(
-    layer: Layer, probe: WeightProbe, forms: Sequence[QuantizedLayer], more: int | None
-) -> list[_Weight]:
+def _weights_of(layer: Layer, form: QuantizedLayer) -> list[_Weight]:
     """Return a layer's weight, and its bias, which a correction may have changed."""
-    by_bits = dict(zip(probe.widths, forms, strict=True))
-    own, finer = by_bits[probe.bits], by_bits.get(more or 0)
-    weight = layer.weight.detach() if finer is None else finer.weight
-    found = [_Weight(layer.weight, own.weight, weight)]
+    found = [_Weight(layer.weight, form.weight)]
     if isinstance(layer.bias, nn.Parameter):
-        bias = layer.bias.detach() if finer is None else finer.bias_values()
-        found.append(_Weight(layer.bias, own.bias_values(), bias))
+        found.append(_Weight(layer.bias, form.bias_values()))
     return found
 
 
 class _Weight:
     """A weight or a bias, between its values and those that it is rounded to."""
 
-    def __init__(self, values: Tensor, rounded: Tensor, finer: Tensor) -> None:
+    def __init__(self, values: Tensor, rounded: Tensor) -> None:
         self._values, self._exact = values, values.detach().clone()
         self._error = rounded.detach() - self._exact
-        self._won = (rounded - finer).detach()
 
     def move_to(self, point: float) -> None:
         """Put it at `point`."""
         self._values.data.copy_(self._exact + point * self._error)
 
-    def products(self) -> tuple[float, float]:
-        """Return the gradient times the error, and times what of it more bits take away."""
+    def product(self) -> float:
+        """Return the gradient times the error, and clear it."""
         gradient, self._values.grad = self._values.grad, None
-        if gradient is None:
-            return 0.0, 0.0
-        wide = gradient.float()
-        return (wide * self._error).sum().item(), (wide * self._won).sum().item()
+        return 0.0 if gradient is None else (gradient.float() * self._error).sum().item()
 
 
 class _Activation(nn.Module):
     """Hand on an activation, between its values and those that it is rounded to."""
 
-    def __init__(self, quantizer: nn.Module, finer: nn.Module | None) -> None:
+    def __init__(self, quantizer: nn.Module) -> None:
         super().__init__()
-        self.point = 0.0
-        self._quantizer, self._finer = quantizer, finer
-        self._sums = [0.0, 0.0]
+        self._point, self._sum = 0.0, 0.0
+        self._quantizer = quantizer
 
     def move_to(self, point: float) -> None:
         """Put it at `point`."""
-        self.point = point
+        self._point = point
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x + α (x̂ - x)."""
+        """Return x + α (x̂ - x), as a copy that calls behind may change in place."""
         if not isinstance(x, Tensor) or not x.is_floating_point():
             return x
+        if self._point == 0:
+            return x.clone()
         if not torch.is_grad_enabled():
-            return x + self.point * (self._quantizer(x) - x)
+            return x + self._point * self._error(x)
         x = x if x.requires_grad else x.detach().requires_grad_()
-        error = self._quantizer(x) - x
-        if not isinstance(self._quantizer, FakeQuantize):
-            error = error.detach()  # others hand no gradient on
-        exact, own = x.detach(), error.detach()
-        more = own if self._finer is None else own - (self._finer(exact) - exact)
-        moved = x + self.point * error
+        error = self._error(x)
+        own = error.detach()
+        moved: Tensor = x + self._point * error
 
         def compare(gradient: Tensor) -> None:
-            wide = gradient.float()
-            self._sums[0] += (wide * own).sum().item()
-            self._sums[1] += (wide * more).sum().item()
+            self._sum += (gradient.float() * own).sum().item()
 
         moved.register_hook(compare)  # type: ignore[no-untyped-call]
         return moved
 
-    def products(self) -> tuple[float, float]:
-        """Return the gradient times the error, and times what of it more bits take away."""
-        own, more = self._sums
-        self._sums = [0.0, 0.0]
-        return own, more
+    def _error(self, x: Tensor) -> Tensor:
+        rounded: Tensor = self._quantizer(x)
+        error = rounded - x
+        # Others than FakeQuantize hand no gradient on.
+        return error if isinstance(self._quantizer, FakeQuantize) else error.detach()
+
+    def product(self) -> float:
+        """Return the gradient times the error, and clear it."""
+        found, self._sum = self._sum, 0.0
+        return found

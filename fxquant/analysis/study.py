@@ -5,13 +5,14 @@ sides ─▶ ranking ─▶ the costliest with more bits, one by one ─▶ seve
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from fxquant.analysis.bench import Bench, silent
-from fxquant.analysis.distributions import Distribution, distribution_of
+from fxquant.analysis.distributions import Distribution, distributions_of, own_losses
 from fxquant.analysis.judge import Judge, Score, margin_of
 from fxquant.analysis.outliers import Outlier, channel_peaks, outliers_of
 from fxquant.analysis.ranking import (
@@ -32,6 +33,7 @@ from fxquant.analysis.variants import (
 from fxquant.errors import FxquantError
 from fxquant.recipe.recipe import Recipe
 
+_logger = logging.getLogger("fxquant")
 _SINGLES = 4  # of each of two orders, tried one by one
 _SETS = (3, 6)  # of the costliest, tried together
 _FIRST = 3  # remedies that are tried together
@@ -70,16 +72,16 @@ class Study:
             scores["weights"] = self._score(weights_only(recipe))
             scores["activations"] = self._score(activations_only(recipe))
         distributions, outliers = self._facts(num_ranked)
-        own = {(each.name, each.side): each.own for each in distributions if each.own is not None}
         next(self._steps, None)
-        ranking = rank(bench, num_ranked, own)
+        ranking = rank(bench, num_ranked, own_losses(distributions))
         costs = self._with_singles(ranking.costs)
         tried = [self._tried(change) for change in self._more_bits(costs)]
         fewest = min((each.bits for each in costs if each.side == "weights"), default=8)
         tried += [self._tried(change) for change in possible_changes(recipe, fewest)]
         remedies, in_vain = self._parted(tried)
-        if len(remedies) > 1:
-            joined = self._tried(together(_compatible(remedies)))
+        several = _compatible(remedies)
+        if len(several) > 1:
+            joined = self._tried(together(several))
             remedies = self._sorted([*remedies, *self._parted([joined])[0]])
         seconds = time.perf_counter() - started
         return Analysis(
@@ -116,7 +118,8 @@ class Study:
         """Return what a change wins; None where it cannot be made."""
         try:
             score = self._score(change.applied_to(self._bench.recipe))
-        except FxquantError:  # a recipe that does not go together, a rule that has no call
+        except FxquantError as error:  # options that do not go together, a model of other kinds
+            _logger.info("analyze: %s: not tried: %s", change.title, error)
             return None
         won = _difference(score, self.base)
         return Remedy(change, won.points, won.decibels, change.applied_to(self._asked))
@@ -128,9 +131,7 @@ class Study:
         with silent():
             probes = probes_of(bench)
             peaks = channel_peaks(bench.prepared, calls)
-        found = [distribution_of(probe) for probe in probes]
-        outliers = outliers_of(probes, peaks, bench.recipe)
-        return [each for each in found if each is not None], outliers
+        return distributions_of(probes), outliers_of(probes, peaks, bench.recipe)
 
     def _with_singles(self, costs: Sequence[TensorCost]) -> tuple[TensorCost, ...]:
         """Return `costs` in order, the first of them tried with more bits one by one."""
@@ -150,7 +151,46 @@ class Study:
         counts = [count for count in _SETS if count < len(costs)]
         return [self._raised(costs[:count], costs) for count in counts]
 
-    def _compatible(remedies: Sequence[Remedy]) -> list[Change]:
+    def _raised(self, chosen: Sequence[TensorCost], costs: Sequence[TensorCost]) -> Change:
+        """Return more bits for `chosen`, of all `costs`."""
+        widths = {each.more_bits for each in chosen}
+        bits = "float" if widths == {None} else "8 bits" if None not in widths else "more bits"
+        names = ", ".join(each.label for each in chosen)
+        number = f"these {len(chosen)}: " if len(chosen) > 1 else ""
+        rules = rules_for(chosen, costs, self._bench.recipe)
+        more = sum(each.more_bytes for each in chosen)
+        return Change(f"{bits} for {number}{names}", rules=rules, more_bytes=more)
+
+    def _parted(self, tried: Sequence[Remedy | None]) -> tuple[list[Remedy], list[Remedy]]:
+        """Return what helped, the best first, and what did not; not what changed nothing."""
+        known = [each for each in tried if each is not None and (each.points or each.decibels)]
+        helped = [each for each in known if self._order(each) > (0.0, 0.0)]
+        return self._sorted(helped), [each for each in known if each not in helped]
+
+    def _sorted(self, remedies: Sequence[Remedy]) -> list[Remedy]:
+        return sorted(remedies, key=self._order, reverse=True)
+
+    def _order(self, remedy: Remedy) -> tuple[float, float]:
+        count, points = self._judge.num_decisions, self.base.points
+        margin = 0.0 if count is None or points is None else margin_of(points, count)
+        return remedy.order(margin)
+
+
+def _difference(score: Score, base: Score) -> Score:
+    points = decibels = None
+    if score.points is not None and base.points is not None:
+        points = score.points - base.points
+    if score.decibels is not None and base.decibels is not None:
+        decibels = 0.0 if score.decibels == base.decibels else score.decibels - base.decibels
+    return Score(points, decibels)
+
+
+def _measured(cost: TensorCost) -> tuple[float, float]:
+    assert cost.measured is not None
+    return cost.measured.decibels or 0.0, cost.measured.points or 0.0
+
+
+def _compatible(remedies: Sequence[Remedy]) -> list[Change]:
     """Return the changes of the first remedies, of those with rules the first alone."""
     chosen: list[Change] = []
     for remedy in remedies:

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from fxquant.recipe.recipe import Recipe
 from fxquant.recipe.rule import Rule
+from fxquant.recipe.spec import TensorSpec
 
 
 def without_learning(recipe: Recipe) -> Recipe:
@@ -41,8 +42,8 @@ def weights_only(recipe: Recipe) -> Recipe:
 def activations_only(recipe: Recipe) -> Recipe:
     """Return `recipe` with all weights in float, and so without what makes up for rounded ones."""
     rules = tuple(replace(rule, weights="inherit") for rule in recipe.rules)
-    off = {"bias_correction": False, "batchnorm_tuning": False}
-    return replace(without_learning(recipe), weights=None, rules=rules, **off)
+    plain = replace(without_learning(recipe), bias_correction=False, batchnorm_tuning=False)
+    return replace(plain, weights=None, rules=rules)
 
 
 def with_weight_bits(recipe: Recipe, bits: int) -> Recipe:
@@ -51,10 +52,7 @@ def with_weight_bits(recipe: Recipe, bits: int) -> Recipe:
     >>> with_weight_bits(Recipe.minmax(weight_bits=4, rules=[Rule("fc", weights=8)]), 6).rules
     (Rule(match='fc', skip=False, weights=6, activations='inherit'),)
     """
-    rules = tuple(
-        replace(rule, weights=_of_bits(rule.weights, bits)) if _asks(rule.weights) else rule
-        for rule in recipe.rules
-    )
+    rules = tuple(_of_bits(rule, bits) for rule in recipe.rules)
     least = recipe.end_bits and min(recipe.end_bits, bits)
     weights = recipe.weights and replace(recipe.weights, bits=bits)
     return replace(recipe, weights=weights, rules=rules, end_bits=least)
@@ -78,5 +76,9 @@ def _asks(by: object) -> bool:
     return by is not None and by != "inherit"
 
 
-def _of_bits(by: object, bits: int) -> object:
-    return bits if isinstance(by, int) else replace(by, bits=bits)  # type: ignore[type-var]
+def _of_bits(rule: Rule, bits: int) -> Rule:
+    """Return the rule with weights of `bits`, if it says anything of them."""
+    if not _asks(rule.weights):
+        return rule
+    spec = rule.weights
+    return replace(rule, weights=replace(spec, bits=bits) if isinstance(spec, TensorSpec) else bits)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import cast
 
 from torch import fx, nn
 
@@ -68,13 +67,12 @@ def place_probes(
             name, module = call_name(gm, node), module_of(gm, node)
             if keep_rules:
                 fixed |= {(side, name) for side in _fixed_sides(recipe, name, module)}
-            if module is not None and call.weights is None:
-                continue
-            if module is not None and not any(module in known for known in layers.values()):
+            is_known = any(module in known for known in layers.values())
+            if module is not None and call.weights is not None and not is_known:
                 layer = as_layer(module)
                 layers.setdefault(name, []).append(layer)
                 places[layer] = path, str(node.target)
-                specs.setdefault(name, cast(TensorSpec, call.weights))
+                specs.setdefault(name, call.weights)
             if call.activations is not None:
                 _join(groups, name, _taps_read(gm, node))
     learned = {bits: find_regions(each) for bits, each in rounded.items()}
