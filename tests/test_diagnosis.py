@@ -129,10 +129,20 @@ def test_a_detector_needs_a_metric_or_outputs_of_one_shape() -> None:
     found = fxquant.analyze(model, data, recipe, evaluate=lambda _: 50.0)
     assert found.costs
     assert found.scores["both"].points == 50.0
-    found = fxquant.analyze(
-        model, data, recipe, forward=lambda model, batch: model.backbone(batch[0][0])
-    )
+
+
+def test_what_forward_makes_of_the_outputs_is_judged() -> None:
+    torch.manual_seed(0)
+    model, recipe = Objects(), Recipe.minmax(weight_bits=2, activation_bits=2)
+    data = [([torch.randn(64, 8), torch.randn(64, 8)],) for _ in range(4)]
+
+    def sums(model: nn.Module, batch: Any) -> Tensor:
+        return torch.stack([each["boxes"].sum() for each in model(batch[0])])
+
+    found = fxquant.analyze(model, data, recipe, forward=sums)
     assert found.scores["both"].decibels is not None
+    with pytest.raises(CalibrationError, match="calls parts of the model, and never the model"):
+        fxquant.analyze(model, data, recipe, forward=lambda model, x: model.backbone(x[0][0]))
 
 
 @pytest.mark.parametrize(

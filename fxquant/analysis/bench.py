@@ -17,9 +17,10 @@ from dataclasses import replace
 
 from torch import nn
 
-from fxquant.calibration.input_keeper import collect_inputs
+from fxquant.calibration.input_keeper import collect_inputs, find_keeper
 from fxquant.calibration.observed import find_observers
 from fxquant.capture.naming import find_regions
+from fxquant.errors import CalibrationError
 from fxquant.graph.chains import take_out
 from fxquant.modules.channel_observers import ChannelMean
 from fxquant.modules.copies import copy_module
@@ -34,6 +35,7 @@ Calibrate = Callable[[Recipe], nn.Module]
 """Returns a prepared model that has seen the data."""
 Convert = Callable[[nn.Module, Recipe, Sequence[Arguments]], nn.Module]
 """Makes another model of a prepared one, by a recipe; leaves the prepared one as it is."""
+_MOST_SAMPLES = 128  # that remedies learn from: all of them are tried in a few minutes
 _OF_FLOATS = ("equalization", "target")  # fields of a recipe that change the float graph
 _logger = logging.getLogger("fxquant")
 
@@ -78,8 +80,17 @@ class Bench:
             return self._convert(model, recipe, inputs)
 
     def _inputs_of(self, prepared: nn.Module) -> list[Arguments]:
+        """Return what `prepared` was called with, evenly from all of it."""
+        keeper = find_keeper(prepared)
+        if keeper is None or keeper.num_samples == 0:
+            raise CalibrationError(
+                "analyze: `forward` calls parts of the model, and never the model: then nothing is "
+                "known of what it is called with"
+            )
         with silent():  # as many as there are: how many a reconstruction wants is beside the point
-            return collect_inputs(prepared, self._known.data, None)
+            calls = collect_inputs(prepared, self._known.data, None)
+        size = max(1, keeper.num_samples // len(calls))
+        return calls[:: max(1, len(calls) * size // _MOST_SAMPLES)]
 
 
 def _watching(recipe: Recipe) -> Recipe:
