@@ -11,6 +11,7 @@
 
     print(fxquant.text(quantized))                     # the graph, one line a node
     print(fxquant.report(quantized))                   # what each call lost
+    print(fxquant.analyze(model, loader, recipe))      # what costs the outputs most, what helps
 
     fxquant.save(quantized, "model.fxq")               # packed, no pickle; back with fxquant.load
 

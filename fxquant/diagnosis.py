@@ -81,7 +81,7 @@ def analyze(
     >>> [(each.name, each.side) for each in found.costs[:2]]
     [('0', 'weights'), ('2', 'weights')]
     """
-    started = time.perf_counter()
+    started, started_cpu = time.perf_counter(), time.process_time()
     if samples < 1:
         raise RecipeError(f"analyze: samples={samples}: give a positive number")
     require_float(model)
@@ -95,9 +95,9 @@ def analyze(
         batch for number, batch in enumerate(kept) if number not in judged or not is_held_out
     ]
     steps = _steps(progress)
-    before = time.perf_counter()
+    before = time.process_time()
     judge = Judge(model, [kept[number] for number in judged], evaluate, forward)
-    float_seconds = (time.perf_counter() - before) / 2 * len(kept) / len(judged)
+    float_seconds = (time.process_time() - before) / 2 * len(kept) / len(judged)
     bench = bench_for(
         model,
         learned,
@@ -110,8 +110,15 @@ def analyze(
     )
     study = Study(bench, judge, asked, steps)
     num_judged = _num_samples(kept[number] for number in judged)
-    data = Data(_num_samples(kept), num_judged, is_held_out, float_seconds)
-    return study.analysis(data, samples, started)
+    data = Data(
+        num_samples=_num_samples(kept),
+        num_judged=num_judged,
+        is_held_out=is_held_out,
+        float_seconds=float_seconds,
+        started=started,
+        started_cpu=started_cpu,
+    )
+    return study.analysis(data, samples)
 
 
 def bench_for(model: nn.Module, batches: Sequence[Any], recipe: Recipe, **options: Any) -> Bench:

@@ -39,7 +39,7 @@ class Effort:
     """That points are a share of; None: they are of something else."""
     seconds: float
     forwards: float
-    """The same in runs of the float model over all data."""
+    """The processor's time, in runs of the float model over all data."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)

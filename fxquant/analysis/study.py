@@ -41,13 +41,17 @@ _FIRST = 3  # remedies that are tried together
 
 @dataclass(frozen=True)
 class Data:
-    """How many samples there are, and which part judges."""
+    """How many samples there are, which part judges, and when all began."""
 
     num_samples: int
     num_judged: int
     is_held_out: bool
     float_seconds: float
-    """Of one run of the float model over all of them."""
+    """Of one run of the float model over all of them, in the processor's time: others share it."""
+    started: float
+    """By `time.perf_counter`."""
+    started_cpu: float
+    """By `time.process_time`."""
 
 
 class Study:
@@ -64,7 +68,7 @@ class Study:
         self._bench, self._judge, self._asked, self._steps = bench, judge, asked, steps
         self.base = self._score(bench.recipe)
 
-    def analysis(self, data: Data, num_ranked: int, started: float) -> Analysis:
+    def analysis(self, data: Data, num_ranked: int) -> Analysis:
         """Return what was found."""
         bench, recipe = self._bench, self._bench.recipe
         scores: dict[Part, Score] = {"both": self.base}
@@ -82,8 +86,8 @@ class Study:
         several = _compatible(remedies)
         if len(several) > 1:
             joined = self._tried(together(several))
-            remedies = self._sorted([*remedies, *self._parted([joined])[0]])
-        seconds = time.perf_counter() - started
+            if joined is not None and self._order(joined) > self._order(remedies[0]):
+                remedies = [joined, *remedies]
         return Analysis(
             costs=costs,
             remedies=tuple(remedies),
@@ -98,8 +102,8 @@ class Study:
                 is_held_out=data.is_held_out,
                 num_ranked=ranking.num_samples,
                 num_decisions=self._judge.num_decisions,
-                seconds=seconds,
-                forwards=seconds / data.float_seconds,
+                seconds=time.perf_counter() - data.started,
+                forwards=(time.process_time() - data.started_cpu) / max(data.float_seconds, 1e-9),
             ),
             explained=ranking.explained,
             in_vain=tuple(in_vain),
