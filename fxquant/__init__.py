@@ -44,6 +44,7 @@ from fxquant.recipe.reconstruction import Reconstruction
 from fxquant.recipe.rule import Rule
 from fxquant.recipe.spec import TensorSpec
 from fxquant.recipe.target import TARGETS, Target
+from fxquant.reporting.model_card import card
 from fxquant.reporting.node_by_node import compare
 from fxquant.reporting.table import Report, report
 from fxquant.storage.files import load, save
@@ -73,6 +74,7 @@ __all__ = [
     "TensorSpec",
     "allocate",
     "calibrate",
+    "card",
     "compare",
     "convert",
     "export_onnx",

@@ -1,5 +1,6 @@
 """How results are shown: tables that fit the terminal, notebooks, files, a page."""
 
+from fxquant.display.files import written
 from fxquant.display.shown import Listed, Shown
 from fxquant.display.table import Column, Table, Value
 
@@ -9,4 +10,5 @@ __all__ = [
     "Shown",
     "Table",
     "Value",
+    "written",
 ]

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 import fxquant
 from fxquant import CalibrationError, PassError, Recipe, Rule, TensorSpec
 from fxquant.mixed_precision.allocation import allocate
-from fxquant.mixed_precision.options import Option
+from fxquant.mixed_precision.options import Option, Options
 from fxquant.mixed_precision.sensitivity import measure_sensitivities
 from fxquant.modules.fake_quantize import FakeQuantize
 from fxquant.modules.quantized_layer import QuantizedLayer, quantize_layer
@@ -31,13 +32,13 @@ def measured(
     recipe: Recipe = WEIGHTS_ONLY,
     budget: Budget = BUDGET,
     **options: Any,
-) -> list[Option]:
+) -> Options:
     prepared = fxquant.prepare(model, recipe)
     fxquant.calibrate(prepared, batches)
     return measure_sensitivities(prepared, batches, budget, **options)
 
 
-def losses(options: list[Option], name: str, side: str = "weights") -> dict[int, float]:
+def losses(options: Iterable[Option], name: str, side: str = "weights") -> dict[int, float]:
     return {each.bits: each.loss for each in options if (each.name, each.side) == (name, side)}
 
 
