@@ -89,3 +89,8 @@ __all__ = [
     "to_qdq",
     "trace",
 ]
+
+
+def __dir__() -> list[str]:
+    """Return what is public: the wings are imported by their files, and none of them is listed."""
+    return sorted([*__all__, "__version__", "passes"])
