@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
@@ -16,6 +15,7 @@ from fxquant.graph.operations import is_add, is_layer, is_product, module_of
 from fxquant.graph.records import annotate, record, refuse
 from fxquant.graph.submodules import why_not_changeable
 from fxquant.modules.layers import LAYERS, layer_type
+from fxquant.recipe.checks import nearest
 from fxquant.recipe.recipe import Recipe
 from fxquant.recipe.rule import Rule
 from fxquant.recipe.shown import as_code
@@ -140,7 +140,7 @@ def _near(rule: Rule, calls: list[tuple[str, nn.Module | None]]) -> str:
     inside = f"{rule.match}.*"
     if any(fnmatchcase(name, inside) for name in names):
         return f"a name matches as a whole: did you mean {inside!r}?"
-    near = difflib.get_close_matches(rule.match, names, n=3)
+    near = nearest(rule.match, names)
     if near:
         return f"did you mean {', '.join(near)}?"
     for wider in (f"*.{rule.match}", f"*.{rule.match}.*"):

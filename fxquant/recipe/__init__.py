@@ -1,6 +1,7 @@
 """What to quantize, and how: pure data, checked when it is made."""
 
 from fxquant.recipe.budget import Budget
+from fxquant.recipe.checks import nearest
 from fxquant.recipe.given import as_recipe
 from fxquant.recipe.recipe import Recipe
 from fxquant.recipe.reconstruction import Reconstruction
@@ -25,4 +26,5 @@ __all__ = [
     "as_recipe",
     "finer",
     "layer_name",
+    "nearest",
 ]

@@ -22,6 +22,14 @@ _Kind = TypeVar("_Kind", bound=type)
 WEIGHT_BITS = tuple(range(2, 9))
 ACTIVATION_BITS = (*WEIGHT_BITS, 16)
 _FEW = 12
+_OTHER_WORDS = {
+    "a_bits": "activation_bits", "abits": "activation_bits", "w_bits": "weight_bits",
+    "wbits": "weight_bits", "epochs": "steps", "iterations": "steps", "iters": "steps",
+    "num_iterations": "steps", "lr": "learning_rate", "num_samples": "samples",
+    "backend": "target", "exclude": "skip", "ignore": "skip", "ignored_scope": "skip",
+    "observer": "range",
+}  # fmt: skip
+"""What other libraries call an option."""
 _known: dict[str, Sequence[str]] = {}
 """The options of each constructor, by its name as a caller writes it."""
 
@@ -76,7 +84,11 @@ def require_known(constructor: str, options: Iterable[str], names: Sequence[str]
 
 def _instead(option: str, constructor: str, names: Sequence[str]) -> str:
     """Return what the caller may have meant by an unknown option."""
+    option = _OTHER_WORDS.get(option, option)
+    if option in names:
+        return f"here it is {option}"
     sides = [f"{side}_{option}" for side in ("weight", "activation")]
+    sides += ["weights", "activations"] if option == "bits" else []
     own = [each for each in sides if each in names]
     if own:
         return f"say of what: {' or '.join(own)}"
@@ -93,14 +105,15 @@ def _instead(option: str, constructor: str, names: Sequence[str]) -> str:
 
 
 def nearest(name: str, names: Iterable[str]) -> list[str]:
-    """Return the names that `name` may have been meant to be, the nearest first.
+    """Return the names that `name` may have been meant to be, the nearest first, of any case.
 
     >>> nearest("stps", ["rows", "steps"]), nearest("bias", ["bias_correction", "beta"])
     (['steps'], ['bias_correction'])
     """
-    listed = list(names)
-    near = difflib.get_close_matches(name, listed, n=3, cutoff=0.65)
-    return near or [each for each in listed if name in each.split("_")][:3]
+    listed = {each.lower(): each for each in names}
+    near = difflib.get_close_matches(name.lower(), listed, n=3, cutoff=0.65)
+    near = near or [each for each in listed if name in each.split("_")][:3]
+    return [listed[each] for each in near]
 
 
 def check_types(options: Any, where: str = "", but: Sequence[str] = ()) -> None:

@@ -52,6 +52,8 @@ def _what(given: Any) -> str:
         return f"a list of Rules: give it to one: Recipe.aciq(rules={as_code(list(given))})"
     kind = type(given)
     own = _article(kind.__name__)
+    if inspect.isroutine(given):
+        return f"{own}: give the Recipe that it returns"
     if kind in _CALLS:
         return f"{own}: give it to one: {_CALLS[kind].format(as_code(given))}"
     return f"{own}: give a Recipe, as Recipe.aciq(), or its name, as 'aciq'"

@@ -80,7 +80,7 @@ class LearningOptions(RecipeOptions, total=False):
 class MixedOptions(LearningOptions, total=False):
     """Those, and fields of `Budget`; `max_bytes` is the budget's."""
 
-    weight_bits: int | tuple[int, ...]
+    weight_bits: tuple[int, ...]
     average_bits: float | None
     max_bit_operations: float | None
     max_latency: float | None

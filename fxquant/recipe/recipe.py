@@ -215,12 +215,16 @@ class Recipe:
             "minmax": cls.minmax,
             "adaround": cls.adaround,
         }
+        if not isinstance(name, str):
+            raise RecipeError(f"recipe {name!r}: give one of the names {', '.join(makers)}")
         if name in makers:
             return makers[name]()
         if name == "mixed":
             raise RecipeError("recipe 'mixed' needs a limit: Recipe.mixed(max_bytes=200_000)")
         near = nearest(name, makers)
         more = f"; did you mean {near[0]!r}?" if near else ""
+        if any(character.isdigit() for character in name):
+            more = "; bits are options: Recipe.aciq(weight_bits=4, activation_bits=8)"
         raise RecipeError(f"recipe {name!r}: choose one of {', '.join(makers)}, or a Recipe{more}")
 
     @classmethod

@@ -42,7 +42,10 @@ class Rule:
     def __post_init__(self) -> None:
         is_type = isinstance(self.match, type) and issubclass(self.match, nn.Module)
         if not (is_type or (isinstance(self.match, str) and self.match)):
-            raise RecipeError(f"Rule({self.match!r}): give a glob on names or a module type")
+            several = "; for several a Rule each" if isinstance(self.match, (list, tuple)) else ""
+            raise RecipeError(
+                f"Rule({self.match!r}): give a glob on names or a module type{several}"
+            )
         if type(self.skip) is not bool:
             bits = f"; for bits: weights={self.skip}" if isinstance(self.skip, int) else ""
             raise RecipeError(f"{self}: skip={self.skip!r}: choose True or False{bits}")

@@ -144,6 +144,18 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
         "Recipe.minmax: unknown option 'steps': it is one of Reconstruction, Recipe.adaround and "
         "Recipe.mixed",
     ),
+    "a rule's bits of which side": (
+        lambda: typed(Rule, "fc", bits=4),
+        "Rule: unknown option 'bits': say of what: weights or activations",
+    ),
+    "another library's word": (
+        lambda: typed(Recipe.adaround, num_iterations=10_000),
+        "Recipe.adaround: unknown option 'num_iterations': here it is steps",
+    ),
+    "another library's word for both sides": (
+        lambda: typed(Recipe.aciq, observer="minmax"),
+        "Recipe.aciq: unknown option 'observer': say of what: weight_range or activation_range",
+    ),
     "a constructor's option in the class": (
         lambda: typed(Recipe, weight_bits=4),
         "Recipe: unknown option 'weight_bits': it is one of Budget, Recipe.minmax, Recipe.aciq, "
@@ -237,6 +249,15 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
         "rules: {'fc': 8} is a dict, not a Rule: rules=[Rule('fc', weights=8)]",
     ),
     "rules as bits": (lambda: typed(Recipe.aciq, rules=4), "rules=4: give a list"),
+    "names of a rule": (
+        lambda: typed(Rule, ["fc", "stem"], weights=4),
+        "Rule(['fc', 'stem']): give a glob on names or a module type; for several a Rule each",
+    ),
+    "a target in capitals": (
+        lambda: Recipe.aciq(target="TensorRT"),
+        "target='TensorRT': choose one of x86, openvino, onnxruntime, tensorrt, executorch, "
+        "layers, or a Target; did you mean 'tensorrt'?",
+    ),
     "a layer to skip": (
         lambda: typed(Recipe.aciq, skip=[nn.Linear(1, 1)]),
         "Rule(Linear(in_features=1, out_features=1, bias=True)): give a glob on names or a module "
@@ -252,6 +273,19 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     "mixed by name": (
         lambda: quantized("mixed"),
         "recipe 'mixed' needs a limit: Recipe.mixed(max_bytes=200_000)",
+    ),
+    "bits by name": (
+        lambda: quantized("int8"),
+        "recipe 'int8': choose one of aciq, minmax, adaround, or a Recipe; "
+        "bits are options: Recipe.aciq(weight_bits=4, activation_bits=8)",
+    ),
+    "a number by name": (
+        lambda: typed(Recipe.named, 3),
+        "recipe 3: give one of the names aciq, minmax, adaround",
+    ),
+    "a function": (
+        lambda: quantized(lambda: Recipe.aciq()),
+        "recipe is a function: give the Recipe that it returns",
     ),
     "a method": (
         lambda: quantized(Recipe.adaround),
