@@ -26,8 +26,10 @@ from fxquant.capture.example import Call
 from fxquant.capture.partition import capture
 from fxquant.conversion import converted
 from fxquant.errors import CalibrationError, CaptureError
+from fxquant.given_passes import Passes
 from fxquant.graph.states import require_float, require_prepared
 from fxquant.modules.own import own_modules
+from fxquant.passes.pipeline import AnyPass, as_passes
 from fxquant.preparation import prepare_anew, prepared_copy
 from fxquant.recipe.recipe import Recipe
 from fxquant.streaming.distributed import num_ranks, together
@@ -51,6 +53,7 @@ def prepare(
     leaf_modules: Sequence[type[nn.Module] | str] = (),
     regions: Iterable[str] | None = None,
     verify: bool = True,
+    passes: Iterable[AnyPass] | AnyPass = (),
 ) -> nn.Module:
     """Return a copy of `model`, batch norms folded and observers in place, ready to calibrate.
 
@@ -71,11 +74,15 @@ def prepare(
         verify: compare what was captured with `model`, on `example_inputs` and on the first calls,
             and leave in Python what differs: on the example, or, without one, on the first batch of
             `calibrate`. Elsewhere it is a `CaptureError`. Costs a few float forwards.
+        passes: of your own, passes or functions of a `GraphModule` (`fxquant.Pipeline`), to run on
+            each graph as it was captured, before anything else. They may change what it computes:
+            that is then the float model, which is folded, observed and learned from.
 
     Raises:
         CaptureError: nothing with a layer in it can be traced, or is left to quantize.
         RecipeError: a rule of the recipe matches nothing.
-        PassError: the model is prepared or converted already.
+        PassError: the model is prepared or converted already; or, named, one of `passes` leaves a
+            graph that does not run, or takes other inputs.
 
     >>> prepared = prepare(nn.Sequential(nn.Linear(4, 2), nn.ReLU()))
     >>> prepared(torch.ones(1, 4)).shape
@@ -84,7 +91,8 @@ def prepare(
     require_float(model)
     call = None if example_inputs is None else example_call(model, example_inputs)
     capture_with = partial(capture, leaf_modules=leaf_modules, regions=_listed(regions))
-    return prepared_copy(model, _recipe(recipe), capture_with, call, verify=verify)
+    given = as_passes(passes)
+    return prepared_copy(model, _recipe(recipe), capture_with, call, verify=verify, passes=given)
 
 
 def calibrate(
@@ -146,6 +154,7 @@ def convert(
     *,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
+    passes: Iterable[AnyPass] | AnyPass = (),
 ) -> nn.Module:
     """Return the fake-quantized model: integer weights, and activations rounded to their grids.
 
@@ -160,10 +169,16 @@ def convert(
             needs no data.
         checkpoint: a folder for the layers that a reconstruction has finished. Killed at any moment
             and started again, it goes on with the first unfinished layer, to the same result.
-        progress: show a bar; None means where there is a terminal.
+        progress: show a bar; None means where there is a terminal or a notebook.
+        passes: of your own, to run behind calibration, before anything else: on each graph as
+            `prepare` returned it, with the observers, which hold what they saw. They may change
+            weights and calls, and so the float model that roundings and biases are fitted to; each
+            tensor to be quantized keeps an observer, and its shape. What they change of the values
+            the observers do not see again: let the pass change these too.
 
     Raises:
-        PassError: `prepared` did not come from `prepare`.
+        PassError: `prepared` did not come from `prepare`; or, named, one of `passes` leaves a
+            graph that does not run, or in which an observer is missing.
         CalibrationError: it has seen no batch, or a layer's data is not finite.
         RankError: ranks differ in recipe, model or versions, or another has failed or ended.
         StorageError: the checkpoint belongs to another model, recipe or data; the disk is full.
@@ -173,10 +188,11 @@ def convert(
     >>> convert(prepared).get_submodule("0").weight_integers.dtype
     torch.int8
     """
+    given = as_passes(passes)
     with together("convert"):
         recipe = require_prepared(prepared, "convert")
         _compare_ranks("convert", recipe, prepared)
-        return _convert(prepared, batches, Run(checkpoint, progress))
+        return _convert(prepared, batches, Run(checkpoint, progress), given)
 
 
 def quantize(
@@ -191,8 +207,12 @@ def quantize(
     verify: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
+    prepare_passes: Iterable[AnyPass] | AnyPass = (),
+    convert_passes: Iterable[AnyPass] | AnyPass = (),
 ) -> nn.Module:
     """Return `convert(calibrate(prepare(model), batches))`; see there.
+
+    `prepare_passes` are the `passes` of `prepare`, `convert_passes` those of `convert`.
 
     Without `example_inputs` the first batch is the example. Where a later batch contradicts what
     it fixed, all begins again without an example, if `batches` can be read again.
@@ -203,12 +223,15 @@ def quantize(
     >>> type(quantized.get_submodule("0")).__name__
     'QuantizedLinear'
     """
+    in_front, behind = as_passes(prepare_passes), as_passes(convert_passes)
     with together("quantize"):
         require_float(model)
         recipe = _recipe(recipe)
         _compare_ranks("quantize", recipe, model)
         capture_with = partial(capture, leaf_modules=leaf_modules, regions=_listed(regions))
-        prepare_with = partial(prepared_copy, model, recipe, capture_with, verify=verify)
+        prepare_with = partial(
+            prepared_copy, model, recipe, capture_with, verify=verify, passes=in_front
+        )
         calibrate_on = partial(calibrate, forward=forward, progress=progress)
         iterator = iter(batches)
         first = list(itertools.islice(iterator, 1))
@@ -227,7 +250,7 @@ def quantize(
             prepared = calibrate_on(prepare_with(call=None), batches)
         if num_ranks() > 1:
             require_same("quantize, once prepared", facts_of_graphs(prepared))
-        return _convert(prepared, None, Run(checkpoint, progress))
+        return _convert(prepared, None, Run(checkpoint, progress), behind)
 
 
 def _compare_ranks(name: str, recipe: Recipe, model: nn.Module) -> None:
@@ -240,12 +263,14 @@ def _compare_ranks(name: str, recipe: Recipe, model: nn.Module) -> None:
         require_same(name, versions | facts)
 
 
-def _convert(prepared: nn.Module, batches: Iterable[Any] | None, run: Run) -> nn.Module:
+def _convert(
+    prepared: nn.Module, batches: Iterable[Any] | None, run: Run, passes: Passes
+) -> nn.Module:
     recipe = require_prepared(prepared, "convert")
     if num_ranks() > 1:
         check_calibrated(prepared)  # what each has seen by itself
     inputs = collect_inputs(prepared, recipe.data, batches) if recipe.needs_data else []
-    model = converted(prepared, recipe, inputs, run)
+    model = converted(prepared, recipe, inputs, run, passes)
     take_first_ranks(model)
     return model
 

@@ -73,6 +73,7 @@ from fxquant.passes.convert.reconstruct_rounding import ReconstructRounding
 from fxquant.passes.convert.smooth_inputs import SmoothInputs
 from fxquant.passes.convert.tune_batchnorm import TuneBatchNorm
 from fxquant.passes.float_passes import float_passes
+from fxquant.passes.functions import forget_fusions
 from fxquant.passes.lower.clamp_floats import ClampFloats
 from fxquant.passes.lower.clamp_integers import ClampIntegers
 from fxquant.passes.lower.fit_xnnpack import FitXnnpack
@@ -86,7 +87,7 @@ from fxquant.passes.lower.sink_clamps import SinkClamps
 from fxquant.passes.lower.sink_dequantize import SinkDequantize
 from fxquant.passes.lower.split_quantizers import SplitQuantizers
 from fxquant.passes.lower.to_qdq import ToQdq
-from fxquant.passes.pipeline import Pass, Pipeline
+from fxquant.passes.pipeline import AnyPass, Pass, Pipeline, as_passes, named_after
 from fxquant.passes.prepare.absorb_batchnorm import AbsorbBatchNorm
 from fxquant.passes.prepare.absorb_biases import AbsorbBiases
 from fxquant.passes.prepare.clamp_before_pool import ClampBeforePool
@@ -104,6 +105,7 @@ from fxquant.passes.prepare.mark_fused_relu import MarkFusedRelu
 __all__ = [
     "AbsorbBatchNorm",
     "AbsorbBiases",
+    "AnyPass",
     "ChooseRanges",
     "ClampBeforePool",
     "ClampFloats",
@@ -140,5 +142,8 @@ __all__ = [
     "SplitQuantizers",
     "ToQdq",
     "TuneBatchNorm",
+    "as_passes",
     "float_passes",
+    "forget_fusions",
+    "named_after",
 ]

@@ -26,6 +26,7 @@ from fxquant.streaming.running import (
     device_of,
     interpreted,
     laid_out_for,
+    positional,
     run,
 )
 from fxquant.streaming.stream import Stream
@@ -54,6 +55,7 @@ __all__ = [
     "laid_out_for",
     "num_ranks",
     "object_from_first_rank",
+    "positional",
     "rank",
     "require_same",
     "run",
