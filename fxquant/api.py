@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from functools import partial
 from typing import Any
 
@@ -115,7 +115,7 @@ def calibrate(
             list the first items, as many as it needs; of a dict keywords, or, where none of them is
             an argument and the model takes but one, all as that.
         forward: called as `forward(prepared, batch)` instead, for anything else.
-        progress: show a bar; None means where there is a terminal.
+        progress: show a bar; None means where there is a terminal or a notebook.
 
     Raises:
         CalibrationError: no batch, a batch of a type that is not understood, NaN or infinity.
@@ -125,10 +125,21 @@ def calibrate(
     >>> prepared.observers.input_1.high
     tensor(3.)
     """
+    return _calibrate(prepared, batches, forward, progress)
+
+
+def _calibrate(
+    prepared: nn.Module,
+    batches: Iterable[Any],
+    forward: Forward | None,
+    progress: bool | None,
+    total: int | None = None,
+) -> nn.Module:
+    """Return what `calibrate` does; `total` is the number of batches, if they do not tell."""
     require_prepared(prepared, "calibrate")
     number, keeper = -1, find_keeper(prepared)
     with torch.no_grad(), counted_first_call(prepared):
-        for number, batch in enumerate(bar(batches, "calibrating", progress)):
+        for number, batch in enumerate(bar(batches, "calibrating", progress, total=total)):
             run = partial(_forward, prepared, batch, f"batch {number}", forward)
             kept = len(keeper.batches) if keeper is not None else 0
             try:
@@ -232,7 +243,8 @@ def quantize(
         prepare_with = partial(
             prepared_copy, model, recipe, capture_with, verify=verify, passes=in_front
         )
-        calibrate_on = partial(calibrate, forward=forward, progress=progress)
+        total = len(batches) if isinstance(batches, Sized) else None
+        calibrate_on = partial(_calibrate, forward=forward, progress=progress, total=total)
         iterator = iter(batches)
         first = list(itertools.islice(iterator, 1))
         call: Call | None = None

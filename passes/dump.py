@@ -1,8 +1,8 @@
 """The graph behind each pass, in files: with the environment variable `FXQUANT_DUMP=DIR`.
 
 DIR/001_DropIdentities.txt, DIR/002_FoldConstants.txt, … : numbered from 1 in each process, and in a
-folder that was emptied. What an earlier process wrote there is removed; `DIR/.dumped.json` lists it.
-Of several ranks the first one writes.
+folder that was emptied. `DIR/.dumped.json` lists them: a later process removes these. Of several
+ranks the first one writes.
 """
 
 from __future__ import annotations

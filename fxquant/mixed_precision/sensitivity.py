@@ -67,7 +67,7 @@ def measure_sensitivities(
             the squares of about normal variables, one for each batch and draw: of 64 it is off by
             √(2/64), 18 %.
         seed: of the signs.
-        progress: show a bar; None means where there is a terminal.
+        progress: show a bar; None means where there is a terminal or a notebook.
 
     Returns:
         The options of one name and side after those of another: weights first, in execution order.

@@ -12,7 +12,7 @@ from fxquant.streaming.distributed import (
     together,
 )
 from fxquant.streaming.identity import identity_of
-from fxquant.streaming.long_runs import Run, bar, bar_of_costs
+from fxquant.streaming.long_runs import Run, UnitsBar, bar
 from fxquant.streaming.rank_facts import (
     facts_of_graphs,
     facts_of_model,
@@ -39,9 +39,9 @@ __all__ = [
     "Run",
     "Stream",
     "SumsOfSteps",
+    "UnitsBar",
     "ValueStore",
     "bar",
-    "bar_of_costs",
     "copied_to",
     "copy_from_first_rank",
     "device_of",
