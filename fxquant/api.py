@@ -41,6 +41,7 @@ from fxquant.streaming.rank_facts import (
     require_same,
     take_first_ranks,
 )
+from fxquant.streaming.said_once import said_once
 
 _logger = logging.getLogger("fxquant")
 
@@ -92,7 +93,10 @@ def prepare(
     call = None if example_inputs is None else example_call(model, example_inputs)
     capture_with = partial(capture, leaf_modules=leaf_modules, regions=_listed(regions))
     given = as_passes(passes)
-    return prepared_copy(model, _recipe(recipe), capture_with, call, verify=verify, passes=given)
+    with said_once():
+        return prepared_copy(
+            model, _recipe(recipe), capture_with, call, verify=verify, passes=given
+        )
 
 
 def calibrate(
@@ -138,7 +142,7 @@ def _calibrate(
     """Return what `calibrate` does; `total` is the number of batches, if they do not tell."""
     require_prepared(prepared, "calibrate")
     number, keeper = -1, find_keeper(prepared)
-    with torch.no_grad(), counted_first_call(prepared):
+    with said_once(), torch.no_grad(), counted_first_call(prepared):
         for number, batch in enumerate(bar(batches, "calibrating", progress, total=total)):
             run = partial(_forward, prepared, batch, f"batch {number}", forward)
             kept = len(keeper.batches) if keeper is not None else 0
@@ -200,7 +204,7 @@ def convert(
     torch.int8
     """
     given = as_passes(passes)
-    with together("convert"):
+    with said_once(), together("convert"):
         recipe = require_prepared(prepared, "convert")
         _compare_ranks("convert", recipe, prepared)
         return _convert(prepared, batches, Run(checkpoint, progress), given)
@@ -235,7 +239,7 @@ def quantize(
     'QuantizedLinear'
     """
     in_front, behind = as_passes(prepare_passes), as_passes(convert_passes)
-    with together("quantize"):
+    with said_once(), together("quantize"):
         require_float(model)
         recipe = _recipe(recipe)
         _compare_ranks("quantize", recipe, model)
@@ -258,7 +262,7 @@ def quantize(
         except CaptureError as error:
             if example_inputs is not None or call is None or iterator is batches:
                 raise
-            _logger.warning("batches differ, so the first is no example for the model: %s", error)
+            _logger.info("batches differ, so the first is no example for the model: %s", error)
             prepared = calibrate_on(prepare_with(call=None), batches)
         if num_ranks() > 1:
             require_same("quantize, once prepared", facts_of_graphs(prepared))

@@ -18,6 +18,7 @@ from fxquant.capture.region import Region
 from fxquant.errors import CalibrationError
 from fxquant.given_passes import Passes, run_behind
 from fxquant.graph.journal import read_untraced, write_journals
+from fxquant.graph.records import refusals_of, tell_refusals
 from fxquant.mixed_precision.resolve import set_bits, with_bits
 from fxquant.modules.copies import copy_module
 from fxquant.passes.convert.choose_ranges import ChooseRanges
@@ -114,6 +115,8 @@ def converted(
     for step in steps(recipe, passes):
         step(draft)
     write_journals(model, recipe, (*read_untraced(model), *uncalled, *_release_parts(model)))
+    known = refusals_of(find_regions(prepared).values())
+    tell_refusals("convert", find_regions(model).values(), known)
     return model
 
 

@@ -22,6 +22,7 @@ from fxquant.reporting.agreement import Agreement
 from fxquant.reporting.running_copies import copy_to_run
 from fxquant.streaming.distributed import gather_objects
 from fxquant.streaming.long_runs import UnitsBar
+from fxquant.streaming.said_once import said_once
 
 _logger = logging.getLogger("fxquant")
 _JUDGED = 4  # of so many batches one judges, where there is no `evaluate`
@@ -156,7 +157,7 @@ def search(
     float_score = _score(evaluate, model, "the float model")
     attempts: list[Attempt] = []
     best: tuple[nn.Module, Attempt] | None = None
-    with UnitsBar("search", "recipes", [1] * len(rungs), progress) as shown:
+    with said_once(), UnitsBar("search", "recipes", [1] * len(rungs), progress) as shown:
         for rung in rungs:
             shown.begin(rung.name)
             start = time.perf_counter()

@@ -26,6 +26,7 @@ from fxquant.errors import CaptureError
 from fxquant.given_passes import Passes, run_in_front
 from fxquant.graph.journal import write_journals
 from fxquant.graph.operations import is_layer
+from fxquant.graph.records import tell_refusals
 from fxquant.graph.selection import check_rules, select_calls
 from fxquant.graph.states import require_prepared
 from fxquant.modules.copies import copy_module
@@ -97,6 +98,7 @@ def prepared_copy(
         compare_first_calls(prepared, first_calls, call)
     count_first_call(prepared)
     write_journals(prepared, recipe)
+    tell_refusals("prepare", graphs)
     return prepared
 
 

@@ -70,7 +70,7 @@ class FirstCalls(nn.Module):
         self._expected = None
         is_converted = any(each.stage == "converted" for _, each in own_modules(model))
         if self.held is None and not is_converted:
-            _logger.warning("not compared with the caller's model: stored before its first call")
+            _logger.info("not compared with the caller's model: stored before its first call")
         if self.held is None or is_converted:
             stop_comparing(model)
         elif sizes_of((args, kwargs)) not in self.seen:

@@ -129,7 +129,15 @@ def sensitivities_on(
     samples = sum(gather_objects(samples))
     if samples == 0:
         raise CalibrationError("measure_sensitivities: `batches` is empty: give at least one batch")
-    return [option for probe in probes for option in probe.options(samples, draws)]
+    options = [option for probe in probes for option in probe.options(samples, draws)]
+    unreached = [probe.name for probe in probes if probe.is_unreached]
+    if unreached:
+        _logger.warning(
+            "no gradient of the outputs reaches %d weights, which keep their bits: %s",
+            len(unreached),
+            ", ".join(unreached[:3]) + (", …" if len(unreached) > 3 else ""),
+        )
+    return options
 
 
 def _outputs(model: nn.Module, arguments: Arguments, where: str) -> list[Tensor]:

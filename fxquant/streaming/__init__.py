@@ -29,6 +29,7 @@ from fxquant.streaming.running import (
     positional,
     run,
 )
+from fxquant.streaming.said_once import said_once
 from fxquant.streaming.stream import Stream
 from fxquant.streaming.value_store import ValueStore
 from fxquant.streaming.whole_files import flush, temporary_folder
@@ -59,6 +60,7 @@ __all__ = [
     "rank",
     "require_same",
     "run",
+    "said_once",
     "sum_over_ranks",
     "take_first_ranks",
     "temporary_folder",
