@@ -27,16 +27,20 @@ class Frontier:
     """Allocations within several budgets, and the uniform ones of the same options."""
 
     mixed: tuple[Allocation, ...]
+    """Each once, in the order of the budgets that it is the first for."""
     uniform: dict[int, Allocation]
     """By bits: that width for all weights that have a choice; activations at their best."""
 
+    def named(self) -> list[tuple[str, Allocation]]:
+        """Return each allocation once, by bytes: "mixed", or "all 4" if it is a uniform one."""
+        names = {each: "mixed" for each in self.mixed}
+        names |= {each: f"all {bits}" for bits, each in self.uniform.items()}
+        return sorted(((name, each) for each, name in names.items()), key=lambda row: row[1].bytes)
+
     def __str__(self) -> str:
-        rows = [("mixed", each) for each in self.mixed]
-        rows += [(f"all {bits}", each) for bits, each in self.uniform.items()]
-        rows.sort(key=lambda row: row[1].bytes)
         cells = [
             [kind, f"{each.average_bits:.2f}", f"{each.bytes:,}", f"{each.loss:.4g}", _counts(each)]
-            for kind, each in rows
+            for kind, each in self.named()
         ]
         columns = ["weights", "bits a weight", "bytes", "loss", "layers × bits"]
         align = ["left", "right", "right", "right", "left"]
@@ -97,8 +101,8 @@ def frontier(
     for option in options:
         choices.setdefault((option.name, option.side), []).append(option)
     known = list(choices.values())
-    mixed = tuple(allocate(options, each) for each in budgets or _evenly(known, steps))
-    return Frontier(mixed, {bits: _uniform(known, bits) for bits in _common_widths(known)})
+    mixed = (allocate(options, each) for each in budgets or _evenly(known, steps))
+    return Frontier(tuple(dict.fromkeys(mixed)), {bits: _uniform(known, bits) for bits in _common_widths(known)})
 
 
 def _evenly(choices: Sequence[Sequence[Option]], steps: int) -> list[Budget]:
