@@ -62,6 +62,12 @@ def prepare(
     type, and its largest traceable submodules are `GraphModule`s (`fxquant.capture.partition`);
     `report` lists them, and what stayed in float.
 
+    A model that is a graph already (`fxquant.trace`, `torch.fx.symbolic_trace`), with passes of
+    your own run on it or not, is taken as it is: names of nodes and modules stay, what the nodes'
+    `meta` holds too, and what was folded or recorded by passes of fxquant. Layers may be modules or
+    functions, whose calls get names of modules. Graphs of ATen operators (`torch.export`) have no
+    layers, and are refused.
+
     Args:
         model: left as it is. The copy is put in eval mode.
         recipe: a `Recipe`, or "aciq" or "minmax" for one at 8/8 bits, or "adaround" for 4/8. None

@@ -6,6 +6,16 @@
     gm = trace(model)
     Pipeline(DropIdentities(), FoldBatchNorm())(gm)
 
+| when | whose passes run |
+|---|---|
+| in front of `prepare` | your own: `prepare(model, passes=[…])`, or on the graph that you give it |
+| in `prepare` | `float_passes(recipe)`, then `InsertObservers` |
+| behind calibration | your own: `convert(prepared, passes=[…])`, on graphs with observers |
+| in `convert` | `fxquant.conversion.steps(recipe)` |
+| in `lower`, `to_qdq`, `export_onnx` | those of `fxquant.passes.lower` |
+
+Your own may be functions of a `GraphModule`, or passes of PyTorch.
+
 Before calibration: `fxquant.passes.prepare`
 
 | pass | what it does |

@@ -102,7 +102,9 @@ def frontier(
         choices.setdefault((option.name, option.side), []).append(option)
     known = list(choices.values())
     mixed = (allocate(options, each) for each in budgets or _evenly(known, steps))
-    return Frontier(tuple(dict.fromkeys(mixed)), {bits: _uniform(known, bits) for bits in _common_widths(known)})
+    return Frontier(
+        tuple(dict.fromkeys(mixed)), {bits: _uniform(known, bits) for bits in _common_widths(known)}
+    )
 
 
 def _evenly(choices: Sequence[Sequence[Option]], steps: int) -> list[Budget]:
