@@ -24,6 +24,8 @@ from fxquant.recipe.starts import FREE_BLOCKS
 from fxquant.reporting.agreement import Agreement
 from fxquant.reporting.running_copies import copy_to_run
 from fxquant.streaming.distributed import gather_objects
+from fxquant.streaming.long_runs import UnitsBar
+from fxquant.streaming.said_once import said_once
 
 _logger = logging.getLogger("fxquant")
 _JUDGED = 4  # of so many batches one judges, where there is no `evaluate`
@@ -144,7 +146,7 @@ def search(
         rungs: what to try, in this order; None: `ladder(weight_bits, activation_bits)`.
         weight_bits: of the ladder.
         activation_bits: of the ladder; None leaves activations in float.
-        progress: show bars; None means where there is a terminal.
+        progress: show bars; None means where there is a terminal or a notebook.
         forward: called as `forward(model, batch)`, as in `fxquant.calibrate`; what it returns are
             the outputs that are judged, where there is no `evaluate`.
         options: to `fxquant.quantize`: `example_inputs`, `leaf_modules`, `regions`, …
@@ -174,20 +176,24 @@ def search(
     float_score = _score(evaluate, model, "the float model")
     attempts: list[Attempt] = []
     best: tuple[nn.Module, Attempt] | None = None
-    for rung in rungs:
-        start = time.perf_counter()
-        quantized = quantize(
-            model, kept, rung.recipe, progress=progress, forward=forward, **options
-        )
-        seconds = time.perf_counter() - start
-        score = _score(evaluate, quantized, rung.name)
-        attempts.append(Attempt(rung, score, float_score - score, seconds))
-        _logger.info("%s: %.2f, %.2f below float", rung.name, score, float_score - score)
-        if best is None or score > best[1].score:
-            best = quantized, attempts[-1]
-        if attempts[-1].drop <= max_drop:
-            best = quantized, attempts[-1]
-            break
+    with said_once(), UnitsBar("search", "recipes", [1] * len(rungs), progress) as shown:
+        for rung in rungs:
+            shown.begin(rung.name)
+            start = time.perf_counter()
+            quantized = quantize(
+                model, kept, rung.recipe, progress=progress, forward=forward, **options
+            )
+            seconds = time.perf_counter() - start
+            score = _score(evaluate, quantized, rung.name)
+            attempts.append(Attempt(rung, score, float_score - score, seconds))
+            _logger.info("%s: %.2f, %.2f below float", rung.name, score, float_score - score)
+            shown.end()
+            if best is None or score > best[1].score:
+                best = quantized, attempts[-1]
+            if attempts[-1].drop <= max_drop:
+                best = quantized, attempts[-1]
+                shown.stop()
+                break
     assert best is not None
     found, attempt = best
     met = attempt.drop <= max_drop

@@ -3,6 +3,7 @@
 from fxquant.calibration.arguments import Forward, arguments_of, call_on_batch
 from fxquant.calibration.batching import Batches
 from fxquant.calibration.counted_call import (
+    GIVEN,
     count_first_call,
     counted_first_call,
     is_counted,
@@ -50,6 +51,7 @@ from fxquant.calibration.region_calls import are_aligned, record_calls, regions_
 from fxquant.calibration.regrouping import takes_size
 
 __all__ = [
+    "GIVEN",
     "Batches",
     "Example",
     "FirstCalls",

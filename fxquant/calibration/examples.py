@@ -96,6 +96,7 @@ def check_folding(examples: list[Example]) -> None:
 
 def _judge(agreements: list[float], amplified: list[float]) -> None:
     """Raise for outputs that folding changed, if inputs with other last bits leave them alone."""
+    unknown = []
     for agreement, steady in zip(agreements, amplified, strict=True):
         if agreement >= _MIN_FOLDING_SQNR:
             continue
@@ -104,11 +105,15 @@ def _judge(agreements: list[float], amplified: list[float]) -> None:
                 f"folding changed the outputs on the example inputs: they agree to "
                 f"{agreement:.1f} dB, less than {_MIN_FOLDING_SQNR}: please report the model"
             )
+        unknown.append((agreement, steady))
+    if unknown:
         _logger.warning(
-            "folding: an output agrees to %.1f dB on the example inputs, and to %.1f dB when these "
-            "change in their last bits: what folding did to it cannot be told",
-            agreement,
-            steady,
+            "folding: %d of %d outputs agree to %.1f dB on the example inputs, and to %.1f dB when "
+            "these change in their last bits: what folding did cannot be told; compare with "
+            "fxquant.report(quantized, reference=model, batches=…)",
+            len(unknown),
+            len(agreements),
+            *min(unknown),
         )
 
 

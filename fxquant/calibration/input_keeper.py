@@ -178,7 +178,5 @@ def collect_inputs(
             "batches) before, or give convert(prepared, batches)"
         )
     if samples < options.samples:
-        _logger.warning(
-            "reconstruction: %d samples, fewer than the %d asked for", samples, options.samples
-        )
+        _logger.info("reconstruction: %d samples, of %d at most", samples, options.samples)
     return list(regrouped(model, kept, options.batch_size).arguments)

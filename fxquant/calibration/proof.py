@@ -56,8 +56,13 @@ def prove(
         new = {path: what for path, what in found.items() if path not in captured.left}
         if not new:
             raise _no_match(reference, captured, differences)
-        for path, what in new.items():
-            _logger.warning("%s: left in Python: %s", path or type(reference).__name__, what)
+        path, what = next(iter(new.items()))
+        _logger.warning(
+            "%s: left in Python: %s%s",
+            path or type(reference).__name__,
+            what,
+            f"; and {len(new) - 1} more, which fxquant.report lists" if len(new) > 1 else "",
+        )
         try:
             captured = capture_again({**captured.left, **new})
         except CaptureError as error:

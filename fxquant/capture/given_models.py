@@ -54,7 +54,7 @@ def require_module(model: Any) -> None:
                 f"{where} is a {kind.__name__}, whose weights are in pieces: gather its state dict "
                 "and load that into the model that was wrapped"
             )
-        if isinstance(module, fx.GraphModule) and _is_of_aten(module):
+        if _is_of_aten(module):
             raise CaptureError(
                 f"{where} is a graph of ATen operators, without layers, as torch.export and "
                 "make_fx return it: give the torch.nn.Module that it was made from"
@@ -108,11 +108,22 @@ def _kind_and_remedy(model: Any) -> str:
     return f"a {type(model).__name__}: give a torch.nn.Module"
 
 
-def _is_of_aten(gm: fx.GraphModule) -> bool:
-    return any(
+def _is_of_aten(module: nn.Module) -> bool:
+    if type(module).__name__ == "UnflattenedModule":  # of torch.export.unflatten
+        return True
+    return isinstance(module, fx.GraphModule) and any(
         isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "aten"
-        for node in gm.graph.nodes
+        for node in module.graph.nodes
     )
+
+
+def require_no_hooks(gm: fx.GraphModule) -> None:
+    """Raise `CaptureError` if a given graph has forward hooks: copies of graphs lose them."""
+    if gm._forward_hooks or gm._forward_pre_hooks:
+        raise CaptureError(
+            "the given GraphModule has forward hooks, which a copy of a graph loses: take them "
+            "off, and let a pass write into the graph what they compute"
+        )
 
 
 def unwrapped(model: Any) -> Any:

@@ -25,7 +25,7 @@ from torch import fx, nn
 from fxquant.capture.attributes import use_free_names
 from fxquant.capture.calls_inside import calls_inside, takes
 from fxquant.capture.example import Call
-from fxquant.capture.given_models import is_traced, why_opaque
+from fxquant.capture.given_models import is_traced, require_no_hooks, unwrapped, why_opaque
 from fxquant.capture.naming import Untraced
 from fxquant.capture.region import TRACED, Region, make_region
 from fxquant.capture.tracer import fixed_arguments, trace_graph
@@ -77,6 +77,7 @@ def capture(
     """
     copied = copy_model(model)
     if is_traced(copied):
+        require_no_hooks(unwrapped(model))
         return Captured(copied)
     partition = _Partition(copied, _find_leaves(copied, leaf_modules), left or {}, call)
     if regions is not None:

@@ -17,7 +17,7 @@ from fxquant.deploy.integer_form import (
 )
 from fxquant.errors import LoweringError
 from fxquant.graph.journal import write_journals
-from fxquant.graph.records import record
+from fxquant.graph.records import record, refusals_of, tell_refusals
 from fxquant.graph.states import require_converted
 from fxquant.int8.modules import Int8Layer
 from fxquant.int8.onednn import why_unavailable
@@ -96,6 +96,7 @@ def lower(
         raise LoweringError(f"lower: no layer can work on integers: {why}")
     with_state(lowered)
     write_journals(lowered, recipe)
+    _tell_refusals("lower", quantized, lowered)
     if example_inputs is not None:
         with torch.no_grad():
             lowered(*cloned(example_arguments(lowered, example_inputs)))
@@ -136,7 +137,13 @@ def to_qdq(quantized: nn.Module) -> nn.Module:
         exposed = Pipeline(ToQdq()).on_copy_of(quantized)
     with_state(exposed)
     write_journals(exposed, recipe)
+    _tell_refusals("to_qdq", quantized, exposed)
     return exposed
+
+
+def _tell_refusals(caller: str, quantized: nn.Module, made: nn.Module) -> None:
+    known = refusals_of(find_regions(quantized).values())
+    tell_refusals(caller, find_regions(made).values(), known)
 
 
 def _refusals(model: nn.Module) -> str:

@@ -41,7 +41,15 @@ from fxquant.graph.operations import (
 from fxquant.graph.pairs import Pair, find_pairs, move_clips, rescale_layers, rescale_outputs
 from fxquant.graph.placement import ADDED_COSTS, JOINED_COSTS, PARTED_COSTS, Placement
 from fxquant.graph.printing import text
-from fxquant.graph.records import Record, annotate, record, refuse, value_of
+from fxquant.graph.records import (
+    Record,
+    annotate,
+    record,
+    refusals_of,
+    refuse,
+    tell_refusals,
+    value_of,
+)
 from fxquant.graph.selection import (
     call_name,
     check_rules,
@@ -112,6 +120,7 @@ __all__ = [
     "recipe_of",
     "record",
     "record_calls_with_weights_inside",
+    "refusals_of",
     "refuse",
     "relu_bounds",
     "require_converted",
@@ -124,6 +133,7 @@ __all__ = [
     "source_of",
     "sources_of_values",
     "take_out",
+    "tell_refusals",
     "text",
     "users_by_module",
     "value_of",

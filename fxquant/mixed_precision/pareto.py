@@ -35,23 +35,28 @@ class Frontier(Shown):
     """Allocations within several budgets, and the uniform ones of the same options."""
 
     mixed: tuple[Allocation, ...]
+    """Each once, in the order of the budgets that it is the first for."""
     uniform: dict[int, Allocation]
     """By bits: that width for all weights that have a choice; activations at their best."""
 
+    def named(self) -> list[tuple[str, Allocation]]:
+        """Return each allocation once, by bytes: "mixed", or "all 4" if it is a uniform one."""
+        names = {each: "mixed" for each in self.mixed}
+        names |= {each: f"all {bits}" for bits, each in self.uniform.items()}
+        return sorted(((name, each) for each, name in names.items()), key=lambda row: row[1].bytes)
+
     def heads(self) -> list[str]:
         """Return between which sizes it goes."""
-        sizes = [each.bytes for each in (*self.mixed, *self.uniform.values())]
+        sizes = [each.bytes for _, each in self.named()]
         return [f"the least loss within {min(sizes):,} to {max(sizes):,} bytes of weights"]
 
     def tables(self) -> list[Table]:
         """Return a row for each allocation, the smallest first."""
-        rows = [("mixed", each) for each in self.mixed]
-        rows += [(f"all {bits}", each) for bits, each in self.uniform.items()]
-        rows.sort(key=lambda row: row[1].bytes)
-        cells = dict.fromkeys(
-            (kind, each.average_bits, each.bytes, each.loss, _counts(each)) for kind, each in rows
+        rows = tuple(
+            (kind, each.average_bits, each.bytes, each.loss, _counts(each))
+            for kind, each in self.named()
         )
-        return [Table(_COLUMNS, tuple(cells))]
+        return [Table(_COLUMNS, rows)]
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Write a picture of loss against bytes; the file's ending says in which format.
@@ -108,8 +113,10 @@ def frontier(
     for option in options:
         choices.setdefault((option.name, option.side), []).append(option)
     known = list(choices.values())
-    mixed = tuple(allocate(options, each) for each in budgets or _evenly(known, steps))
-    return Frontier(mixed, {bits: _uniform(known, bits) for bits in _common_widths(known)})
+    mixed = (allocate(options, each) for each in budgets or _evenly(known, steps))
+    return Frontier(
+        tuple(dict.fromkeys(mixed)), {bits: _uniform(known, bits) for bits in _common_widths(known)}
+    )
 
 
 def _evenly(choices: Sequence[Sequence[Option]], steps: int) -> list[Budget]:

@@ -67,7 +67,7 @@ def measure_sensitivities(
             the squares of about normal variables, one for each batch and draw: of 64 it is off by
             √(2/64), 18 %.
         seed: of the signs.
-        progress: show a bar; None means where there is a terminal.
+        progress: show a bar; None means where there is a terminal or a notebook.
 
     Returns:
         A sequence of options that prints as a table, and has `worst`, `select`, `to_csv` and so on:
@@ -130,7 +130,15 @@ def sensitivities_on(
     samples = sum(gather_objects(samples))
     if samples == 0:
         raise CalibrationError("measure_sensitivities: `batches` is empty: give at least one batch")
-    return Options(tuple(each for probe in probes for each in probe.options(samples, draws)))
+    options = Options(tuple(each for probe in probes for each in probe.options(samples, draws)))
+    unreached = [probe.name for probe in probes if probe.is_unreached]
+    if unreached:
+        _logger.warning(
+            "no gradient of the outputs reaches %d weights, which keep their bits: %s",
+            len(unreached),
+            ", ".join(unreached[:3]) + (", …" if len(unreached) > 3 else ""),
+        )
+    return options
 
 
 def _outputs(model: nn.Module, arguments: Arguments, where: str) -> list[Tensor]:

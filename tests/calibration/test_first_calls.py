@@ -186,6 +186,7 @@ def test_pickles_and_files_leave_the_reference_out(
         fxquant.load(tmp_path / "model.fxq", custom=[Region]),
     ):
         caplog.clear()
+        caplog.set_level("INFO", logger="fxquant")
         assert torch.equal(loaded(X), prepared(X))
         if make is Region:  # fx's pickles drop the hooks of graphs
             assert "stored before its first call" in caplog.text

@@ -78,6 +78,17 @@ def test_prints_all_of_them_by_bytes() -> None:
     )
 
 
+def test_each_allocation_is_one_row() -> None:
+    found = frontier(OPTIONS, [Budget(max_bytes=size) for size in (88, 88, 89, 500)])
+    assert [each.bytes for each in found.mixed] == [88, 128]
+    assert [(name, each.bytes) for name, each in found.named()] == [
+        ("all 2", 68),
+        ("mixed", 88),
+        ("all 3", 98),
+        ("all 4", 128),
+    ]
+
+
 def test_writes_a_picture_without_a_screen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     monkeypatch.delenv("DISPLAY", raising=False)
