@@ -12,16 +12,15 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxquant.calibration.arguments import Forward, arguments_of, call_on_batch
 from fxquant.calibration.counted_call import counted_first_call, is_counted
-from fxquant.calibration.examples import (
-    batch_call,
-    example_call,
-)
 from fxquant.calibration.first_calls import is_compared
 from fxquant.calibration.input_keeper import collect_inputs, find_keeper
 from fxquant.calibration.nonfinite import require_finite
 from fxquant.calibration.observed import check_calibrated
+from fxquant.calling.arguments import Forward, arguments_of, call_on_batch
+from fxquant.calling.description import in_brackets
+from fxquant.calling.examples import batch_call, example_call
+from fxquant.calling.loaders import is_empty, no_batches, require_batches
 from fxquant.capture.example import Call
 from fxquant.capture.partition import capture
 from fxquant.conversion import converted
@@ -76,6 +75,7 @@ def prepare(
         CaptureError: nothing with a layer in it can be traced, or is left to quantize.
         RecipeError: a rule of the recipe matches nothing.
         PassError: the model is prepared or converted already.
+        CalibrationError: the model raises an error on `example_inputs`, which is the cause.
 
     >>> prepared = prepare(nn.Sequential(nn.Linear(4, 2), nn.ReLU()))
     >>> prepared(torch.ones(1, 4)).shape
@@ -110,7 +110,8 @@ def calibrate(
         progress: show a bar; None means where there is a terminal.
 
     Raises:
-        CalibrationError: no batch, a batch of a type that is not understood, NaN or infinity.
+        CalibrationError: no batch, a batch of a type that is not understood, or that the model
+            raises an error on, which is the cause; NaN or infinity.
 
     >>> prepared = prepare(nn.Sequential(nn.Linear(4, 2), nn.ReLU()))
     >>> _ = calibrate(prepared, [torch.tensor([[-1.0, 0.0, 2.0, 3.0]])])
@@ -118,9 +119,11 @@ def calibrate(
     tensor(3.)
     """
     require_prepared(prepared, "calibrate")
-    number, keeper = -1, find_keeper(prepared)
+    require_batches(batches, "calibrate", forward)
+    number, num_empty, keeper = -1, 0, find_keeper(prepared)
     with torch.no_grad(), counted_first_call(prepared):
         for number, batch in enumerate(bar(batches, "calibrating", progress)):
+            num_empty += is_empty(batch)
             run = partial(_forward, prepared, batch, f"batch {number}", forward)
             kept = len(keeper.batches) if keeper is not None else 0
             try:
@@ -136,7 +139,12 @@ def calibrate(
                     keeper.forget_from(kept)
                 raise
     if number < 0:
-        raise CalibrationError("calibrate: `batches` is empty: give at least one batch")
+        raise no_batches(batches, "calibrate")
+    if num_empty == number + 1:
+        raise CalibrationError(
+            f"calibrate: no sample in {number + 1} batches, the last {in_brackets(batch)}: see "
+            "what the loader reads"
+        )
     return prepared
 
 
@@ -175,6 +183,8 @@ def convert(
     """
     with together("convert"):
         recipe = require_prepared(prepared, "convert")
+        if batches is not None:
+            require_batches(batches, "convert")
         _compare_ranks("convert", recipe, prepared)
         return _convert(prepared, batches, Run(checkpoint, progress))
 
@@ -205,6 +215,7 @@ def quantize(
     """
     with together("quantize"):
         require_float(model)
+        require_batches(batches, "quantize", forward)
         recipe = _recipe(recipe)
         _compare_ranks("quantize", recipe, model)
         capture_with = partial(capture, leaf_modules=leaf_modules, regions=_listed(regions))
@@ -212,10 +223,12 @@ def quantize(
         calibrate_on = partial(calibrate, forward=forward, progress=progress)
         iterator = iter(batches)
         first = list(itertools.islice(iterator, 1))
+        if not first:
+            raise no_batches(batches, "quantize")
         call: Call | None = None
         if example_inputs is not None:
             call = example_call(model, example_inputs)
-        elif first:
+        else:
             call = batch_call(model, first[0], forward)
         prepared = prepare_with(call=call)
         try:
@@ -257,6 +270,8 @@ def _recipe(recipe: Recipe | str | None) -> Recipe:
 
 
 def _listed(names: Iterable[str] | None) -> list[str] | None:
+    if isinstance(names, str):
+        raise CaptureError(f"regions={names!r}: give a list of names: [{names!r}]")
     return None if names is None else list(names)
 
 

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxquant.calibration.proof import compare, find_culprits, outputs_of
+from fxquant.calibration.proof import compare, find_culprits
+from fxquant.calling.trial import outputs_of
 from fxquant.capture.example import Call
 from fxquant.capture.partition import Captured
 from fxquant.errors import CaptureError
