@@ -142,8 +142,8 @@ def calibrate(
         raise no_batches(batches, "calibrate")
     if num_empty == number + 1:
         raise CalibrationError(
-            f"calibrate: no sample in {number + 1} batches, the last {in_brackets(batch)}: see "
-            "what the loader reads"
+            f"calibrate: no sample in {number + 1} batch{'es' * (number > 0)}, "
+            f"{in_brackets(batch)}: see what the loader reads"
         )
     return prepared
 

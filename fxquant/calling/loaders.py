@@ -24,10 +24,10 @@ def require_batches(batches: Any, caller: str, forward: Any = None) -> None:
 
     So, too, if `forward`, which is to call the model with them, is no function.
 
-    >>> require_batches({"train": [torch.zeros(4, 3)]}, "calibrate")
+    >>> require_batches(iter, "calibrate")
     Traceback (most recent call last):
-    fxquant.errors.CalibrationError: calibrate: `batches` is {train: [float32 4×3]}: give one of \
-these, such as batches['train']
+    fxquant.errors.CalibrationError: calibrate: `batches` is a builtin_function_or_method: give a \
+loader, called, or a list of batches
     """
     why = _why_none(batches, caller)
     if why:

@@ -83,7 +83,7 @@ def test_only_a_converted_model_is_converted(make: Any, prefix: str) -> None:
         (fxquant.prepare(make()), "prepared model"),
     ):
         assert message(PassError, require_converted, model, "lower") == (
-            f"lower: got {kind}: {give}"
+            f"lower: got a {kind}: {give}"
         )
 
 
