@@ -937,9 +937,9 @@ def pass_over_a_float_model() -> object:
 
 
 @mistake(StorageError, "save: model is a str: give a torch.nn.Module")
-def saved_with_arguments_swapped() -> object:
+def saved_with_arguments_swapped() -> None:
     wrong: Any = "model.fxq"
-    return fxquant.save(wrong, quantized())  # type: ignore[arg-type]
+    fxquant.save(wrong, quantized())  # type: ignore[arg-type]
 
 
 @mistake(StorageError, "save: /none/model.fxq: cannot be written: ", "make the folder first")

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from fxquant.calling.batch_hints import way_from_keys, way_to_tensors
 from fxquant.calling.description import in_brackets
 from fxquant.calling.explanation import explained
-from fxquant.capture.example import Call
+from fxquant.capture.example import Call, call_of
 from fxquant.errors import CalibrationError
 from fxquant.numerics.containers import cloned
 from fxquant.streaming.running import Arguments
@@ -114,6 +114,9 @@ def call_on_batch(model: nn.Module, batch: Any, where: str, forward: Forward | N
         with explained(where, batch):
             return forward(model, copied)
     call = call_of_batch(model, copied, where)
+    if isinstance(copied, Mapping) and not isinstance(model, fx.GraphModule):
+        # Without defaults: decorators of transformers add keywords, and would find them twice.
+        call = call_of(example_of(model, copied))
     with explained(where, batch):
         return model(*call.args, **call.kwargs)
 

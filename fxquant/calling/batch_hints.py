@@ -62,8 +62,10 @@ def hint_of_form(failed: FailedCall) -> str:
     """Return a way out for a batch in another form than the model takes; "" if none is known."""
     batch, model = failed.batch, failed.model
     if isinstance(batch, Mapping) and model is not None:
-        names = inspect.signature(model.forward).parameters
-        return way_from_keys(model, batch) if names.keys().isdisjoint(batch) else ""
+        if inspect.signature(model.forward).parameters.keys().isdisjoint(batch):
+            return way_from_keys(model, batch)
+        lists = [key for key, each in batch.items() if isinstance(each, list)]
+        return f"give tensors: torch.tensor(batch[{lists[0]!r}])" if lists else ""
     if not failed.tensors:
         return way_to_tensors(batch, failed.where)
     return _labels_first(failed)
@@ -77,16 +79,29 @@ def hint_of_axes(failed: FailedCall) -> str:
     if first is not None:
         name, taken = first
         makes_batches = failed.inputs and failed.inputs[0].dim() == taken.num_axes
-        if x.dim() == taken.num_axes - 1 and x.shape[0] == taken.channels and not makes_batches:
+        if x.dim() != taken.num_axes - 1 or makes_batches or _is_list_of_samples(failed.batch):
+            return ""
+        if x.shape[0] == taken.channels:
             return f"{name} takes {taken}, and this is one sample: x[None]; {_LOADER}"
     elif x.dim() == 1 and module is not None and is_batchnorm_module(module):
         return f"{failed.path} takes (batch, features), and this is one sample: x[None]; {_LOADER}"
-    elif x.dim() == 1 and not x.is_floating_point() and isinstance(failed.error, IndexError):
+    elif (
+        x.dim() == 1
+        and not x.is_floating_point()
+        and isinstance(failed.error, (IndexError, ValueError))
+    ):
         name = next((name for name, _ in embeddings_in(failed.model)), "")
         return (
             f"{name} takes ids (batch, length), and this is one sequence: x[None]" if name else ""
         )
     return ""
+
+
+def _is_list_of_samples(batch: Any) -> bool:
+    """Say whether a batch is a list of images, as detectors take it."""
+    return isinstance(batch, list) and all(
+        isinstance(each, Tensor) and each.dim() == 3 for each in batch
+    )
 
 
 def _labels_first(failed: FailedCall) -> str:

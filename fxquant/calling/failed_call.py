@@ -10,6 +10,7 @@ import linecache
 import os
 import sysconfig
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -81,11 +82,13 @@ class FailedCall:
 
     def what(self) -> str:
         """Return what raised the error: `conv1 (Conv2d 3→8)`."""
-        line = f"; {self.line}" if self.line else ""
+        place, _, _ = self.line.partition(": ")
+        shown = place if self.is_deliberate else self.line  # what it raises is told anyway
+        line = f"; {shown}" if shown else ""
         if self.node:
             return f"{self.node}{line}"
         if not self.models:
-            return f"the call ({self.line})" if self.line else "the call"
+            return f"the call ({shown})" if shown else "the call"
         name = self.path or "the model's own forward"
         return f"{name} ({described_layer(self.models[-1])}{line})"
 
@@ -144,6 +147,15 @@ def _path(models: tuple[nn.Module, ...]) -> str:
     holder = models[0] if region is None else region
     found = next(name for name, each in holder.named_modules() if each is models[-1])
     return found if region is None else target_name(region, found)
+
+
+def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules of a model by their names in the caller's: regions keep parts apart."""
+    regions = [each for each in model.modules() if isinstance(each, Region) and each is not model]
+    for name, module in model.named_modules():
+        region = next((each for each in regions if name.startswith(f"{each.path}.")), None)
+        inside = "" if region is None else name.removeprefix(f"{region.path}.")
+        yield (name if region is None else target_name(region, inside)), module
 
 
 def _described_node(frame: FrameType) -> str:

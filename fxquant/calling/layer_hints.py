@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fxquant.calling.description import described_layer, type_name
-from fxquant.calling.failed_call import FailedCall
+from fxquant.calling.failed_call import FailedCall, named_modules
 from fxquant.modules.layers import LAYERS
 
 _AXES = {1: "length", 2: "height, width", 3: "depth, height, width"}
@@ -26,7 +26,8 @@ _CONVERTED = {torch.float32: "float()", torch.float64: "double()", torch.float16
 
 def hint_of_layer(failed: FailedCall) -> str:
     """Return what the layer takes, and how to give it that; "" where nothing is known to help."""
-    hints = (rule(failed) for rule in (_ids, _positions, _channels, _features, _size))
+    rules = (_ids, _positions, _channels, _features, _size, _channels_last)
+    hints = (rule(failed) for rule in rules)
     return next((hint for hint in hints if hint), "")
 
 
@@ -57,7 +58,7 @@ class Taken:
 
 def first_taken(failed: FailedCall) -> tuple[str, Taken] | None:
     """Return the name of the model's first convolution, and what it takes; None if it has none."""
-    modules = () if failed.model is None else failed.model.named_modules()
+    modules = () if failed.model is None else named_modules(failed.model)
     found = ((name, Taken.by(module)) for name, module in modules)
     return next(((name, taken) for name, taken in found if taken is not None), None)
 
@@ -208,6 +209,20 @@ def _size(failed: FailedCall) -> str:
     return ""
 
 
+def _channels_last(failed: FailedCall) -> str:
+    """Say that channels are last where code in front of the first convolution fails on that."""
+    first = first_taken(failed)
+    if first is None or not failed.tensors or not isinstance(failed.error, RuntimeError):
+        return ""
+    x, (name, taken) = failed.tensors[0], first
+    place = x.dim() - taken.sides - 1
+    if place not in (0, 1) or x.shape[-1] != taken.channels or x.shape[place] == taken.channels:
+        return ""
+    order = (*range(place), x.dim() - 1, *range(place, x.dim() - 1))
+    axes = ", ".join(map(str, order))
+    return f"{name} takes {taken}, and the channels are last: x.permute({axes})"
+
+
 def _ids(failed: FailedCall) -> str:
     """Say which ids an embedding takes."""
     layer = failed.module
@@ -248,7 +263,7 @@ def _positions(failed: FailedCall) -> str:
 
 def embeddings_in(model: nn.Module) -> Iterator[tuple[str, nn.Embedding]]:
     """Yield the embeddings of a model, by name, in the order of their definition."""
-    for name, module in model.named_modules():
+    for name, module in named_modules(model):
         if isinstance(module, nn.Embedding):
             yield name, module
 
