@@ -85,6 +85,16 @@ def call_of_batch(model: nn.Module, batch: Any, where: str) -> Call:
         ) from error
 
 
+def plain_call(model: nn.Module, batch: Any, where: str) -> Call:
+    """Return `call_of_batch` without what is left to defaults.
+
+    Decorators of transformers add keywords, and would find them given twice.
+    """
+    call = call_of_batch(model, batch, where)
+    is_plain = isinstance(model, fx.GraphModule) or not isinstance(batch, Mapping)
+    return call if is_plain else call_of(example_of(model, batch))
+
+
 def arguments_of(model: nn.Module, batch: Any, where: str) -> Arguments:
     """Return the arguments of `call_of_batch`, all by position.
 
@@ -113,10 +123,7 @@ def call_on_batch(model: nn.Module, batch: Any, where: str, forward: Forward | N
     if forward is not None:
         with explained(where, batch):
             return forward(model, copied)
-    call = call_of_batch(model, copied, where)
-    if isinstance(copied, Mapping) and not isinstance(model, fx.GraphModule):
-        # Without defaults: decorators of transformers add keywords, and would find them twice.
-        call = call_of(example_of(model, copied))
+    call = plain_call(model, copied, where)
     with explained(where, batch):
         return model(*call.args, **call.kwargs)
 

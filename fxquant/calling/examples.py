@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import _extract_tensor_metadata
 
-from fxquant.calling.arguments import arguments_of, call_of_batch, call_on_batch, example_of
+from fxquant.calling.arguments import arguments_of, call_on_batch, example_of, plain_call
 from fxquant.calling.explanation import explained
 from fxquant.calling.trial import run_calls
 from fxquant.capture.example import Call, call_of
@@ -179,9 +179,7 @@ def batch_call(
     model = unwrapped(model)
     if forward is not None:
         return _call_by(forward, model, batch, where)
-    call = call_of_batch(model, batch, where)
-    if isinstance(batch, Mapping) and not isinstance(model, fx.GraphModule):
-        call = call_of(example_of(model, batch))  # without what the defaults add
+    call = plain_call(model, batch, where)
     require_takes(model, call, where, batch)
     return call
 
