@@ -12,16 +12,15 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxquant.calibration.arguments import Forward, arguments_of, call_on_batch
 from fxquant.calibration.counted_call import counted_first_call, is_counted
-from fxquant.calibration.examples import (
-    batch_call,
-    example_call,
-)
 from fxquant.calibration.first_calls import is_compared
 from fxquant.calibration.input_keeper import collect_inputs, find_keeper
 from fxquant.calibration.nonfinite import require_finite
 from fxquant.calibration.observed import check_calibrated
+from fxquant.calling.arguments import Forward, arguments_of, call_on_batch
+from fxquant.calling.description import in_brackets
+from fxquant.calling.examples import batch_call, example_call
+from fxquant.calling.loaders import is_empty, no_batches, require_batches
 from fxquant.capture.example import Call
 from fxquant.capture.partition import capture
 from fxquant.conversion import converted
@@ -91,6 +90,7 @@ def prepare(
         RecipeError: a rule of the recipe matches nothing.
         PassError: the model is prepared or converted already; or, named, one of `passes` leaves a
             graph that does not run, or takes other inputs.
+        CalibrationError: the model raises an error on `example_inputs`, which is the cause.
 
     >>> prepared = prepare(nn.Sequential(nn.Linear(4, 2), nn.ReLU()))
     >>> prepared(torch.ones(1, 4)).shape
@@ -129,7 +129,8 @@ def calibrate(
         progress: show a bar; None means where there is a terminal or a notebook.
 
     Raises:
-        CalibrationError: no batch, a batch of a type that is not understood, NaN or infinity.
+        CalibrationError: no batch, a batch of a type that is not understood, or that the model
+            raises an error on, which is the cause; NaN or infinity.
 
     >>> prepared = prepare(nn.Sequential(nn.Linear(4, 2), nn.ReLU()))
     >>> _ = calibrate(prepared, [torch.tensor([[-1.0, 0.0, 2.0, 3.0]])])
@@ -148,9 +149,11 @@ def _calibrate(
 ) -> nn.Module:
     """Return what `calibrate` does; `total` is the number of batches, if they do not tell."""
     require_prepared(prepared, "calibrate")
-    number, keeper = -1, find_keeper(prepared)
+    require_batches(batches, "calibrate", forward)
+    number, num_empty, keeper = -1, 0, find_keeper(prepared)
     with said_once(), torch.no_grad(), counted_first_call(prepared):
         for number, batch in enumerate(bar(batches, "calibrating", progress, total=total)):
+            num_empty += is_empty(batch)
             run = partial(_forward, prepared, batch, f"batch {number}", forward)
             kept = len(keeper.batches) if keeper is not None else 0
             try:
@@ -166,7 +169,12 @@ def _calibrate(
                     keeper.forget_from(kept)
                 raise
     if number < 0:
-        raise CalibrationError("calibrate: `batches` is empty: give at least one batch")
+        raise no_batches(batches, "calibrate")
+    if num_empty == number + 1:
+        raise CalibrationError(
+            f"calibrate: no sample in {number + 1} batch{'es' * (number > 0)}, "
+            f"{in_brackets(batch)}: see what the loader reads"
+        )
     return prepared
 
 
@@ -213,6 +221,8 @@ def convert(
     given = as_passes(passes)
     with said_once(), together("convert"):
         recipe = require_prepared(prepared, "convert")
+        if batches is not None:
+            require_batches(batches, "convert")
         _compare_ranks("convert", recipe, prepared)
         return _convert(prepared, batches, Run(checkpoint, progress), given)
 
@@ -248,6 +258,7 @@ def quantize(
     in_front, behind = as_passes(prepare_passes), as_passes(convert_passes)
     with said_once(), together("quantize"):
         require_float(model)
+        require_batches(batches, "quantize", forward)
         recipe = as_recipe(recipe)
         _compare_ranks("quantize", recipe, model)
         capture_with = partial(capture, leaf_modules=leaf_modules, regions=_listed(regions))
@@ -258,10 +269,12 @@ def quantize(
         calibrate_on = partial(_calibrate, forward=forward, progress=progress, total=total)
         iterator = iter(batches)
         first = list(itertools.islice(iterator, 1))
+        if not first:
+            raise no_batches(batches, "quantize")
         call: Call | None = None
         if example_inputs is not None:
             call = example_call(model, example_inputs)
-        elif first:
+        else:
             call = batch_call(model, first[0], forward)
         prepared = prepare_with(call=call)
         try:
@@ -299,6 +312,8 @@ def _convert(
 
 
 def _listed(names: Iterable[str] | None) -> list[str] | None:
+    if isinstance(names, str):
+        raise CaptureError(f"regions={names!r}: give a list of names: [{names!r}]")
     return None if names is None else list(names)
 
 

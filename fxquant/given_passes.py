@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.calibration.counted_call import GIVEN
-from fxquant.calibration.examples import Example
 from fxquant.calibration.observed import find_observers
+from fxquant.calling.examples import Example
 from fxquant.capture.naming import path_of
 from fxquant.capture.recording.state import left_as_it_is
 from fxquant.capture.region import Region

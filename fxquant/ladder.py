@@ -9,14 +9,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from fxquant.api import quantize
-from fxquant.calibration.arguments import Forward
-from fxquant.capture.given_models import unwrapped
+from fxquant.calling.arguments import Forward, call_on_batch
+from fxquant.calling.description import described
+from fxquant.calling.loaders import require_batches
+from fxquant.capture.given_models import require_module, unwrapped
 from fxquant.display.shown import Shown
 from fxquant.display.table import Column, Table, Value
-from fxquant.errors import CalibrationError, RecipeError
+from fxquant.errors import CalibrationError, RecipeError, kind_of
 from fxquant.mixed_precision.allocation import require_scipy
 from fxquant.recipe.budget import Budget
 from fxquant.recipe.recipe import Recipe
@@ -162,13 +165,27 @@ def search(
     if not rungs:
         raise RecipeError("search: `rungs` is empty: give at least one")
     for rung in rungs:
+        if not isinstance(rung, Rung):
+            raise RecipeError(
+                f"search: {kind_of(rung)} among the rungs: give Rung(name, recipe), of "
+                "fxquant.ladder"
+            )
         if rung.recipe.budget is not None:
             require_scipy(f"search: {rung.name!r} has a budget")
+    if not (evaluate is None or callable(evaluate)):
+        raise RecipeError(
+            f"search: evaluate={evaluate!r}: give a function that takes a model and returns its "
+            "score"
+        )
+    require_module(model)
+    require_batches(batches, "search", forward)
     model, kept = unwrapped(model), list(batches)
+    _require_all(model, kept, forward)
     if evaluate is None:
         if len(kept) < 2:
             raise CalibrationError(
-                f"search: {len(kept)} batches: give at least two, one to judge by, or `evaluate`"
+                f"search: {len(kept)} batch{'es' * (len(kept) != 1)}: give at least two, one to "
+                "judge by, or `evaluate`"
             )
         judged = range(_JUDGED - 1, len(kept), _JUDGED) or range(len(kept) - 1, len(kept))
         evaluate = Agreement(model, [kept[number] for number in judged], "search", forward)
@@ -210,8 +227,23 @@ def _possible(rungs: tuple[Rung, ...]) -> tuple[Rung, ...]:
     return rungs
 
 
+def _require_all(model: nn.Module, batches: Sequence[Any], forward: Forward | None) -> None:
+    """Raise `CalibrationError` if the model cannot take a batch, before the rungs renumber them."""
+    running = copy_to_run(model)
+    with torch.no_grad():
+        for number, batch in enumerate(batches):
+            call_on_batch(running, batch, f"batch {number}", forward)
+
+
 def _score(evaluate: Callable[[nn.Module], float], model: nn.Module, name: str) -> float:
-    scores = gather_objects(float(evaluate(copy_to_run(model))), f"the score of {name}")
+    found = evaluate(copy_to_run(model))
+    try:
+        own = float(found)
+    except (TypeError, ValueError) as error:
+        raise CalibrationError(
+            f"search: `evaluate` returned {described(found)} for {name}: return one number"
+        ) from error
+    scores = gather_objects(own, f"the score of {name}")
     score: float = sum(scores) / len(scores)  # of all ranks, so that they go on or end together
     if not math.isfinite(score):
         raise CalibrationError(f"search: the score of {name} is {score}: `evaluate` must be finite")

@@ -15,10 +15,10 @@ from functools import partial
 from torch import fx, nn
 
 from fxquant.calibration.counted_call import count_first_call, counted_first_call
-from fxquant.calibration.examples import Example, check_folding, run_examples
 from fxquant.calibration.first_calls import FirstCalls, compare_first_calls, uncompared_source
 from fxquant.calibration.input_keeper import keep_inputs
 from fxquant.calibration.proof import prove, reference_of
+from fxquant.calling.examples import Example, check_folding, run_examples
 from fxquant.capture.example import Call
 from fxquant.capture.naming import find_regions
 from fxquant.capture.partition import Captured

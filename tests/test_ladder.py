@@ -152,7 +152,7 @@ def test_says_what_is_wrong() -> None:
         fxquant.search(model, batches(), max_drop=-1)
     with pytest.raises(RecipeError, match="`rungs` is empty"):
         fxquant.search(model, batches(), rungs=[])
-    with pytest.raises(CalibrationError, match="1 batches: give at least two"):
+    with pytest.raises(CalibrationError, match="1 batch: give at least two"):
         fxquant.search(model, batches(1))
     with pytest.raises(CalibrationError, match="the score of the float model is nan"):
         fxquant.search(model, batches(), evaluate=lambda _: float("nan"))

@@ -13,9 +13,9 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import TensorMetadata, _extract_tensor_metadata
 
-from fxquant.calibration.batching import Batches
 from fxquant.calibration.counting import MultiplyAddCounter
 from fxquant.calibration.input_keeper import drop_hooks, unbatched_rank_of
+from fxquant.calling.batching import Batches
 from fxquant.capture.naming import find_regions
 from fxquant.graph.journal import read_python_multiply_adds, read_recipe, write_journals
 from fxquant.graph.records import annotate, record

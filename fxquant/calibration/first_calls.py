@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxquant.calibration.proof import compare, find_culprits, outputs_of
+from fxquant.calibration.proof import compare, find_culprits
+from fxquant.calling.trial import outputs_of
 from fxquant.capture.example import Call
 from fxquant.capture.partition import Captured
 from fxquant.errors import CaptureError
@@ -213,14 +214,23 @@ def sizes_of(arguments: Any) -> list[tuple[int, ...]]:
 def _as_call(
     reference: nn.Module, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Call:
-    """Return the call of the reference that is one of `model`: graphs take all by position."""
+    """Return the call of the reference that is one of `model`: graphs take all by position.
+
+    What has a default is given by keyword, or left out: decorators of transformers add keywords,
+    and would find them given twice.
+    """
     if not isinstance(model, fx.GraphModule):
         return Call(args, kwargs)
     names = [str(node.target) for node in model.graph.find_nodes(op="placeholder")]
     parameters = inspect.signature(reference.forward).parameters
-    by_keyword = {
-        name: value
-        for name, value in zip(names, args, strict=False)
-        if name in parameters and parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
-    }
-    return Call(args[: len(args) - len(by_keyword)], {**by_keyword, **kwargs})
+    takes_any = any(each.kind is each.VAR_POSITIONAL for each in parameters.values())
+    by_position: list[Any] = []
+    by_keyword: dict[str, Any] = {}
+    for name, value in zip(names, args, strict=False):
+        known = parameters.get(name)
+        is_optional = known is not None and known.default is not known.empty and not takes_any
+        if known is None or not (is_optional or known.kind is known.KEYWORD_ONLY):
+            by_position.append(value)
+        elif value is not known.default:
+            by_keyword[name] = value
+    return Call(tuple(by_position), {**by_keyword, **kwargs})

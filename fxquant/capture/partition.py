@@ -98,6 +98,10 @@ def _find_leaves(
     model: nn.Module, leaf_modules: Sequence[type[nn.Module] | str]
 ) -> frozenset[nn.Module]:
     leaves = set()
+    given: object = leaf_modules  # a str is a sequence of them
+    if isinstance(given, (str, type)):
+        shown = repr(given) if isinstance(given, str) else given.__name__
+        raise CaptureError(f"leaf_modules={shown}: give a list: [{shown}]")
     for each in leaf_modules:
         found = [module for name, module in model.named_modules() if _is_meant(each, name, module)]
         if not found:
@@ -119,7 +123,10 @@ def _take_chosen(model: nn.Module, partition: _Partition, names: list[str]) -> N
         try:
             chosen.setdefault(model.get_submodule(path), path)
         except AttributeError as error:
-            raise CaptureError(f"regions: {path!r} is no submodule: {error}") from error
+            children = ", ".join(name for name, _ in model.named_children())
+            raise CaptureError(
+                f"regions: {path!r} is no submodule: {error}; it has {children}"
+            ) from error
     for module, path in chosen.items():
         inner = [chosen[each] for each in module.modules() if each in chosen and each is not module]
         if inner:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxquant.calibration.examples import example_arguments
+from fxquant.calling.examples import example_arguments
+from fxquant.calling.explanation import explained
 from fxquant.capture.graph_state import with_state
 from fxquant.capture.naming import find_regions
 from fxquant.deploy.integer_form import (
@@ -62,6 +63,7 @@ def lower(
 
     Raises:
         LoweringError: the model has no integer form, or this machine no kernels for it.
+        CalibrationError: the model raises an error on `example_inputs`, which is the cause.
         PassError: `quantized` did not come from `convert`.
 
     >>> from fxquant.api import quantize
@@ -98,8 +100,9 @@ def lower(
     write_journals(lowered, recipe)
     _tell_refusals("lower", quantized, lowered)
     if example_inputs is not None:
-        with torch.no_grad():
-            lowered(*cloned(example_arguments(lowered, example_inputs)))
+        arguments = cloned(example_arguments(lowered, example_inputs))
+        with torch.no_grad(), explained("lower: example_inputs", example_inputs):
+            lowered(*arguments)
     return lowered
 
 

@@ -56,7 +56,13 @@ from fxquant.graph.selection import (
     record_calls_with_weights_inside,
     select_calls,
 )
-from fxquant.graph.states import recipe_of, require_converted, require_float, require_prepared
+from fxquant.graph.states import (
+    recipe_of,
+    require_converted,
+    require_float,
+    require_graphs,
+    require_prepared,
+)
 from fxquant.graph.submodules import (
     Submodules,
     attribute_of,
@@ -125,6 +131,7 @@ __all__ = [
     "relu_bounds",
     "require_converted",
     "require_float",
+    "require_graphs",
     "require_prepared",
     "rescale_layers",
     "rescale_outputs",

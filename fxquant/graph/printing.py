@@ -14,9 +14,9 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from fxquant.capture.naming import find_regions
 from fxquant.graph.journal import read_recipe
 from fxquant.graph.records import record
+from fxquant.graph.states import require_graphs
 from fxquant.modules.own import as_own
 
 _NAMESPACES: tuple[tuple[Any, str], ...] = ((operator, "operator"), (torch, "torch"), (F, "F"))
@@ -35,6 +35,9 @@ class GraphText(str):
 def text(model: nn.Module) -> GraphText:
     """Return the graph of `model` as text; of a model with regions, theirs, by name.
 
+    Raises:
+        PassError: it has no graph.
+
     >>> from fxquant.capture.tracing import trace
     >>> print(text(trace(nn.Sequential(nn.Linear(4, 2), nn.ReLU()))))
     input_1 = input()
@@ -42,9 +45,8 @@ def text(model: nn.Module) -> GraphText:
     _1 = self.1(_0)                                         # ReLU
     return _1
     """
-    graphs = find_regions(model)
-    if not graphs:
-        raise TypeError(f"text: got a {type(model).__name__}, not a GraphModule: trace it first")
+    remedy = "text(fxquant.trace(model)) prints that of a float model"
+    graphs = require_graphs(model, "text", remedy)
     read_recipe(model)
     if isinstance(model, fx.GraphModule):
         return GraphText("\n".join(_line(model, node) for node in model.graph.nodes))

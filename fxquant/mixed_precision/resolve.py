@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from fxquant.calibration.batching import Batches
 from fxquant.calibration.observed import find_observers
+from fxquant.calling.batching import Batches
 from fxquant.capture.naming import find_regions
 from fxquant.errors import RecipeError
 from fxquant.mixed_precision.allocation import Allocation, allocate

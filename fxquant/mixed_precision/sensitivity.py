@@ -23,11 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxquant.calibration.arguments import arguments_of
-from fxquant.calibration.batching import Batches
 from fxquant.calibration.first_calls import stop_comparing
 from fxquant.calibration.input_keeper import stop_keeping_inputs, unbatched_rank_of
 from fxquant.calibration.regrouping import takes_size
+from fxquant.calling.arguments import arguments_of
+from fxquant.calling.batching import Batches
+from fxquant.calling.explanation import explained
+from fxquant.calling.loaders import require_batches
 from fxquant.errors import CalibrationError
 from fxquant.graph.states import require_prepared
 from fxquant.mixed_precision.options import Options
@@ -78,6 +80,7 @@ def measure_sensitivities(
         CalibrationError: it has seen no batch, `batches` is empty, the outputs have no gradient, or
             one is not finite.
     """
+    require_batches(batches, "measure_sensitivities")
     calls = (
         arguments_of(prepared, batch, f"batch {number}") for number, batch in enumerate(batches)
     )
@@ -143,8 +146,9 @@ def sensitivities_on(
 
 def _outputs(model: nn.Module, arguments: Arguments, where: str) -> list[Tensor]:
     """Run the model; return those of its outputs that have a gradient."""
-    with torch.enable_grad():
-        found = tensors_in(model(*copied_to(device_of(model), arguments)))
+    copied = copied_to(device_of(model), arguments)
+    with torch.enable_grad(), explained(where, arguments):
+        found = tensors_in(model(*copied))
     outputs = [each for each in found if each.requires_grad]
     if not outputs:
         raise CalibrationError(

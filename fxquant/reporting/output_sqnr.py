@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxquant.calibration.arguments import Forward, call_on_batch
+from fxquant.calling.arguments import Forward, call_on_batch
 from fxquant.errors import PassError
 from fxquant.modules.layers import layer_type
 from fxquant.modules.own import own_modules

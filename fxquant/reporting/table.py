@@ -8,14 +8,15 @@ from typing import Any
 
 from torch import nn
 
-from fxquant.calibration.arguments import Forward
-from fxquant.capture.naming import Untraced, find_regions
+from fxquant.calling.arguments import Forward
+from fxquant.capture.naming import Untraced
 from fxquant.capture.recording.requirements import requirements
 from fxquant.capture.region import Region
 from fxquant.display.shown import Listed
 from fxquant.display.table import Column, Table, Value
-from fxquant.errors import CalibrationError, PassError
+from fxquant.errors import CalibrationError
 from fxquant.graph.journal import read_recipe, read_untraced
+from fxquant.graph.states import require_graphs
 from fxquant.reporting.coverage import Coverage, coverage_of
 from fxquant.reporting.output_sqnr import measure_outputs
 from fxquant.reporting.rows import RegionRow, Row, is_listed, row_of_call, row_of_region
@@ -177,9 +178,7 @@ def report(
     >>> [(row.name, row.kind, row.weights, row.notes) for row in report(quantized).rows]
     [('0', 'Linear', '8 bits minmax', 'fused _1')]
     """
-    graphs = find_regions(model)
-    if not graphs:
-        raise PassError(f"report: got a {type(model).__name__}: give what prepare or convert made")
+    graphs = require_graphs(model, "report", "give what prepare, convert or lower made")
     read_recipe(model)
     if (reference is None) != (batches is None):
         given, missing = ("batches", "reference")[:: 1 if reference is None else -1]
