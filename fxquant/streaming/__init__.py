@@ -30,7 +30,6 @@ from fxquant.streaming.running import (
 )
 from fxquant.streaming.stream import Stream
 from fxquant.streaming.value_store import ValueStore
-from fxquant.streaming.whole_files import flush, temporary_folder
 
 __all__ = [
     "Arguments",
@@ -47,7 +46,6 @@ __all__ = [
     "facts_of_graphs",
     "facts_of_model",
     "facts_of_recipe",
-    "flush",
     "gather_objects",
     "identity_of",
     "interpreted",
@@ -59,6 +57,5 @@ __all__ = [
     "run",
     "sum_over_ranks",
     "take_first_ranks",
-    "temporary_folder",
     "together",
 ]
