@@ -17,6 +17,7 @@ from fxquant.calling.arguments import Forward, call_on_batch
 from fxquant.calling.description import described
 from fxquant.calling.loaders import require_batches
 from fxquant.capture.given_models import require_module, unwrapped
+from fxquant.display.figures import Figure, Point, Points, Tile, Tiles
 from fxquant.display.shown import Shown
 from fxquant.display.table import Column, Table, Value
 from fxquant.errors import CalibrationError, RecipeError, kind_of
@@ -26,6 +27,7 @@ from fxquant.recipe.recipe import Recipe
 from fxquant.recipe.starts import FREE_BLOCKS
 from fxquant.reporting.agreement import Agreement
 from fxquant.reporting.running_copies import copy_to_run
+from fxquant.reporting.table import report
 from fxquant.streaming.distributed import gather_objects
 from fxquant.streaming.long_runs import UnitsBar
 from fxquant.streaming.said_once import said_once
@@ -96,6 +98,33 @@ class Search(Shown):
             values = attempt.rung.name, attempt.score, attempt.drop, attempt.seconds
             rows.append((*values, verdict if chosen else None))
         return [Table(_COLUMNS, tuple(rows))]
+
+    def figures(self) -> list[Figure]:
+        """Return the key numbers, and each rung's score against the seconds that it took."""
+        taken = next(each for each in self.attempts if each.rung.recipe is self.recipe)
+        points = tuple(
+            Point(
+                each.rung.name,
+                each.seconds,
+                each.score,
+                f"{each.score:.2f}, {each.seconds:.1f} s",
+                is_chosen=each is taken,
+            )
+            for each in self.attempts
+        )
+        tiles = (
+            Tile("Score", f"{taken.score:.2f}", f"float: {self.float_score:.2f}"),
+            Tile("Below float", f"{taken.drop:.2f}", f"at most {self.max_drop:g} was asked for"),
+            Tile("Taken" if self.met else "Best, target not met", taken.rung.name),
+            Tile("Seconds", f"{sum(each.seconds for each in self.attempts):.0f}", "of all rungs"),
+        )
+        target = [("target", self.float_score - self.max_drop)] if self.max_drop else []
+        levels = ("float", self.float_score), *target
+        return [Tiles(tiles), Points("Rungs", "seconds", "score", points, levels)]
+
+    def parts(self) -> list[Shown]:
+        """Return the report of the model that was taken."""
+        return [report(self.model)]
 
 
 def ladder(weight_bits: int = 8, activation_bits: int | None = 8) -> tuple[Rung, ...]:

@@ -40,7 +40,7 @@ from fxquant.graph.operations import (
 )
 from fxquant.graph.pairs import Pair, find_pairs, move_clips, rescale_layers, rescale_outputs
 from fxquant.graph.placement import ADDED_COSTS, JOINED_COSTS, PARTED_COSTS, Placement
-from fxquant.graph.printing import text
+from fxquant.graph.printing import NodeText, node_texts, text
 from fxquant.graph.records import (
     Record,
     annotate,
@@ -81,6 +81,7 @@ __all__ = [
     "Chain",
     "Journal",
     "Moments",
+    "NodeText",
     "Pair",
     "Placement",
     "Record",
@@ -113,6 +114,7 @@ __all__ = [
     "may_be_view",
     "module_of",
     "move_clips",
+    "node_texts",
     "not_followed",
     "operation_of",
     "own_all",

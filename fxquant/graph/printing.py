@@ -7,6 +7,8 @@ under every version of PyTorch and can be compared in tests.
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
@@ -21,6 +23,24 @@ from fxquant.modules.own import as_own
 
 _NAMESPACES: tuple[tuple[Any, str], ...] = ((operator, "operator"), (torch, "torch"), (F, "F"))
 _COMMENT_COLUMN = 56
+
+
+@dataclass(frozen=True)
+class NodeText:
+    """One node as text."""
+
+    node: fx.Node
+    statement: str
+    module: str
+    """What the printed graph says of the module that is called; "" where none is."""
+
+
+def node_texts(gm: fx.GraphModule) -> Iterator[NodeText]:
+    """Yield the nodes of a graph as text, in order, without what was folded, fused or refused."""
+    for node in gm.graph.nodes:
+        is_call = node.op == "call_module"
+        module = _module_facts(gm.get_submodule(str(node.target))) if is_call else ""
+        yield NodeText(node, _statement(node), module)
 
 
 class GraphText(str):

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fxquant.display.figures import Figure, Point, Points
 from fxquant.display.shown import Shown
 from fxquant.display.table import Column, Table
 from fxquant.errors import RecipeError
@@ -58,6 +59,17 @@ class Frontier(Shown):
         )
         return [Table(_COLUMNS, rows)]
 
+    def figures(self) -> list[Figure]:
+        """Return the loss of each allocation against its size."""
+        kinds = [(f"mixed, {each.average_bits:.2f} bits", each) for each in self.mixed]
+        kinds += [(f"all {bits}", each) for bits, each in self.uniform.items()]
+        kinds.sort(key=lambda each: each[1].bytes)
+        points = tuple(
+            Point(kind, each.bytes / 1e3, each.loss, f"{_counts(each)}; loss {each.loss:.4g}")
+            for kind, each in kinds
+        )
+        return [Points("What bytes buy", "kB of weights", "loss", points)]
+
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Write a picture of loss against bytes; the file's ending says in which format.
 
@@ -66,9 +78,9 @@ class Frontier(Shown):
         """
         if importlib.util.find_spec("matplotlib") is None:
             raise RecipeError("plot: matplotlib is not installed: pip install fxquant[plot]")
-        from matplotlib.figure import Figure  # not pyplot, which looks for a screen
+        from matplotlib import figure as drawing  # not pyplot, which looks for a screen
 
-        figure = Figure(figsize=(6, 4), layout="constrained")
+        figure = drawing.Figure(figsize=(6, 4), layout="constrained")
         axes = figure.subplots()
         curves = (("mixed", "o-", self.mixed), ("uniform", "s--", self.uniform.values()))
         for label, style, allocations in curves:

@@ -101,19 +101,27 @@ def _float_form(
     reference: nn.Module, model: nn.Module, recipe: Recipe, batch: Any, forward: Forward | None
 ) -> nn.Module:
     """Return a copy of the caller's model, captured as `model` was, and prepared as it was."""
-    require_module(reference)
-    call, paths = batch_call(reference, batch, forward), list(find_regions(model))
-    form = capture(
-        reference,
-        leaf_modules=list(_leaves(unwrapped(reference), model)),
-        regions=None if "" in paths else paths,
-        call=call,
-    ).model
+    form = captured_form(reference, model, batch, forward)
+    call = batch_call(reference, batch, forward)
     if call is not None:
         run_examples(form, call)
     for gm in find_regions(form).values():
         Pipeline(*float_passes(recipe))(gm)
     return copy_to_run(form)
+
+
+def captured_form(
+    reference: nn.Module, model: nn.Module, batch: Any, forward: Forward | None
+) -> nn.Module:
+    """Return the caller's float model in the graphs of `model`, with nothing folded yet."""
+    require_module(reference)
+    paths = list(find_regions(model))
+    return capture(
+        reference,
+        leaf_modules=list(_leaves(unwrapped(reference), model)),
+        regions=None if "" in paths else paths,
+        call=batch_call(reference, batch, forward),
+    ).model
 
 
 def _leaves(reference: nn.Module, model: nn.Module) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -12,12 +12,15 @@ from fxquant.calling.arguments import Forward
 from fxquant.capture.naming import Untraced
 from fxquant.capture.recording.requirements import requirements
 from fxquant.capture.region import Region
+from fxquant.display.figures import Figure, Histogram
 from fxquant.display.shown import Listed
 from fxquant.display.table import Column, Table, Value
 from fxquant.errors import CalibrationError
 from fxquant.graph.journal import read_recipe, read_untraced
 from fxquant.graph.states import require_graphs
 from fxquant.reporting.coverage import Coverage, coverage_of
+from fxquant.reporting.drawn.page import figures_of_models, figures_of_rows
+from fxquant.reporting.float_form import first_of
 from fxquant.reporting.output_sqnr import measure_outputs
 from fxquant.reporting.rows import RegionRow, Row, is_listed, row_of_call, row_of_region
 from fxquant.reporting.sizes import Sizes, sizes_of
@@ -65,6 +68,8 @@ class Report(Listed):
 
     fixed: tuple[str, ...] = ()
     """What tracing decided by the example: calls in which it is another are refused."""
+    drawn: tuple[Figure, ...] = field(default=(), repr=False)
+    """Histograms and graphs, for `to_html`."""
 
     @property
     def num_quantized(self) -> int:
@@ -99,6 +104,14 @@ class Report(Listed):
             )
             tables.append(Table(columns_left, rows))
         return tables
+
+    def figures(self) -> list[Figure]:
+        """Return key numbers, shares, what each call loses, histograms of these calls, graphs."""
+        names = {row.name for row in self.rows}
+        of_rows = [
+            each for each in self.drawn if not isinstance(each, Histogram) or each.name in names
+        ]
+        return [*figures_of_rows(self.rows, self.coverage, self.sizes), *of_rows]
 
 
 def _cells(row: Row) -> tuple[Value, ...]:
@@ -186,7 +199,9 @@ def report(
             f"report: `{given}` without `{missing}`: give both, and outputs are compared, or none"
         )
     measured: dict[str, float] = {}
+    first = None
     if reference is not None and batches is not None:
+        first, batches = first_of(batches, "report")
         measured = measure_outputs(reference, model, batches, forward)
     rows = [
         row_of_call(gm, node, measured)
@@ -203,5 +218,6 @@ def report(
         coverage=coverage_of(model),
         sizes=sizes_of(model),
         fixed=tuple(fixed),
+        drawn=figures_of_models(model, reference, first, forward),
     )
     return replace(report, summary=_summary(report))

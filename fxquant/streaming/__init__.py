@@ -32,7 +32,6 @@ from fxquant.streaming.running import (
 from fxquant.streaming.said_once import said_once
 from fxquant.streaming.stream import Stream
 from fxquant.streaming.value_store import ValueStore
-from fxquant.streaming.whole_files import flush, temporary_folder
 
 __all__ = [
     "Arguments",
@@ -49,7 +48,6 @@ __all__ = [
     "facts_of_graphs",
     "facts_of_model",
     "facts_of_recipe",
-    "flush",
     "gather_objects",
     "identity_of",
     "interpreted",
@@ -63,6 +61,5 @@ __all__ = [
     "said_once",
     "sum_over_ranks",
     "take_first_ranks",
-    "temporary_folder",
     "together",
 ]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from fxquant.display.figures import Points
 from fxquant.errors import RecipeError
 from fxquant.mixed_precision.options import Option
 from fxquant.mixed_precision.pareto import frontier
@@ -110,3 +111,12 @@ def test_without_matplotlib_the_error_says_what_to_install(
         RecipeError, match=r"matplotlib is not installed: pip install fxquant\[plot\]"
     ):
         found.plot(tmp_path / "frontier.png")
+
+
+def test_a_page_draws_loss_against_size(tmp_path: Path) -> None:
+    found = frontier(OPTIONS, steps=3)
+    (points,) = found.figures()
+    assert isinstance(points, Points)
+    assert len(points.points) == len(found.mixed) + len(found.uniform)
+    assert [each.x for each in points.points] == sorted(each.x for each in points.points)
+    assert found.to_html(tmp_path / "frontier.html").exists()
