@@ -15,9 +15,12 @@
 
     fxquant.save(quantized, "model.fxq")               # packed, no pickle; back with fxquant.load
 
-`Recipe` says what to quantize how. Single passes are in `fxquant.passes`; `trace` makes the graph
-that they work on, `Pipeline` puts them in a row, and `Pass` is what a new one derives from.
+`Recipe` says what to quantize how, and `recipe_of` which one a model was made with. Single passes
+are in `fxquant.passes`; `trace` makes the graph that they work on, `Pipeline` puts them in a row,
+and `Pass` is what a new one derives from.
 """
+
+from torch import nn  # noqa: F401  `eval(repr(recipe), vars(fxquant))` looks for module types
 
 from fxquant.analysis.result import Analysis
 from fxquant.api import calibrate, convert, prepare, quantize
@@ -36,6 +39,7 @@ from fxquant.errors import (
     StorageError,
 )
 from fxquant.graph.printing import text
+from fxquant.graph.states import recipe_of
 from fxquant.ladder import Search, search
 from fxquant.mixed_precision.allocation import Allocation, allocate
 from fxquant.mixed_precision.pareto import frontier
@@ -47,6 +51,7 @@ from fxquant.recipe.reconstruction import Reconstruction
 from fxquant.recipe.rule import Rule
 from fxquant.recipe.spec import TensorSpec
 from fxquant.recipe.target import TARGETS, Target
+from fxquant.reporting.model_card import card
 from fxquant.reporting.node_by_node import compare
 from fxquant.reporting.table import Report, report
 from fxquant.storage.files import load, save
@@ -78,6 +83,7 @@ __all__ = [
     "allocate",
     "analyze",
     "calibrate",
+    "card",
     "compare",
     "convert",
     "export_onnx",
@@ -87,6 +93,7 @@ __all__ = [
     "measure_sensitivities",
     "prepare",
     "quantize",
+    "recipe_of",
     "report",
     "save",
     "search",
@@ -94,3 +101,8 @@ __all__ = [
     "to_qdq",
     "trace",
 ]
+
+
+def __dir__() -> list[str]:
+    """Return what is public: the wings are imported by their files, and none of them is listed."""
+    return sorted([*__all__, "__version__", "passes"])

@@ -21,12 +21,14 @@ from fxquant.analysis.result import Analysis
 from fxquant.analysis.study import Data, Study
 from fxquant.analysis.variants import without_learning
 from fxquant.api import calibrated_copy
-from fxquant.calibration.arguments import Forward
-from fxquant.calibration.batching import Batches
+from fxquant.calling.arguments import Forward
+from fxquant.calling.batching import Batches
+from fxquant.calling.loaders import no_batches, require_batches
 from fxquant.capture.given_models import unwrapped
 from fxquant.conversion import converted, smoothed
-from fxquant.errors import CalibrationError, RecipeError
+from fxquant.errors import RecipeError
 from fxquant.graph.states import require_float
+from fxquant.recipe.given import as_recipe
 from fxquant.recipe.recipe import Recipe
 from fxquant.streaming.long_runs import Run, bar
 
@@ -85,10 +87,11 @@ def analyze(
     if samples < 1:
         raise RecipeError(f"analyze: samples={samples}: give a positive number")
     require_float(model)
-    asked = recipe if isinstance(recipe, Recipe) else Recipe.named(recipe or "aciq")
+    require_batches(batches, "analyze", forward)
+    asked = as_recipe(recipe)
     model, kept = unwrapped(model), list(batches)
     if not kept:
-        raise CalibrationError("analyze: `batches` is empty: give at least one batch")
+        raise no_batches(batches, "analyze")
     judged = range(_JUDGED - 1, len(kept), _JUDGED) or range(len(kept) - 1, len(kept))
     is_held_out = len(kept) > 1
     learned = [

@@ -200,7 +200,8 @@ class Parts(nn.Module):
         y = self.first(x)
         if y.detach().sum().item() > 1e9:
             y = y * 2
-        return self.second(y)
+        result: Tensor = self.second(y)
+        return result
 
 
 def test_a_model_in_parts_is_ranked_through_the_code_between() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxquant.calibration.arguments import Forward, call_on_batch
+from fxquant.calling.arguments import Forward, call_on_batch
 from fxquant.errors import CalibrationError
 from fxquant.numerics.containers import tensors_in
 from fxquant.numerics.decibels import decibels

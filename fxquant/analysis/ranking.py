@@ -18,9 +18,9 @@ from fxquant.analysis.bench import Bench, silent
 from fxquant.analysis.judge import Score
 from fxquant.analysis.shares import Key, Shares, measure_shares
 from fxquant.analysis.variants import glob_of, quantizes_weights, with_weight_bits
-from fxquant.calibration.batching import Batches
 from fxquant.calibration.input_keeper import unbatched_rank_of
 from fxquant.calibration.regrouping import takes_size
+from fxquant.calling.batching import Batches
 from fxquant.capture.naming import find_regions
 from fxquant.graph.selection import select_calls
 from fxquant.mixed_precision.options import Option, Side

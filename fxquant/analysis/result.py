@@ -14,6 +14,7 @@ from fxquant.analysis.outliers import Outlier
 from fxquant.analysis.plotting import draw
 from fxquant.analysis.ranking import TensorCost, rules_for
 from fxquant.analysis.remedies import Remedy
+from fxquant.display.figures import Bar, Bars, Figure, Histogram, Tile, Tiles
 from fxquant.display.shown import Listed
 from fxquant.display.table import Column, Table
 from fxquant.recipe.recipe import Recipe
@@ -157,14 +158,38 @@ class Analysis(Listed):
         if effort.num_decisions and kept is not None:
             margin = margin_of(kept, effort.num_decisions)
             said += f" (give or take {margin:.1f})"
-        return (
-            f"{said}; ranked by {effort.num_ranked}, with gradients. It took "
-            f"{effort.seconds:.0f} s: {effort.forwards:.0f} runs of the float model over the data."
-        )
+        return f"{said}; ranked by {effort.num_ranked}, with gradients, in {effort.seconds:.0f} s."
 
-    def tables(self) -> list[Table]:
-        """Return the ranked tensors, the remedies, the outliers."""
-        return [self._ranked(), self._remedies(), self._outliers()]
+    def figures(self) -> list[Figure]:
+        """Return key numbers, what tensors cost, and histograms of those in the table."""
+        both = self.scores["both"]
+        tiles = [
+            Tile("lost", f"{cost:.1f} points") for cost in [self._lost(both)] if cost is not None
+        ]
+        if both.decibels is not None:
+            tiles.append(Tile("left of the outputs", f"{both.decibels:.1f} dB"))
+        bars = tuple(
+            Bar(each.name, (each.share, None) if each.side == "weights" else (None, each.share))
+            for each in self.costs
+        )
+        note = "of the change of the outputs that all roundings make together"
+        cost = Bars("What each tensor costs", ("weights", "inputs"), bars, "{:.1f} %", note)
+        shown = {(each.name, each.side) for each in self.costs}
+        histograms = [
+            Histogram(
+                each.name,
+                "weights" if each.side == "weights" else "inputs",
+                each.edges,
+                each.counts,
+                each.low,
+                each.high,
+                each.bits,
+                rounded=each.rounded,
+            )
+            for each in self.distributions
+            if (each.name, each.side) in shown
+        ]
+        return [Tiles(tuple(tiles)), cost, *histograms]
 
     def _ranked(self) -> Table:
         columns = (

@@ -153,8 +153,9 @@ class _Between:
             self.bits[probe.name, "activations"] = max(tap.bits for tap in probe.group.taps)
             known = self._tensors.setdefault((probe.name, "activations"), [])
             for tap in probe.group.taps:
-                known.append(_Activation(tap.quantizers[probe.widths.index(tap.bits)]))
-                model.set_submodule(places[tap], known[-1])
+                activation = _Activation(tap.quantizers[probe.widths.index(tap.bits)])
+                model.set_submodule(places[tap], activation)
+                known.append(activation)
         self.sums = dict.fromkeys(self._tensors, 0.0)
 
     def move_to(self, point: float) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+from tabulate import tabulate
+
 from fxquant.display.fitting import Cells, fitted
 from fxquant.display.terminal import wrapped
 
@@ -112,6 +114,16 @@ class Table:
         said = f"{'; '.join(above)}, where a row says nothing else" if above else ""
         lines = (self.title, wrapped(said, width), fitted(cells, width))
         return "\n".join(line for line in lines if line)
+
+    def markdown(self) -> str:
+        """Return the table as GitHub's Markdown, whole."""
+        columns = self.shown_columns
+        shown = [self._values(self.columns.index(each)) for each in columns]
+        safe = [[each.replace("|", "\\|").replace("\n", " ") for each in cells] for cells in shown]
+        align = ["right" if self.is_number(each) else "left" for each in columns]
+        headings = [each.heading for each in columns]
+        rows = list(zip(*safe, strict=True))
+        return tabulate(rows, headings, "github", disable_numparse=True, colalign=align)
 
     def select(self, numbers: Sequence[int]) -> Table:
         """Return the table of these rows, in this order."""

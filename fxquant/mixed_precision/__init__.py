@@ -1,6 +1,6 @@
 """Which layer gets how many bits."""
 
-from fxquant.mixed_precision.allocation import Allocation, allocate
+from fxquant.mixed_precision.allocation import Allocation, allocate, require_scipy
 from fxquant.mixed_precision.options import Option, Side
 from fxquant.mixed_precision.pareto import frontier
 from fxquant.mixed_precision.placing import place_probes
@@ -19,6 +19,7 @@ __all__ = [
     "frontier",
     "measure_sensitivities",
     "place_probes",
+    "require_scipy",
     "sensitivities_on",
     "set_bits",
     "with_bits",

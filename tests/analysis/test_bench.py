@@ -66,9 +66,10 @@ def test_only_what_needs_other_observers_is_calibrated_anew() -> None:
 
 def test_smoothing_of_the_studied_recipe_is_done_once_and_stays() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 16), nn.GELU(), nn.Linear(16, 4))
+    norm = nn.LayerNorm(16)
+    model = nn.Sequential(norm, nn.Linear(16, 16), nn.GELU(), nn.Linear(16, 4))
     with torch.no_grad():
-        model[0].weight[0] = 100.0
+        norm.weight[0] = 100.0
     batches = [torch.randn(32, 16) for _ in range(4)]
     recipe = Recipe.minmax(smoothing=True)
     found = bench_for(model, batches, recipe).quantized(recipe)

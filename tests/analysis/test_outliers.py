@@ -38,9 +38,10 @@ def test_a_long_tail_is_for_a_range_that_clips() -> None:
 
 def test_channels_of_weights_count_where_one_scale_serves_all() -> None:
     torch.manual_seed(0)
-    model, x = nn.Sequential(nn.Linear(16, 16)), torch.randn(64, 16)
+    layer, x = nn.Linear(16, 16), torch.randn(64, 16)
+    model = nn.Sequential(layer)
     with torch.no_grad():
-        model[0].weight[2] *= 40
+        layer.weight[2] *= 40
     recipe = Recipe.minmax()
     assert [each for each in found(model, x, recipe) if each.side == "weights"] == []
     assert recipe.weights is not None
@@ -51,9 +52,10 @@ def test_channels_of_weights_count_where_one_scale_serves_all() -> None:
 
 def test_a_weight_far_from_its_channels_counts_below_8_bits() -> None:
     torch.manual_seed(0)
-    model, x = nn.Sequential(nn.Linear(512, 4)), torch.randn(8, 512)
+    layer, x = nn.Linear(512, 4), torch.randn(8, 512)
+    model = nn.Sequential(layer)
     with torch.no_grad():
-        model[0].weight[0, 0] = 10.0
+        layer.weight[0, 0] = 10.0
     assert [each for each in found(model, x, Recipe.minmax()) if each.side == "weights"] == []
     (far,) = [
         each for each in found(model, x, Recipe.minmax(weight_bits=4)) if each.side == "weights"

@@ -17,10 +17,11 @@ def cost(name: str, side: str, bits: int = 4, **facts: object) -> TensorCost:
 
 def test_an_error_that_the_next_layer_multiplies_costs_more_than_a_larger_one_at_the_end() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
+    last = nn.Linear(16, 16)
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), last)
     with torch.no_grad():
-        model[2].weight.mul_(0.01)
-        model[2].weight[0] *= 1e4
+        last.weight.mul_(0.01)
+        last.weight[0] *= 1e4
     rules = [Rule("0", weights=4), Rule("2", weights=8)]
     bench = bench_for(model, [torch.randn(32, 16)], Recipe.minmax(rules=rules))
     costs = rank(bench, 32, {}).costs

@@ -2,12 +2,14 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 from fxquant import Recipe, Rule
 from fxquant.analysis.judge import Score
 from fxquant.analysis.ranking import TensorCost
 from fxquant.analysis.remedies import Change, Remedy
 from fxquant.analysis.result import Analysis, Effort
+from fxquant.display.figures import Bars, Tiles
 
 EFFORT = Effort(
     num_samples=256, num_judged=64, is_held_out=True, num_ranked=32, num_decisions=64,
@@ -50,8 +52,7 @@ def test_the_first_sentence_says_which_side_costs_what() -> None:
         "(15.0 dB), activations alone 0.0 points (no change).",
         "Costliest: a weights, b weights; 90 % of the change of the outputs.",
         "Points are percent of the float model's decisions, on 64 of 256 samples, set aside (give "
-        "or take 5.0); ranked by 32, with gradients. It took 12 s: 10 runs of the float model over "
-        "the data.",
+        "or take 5.0); ranked by 32, with gradients, in 12 s.",
     ]
 
 
@@ -72,6 +73,17 @@ def test_rows_say_what_more_bits_take_and_remedies_their_percentage() -> None:
     assert ranked.records()[0]["more_bytes"] == 50
     assert ranked.records()[0]["more_bits"] == "8 bits"
     assert remedies.records()[0]["more_percent"] == 50.0
+
+
+def test_a_page_draws_what_tensors_cost(tmp_path: Path) -> None:
+    found = made()
+    tiles, bars = found.figures()
+    assert isinstance(tiles, Tiles)
+    assert [each.value for each in tiles.tiles] == ["20.0 points", "12.0 dB"]
+    assert isinstance(bars, Bars)
+    assert [each.values for each in bars.bars] == [(60.0, None), (30.0, None)]
+    found.to_html(tmp_path / "costs.html")
+    assert "What each tensor costs" in (tmp_path / "costs.html").read_text()
 
 
 def test_rules_are_those_of_the_first_by_place_whatever_the_order_of_rows() -> None:

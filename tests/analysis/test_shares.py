@@ -14,7 +14,7 @@ def shares_of(model: nn.Module, recipe: Recipe, x: Tensor, bits: int) -> Shares:
     prepared = fxquant.prepare(model, recipe)
     fxquant.calibrate(prepared, [x])
     budget = Budget(average_bits=bits, weight_bits=(bits,), activation_bits=(bits,))
-    return measure_shares(prepared, [(each,) for each in x.split(4)], budget, {}, len(x))
+    return measure_shares(prepared, [(each,) for each in torch.split(x, 4)], budget, {}, len(x))
 
 
 def test_of_one_linear_layer_the_share_is_the_whole_change() -> None:

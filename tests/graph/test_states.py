@@ -1,5 +1,7 @@
 """Each function takes the models it is for, and says what another one is."""
 
+import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +10,8 @@ from torch import Tensor, nn
 
 import fxquant
 from fxquant import CaptureError, PassError, Recipe, Rule
-from fxquant.graph.states import require_converted, require_float, require_prepared
+from fxquant.errors import kind_of
+from fxquant.graph.states import recipe_of, require_converted, require_float, require_prepared
 from tests.helpers import needs_int8
 
 
@@ -54,7 +57,7 @@ def test_a_prepared_model_gives_its_recipe_and_is_not_float(make: Any, prefix: s
     prepared = fxquant.prepare(make(), RECIPE)
     assert require_prepared(prepared, "convert") == RECIPE
     assert message(PassError, require_float, prepared) == (
-        f"prepare: the model is prepared already: {prefix + 'observers.input_1'!r} is a Observer; "
+        f"prepare: the model is prepared already: {prefix + 'observers.input_1'!r} is an Observer; "
         "give the float model"
     )
 
@@ -102,15 +105,48 @@ def test_a_lowered_model_is_lowered_whatever_stayed(make: Any, prefix: str, part
     assert "prepare: the model is lowered already: " in message(PassError, require_float, lowered)
 
 
+@KINDS
+def test_each_form_of_a_model_tells_its_recipe(make: Any, prefix: str, tmp_path: Path) -> None:
+    recipe = Recipe.aciq(weight_bits=4, rules=[Rule("*", activations=6)])
+    prepared = fxquant.calibrate(fxquant.prepare(make(), recipe), [X])
+    converted = fxquant.convert(prepared)
+    fxquant.save(converted, tmp_path / "model.fxq")
+    loaded = fxquant.load(tmp_path / "model.fxq", custom=[Guarded])
+    for model in (prepared, converted, copy.deepcopy(converted), loaded):
+        assert recipe_of(model) == recipe
+    assert repr(recipe_of(loaded)) == repr(recipe)
+
+
+@needs_int8
+@KINDS
+def test_a_lowered_model_tells_its_recipe(make: Any, prefix: str) -> None:
+    assert recipe_of(fxquant.lower(fxquant.quantize(make(), [X], RECIPE))) == RECIPE
+
+
+def test_of_mixed_bits_the_recipe_has_those_that_were_allocated() -> None:
+    recipe = Recipe.mixed(average_bits=4, weight_bits=(2, 4, 8), reconstruction=None)
+    made = recipe_of(fxquant.quantize(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), [X], recipe))
+    assert made.rules == (Rule("0", weights=4),)
+    assert made.budget is None
+
+
+@pytest.mark.parametrize(
+    "model", [whole(), fxquant.trace(whole()), 3], ids=["float", "traced", "no model"]
+)
+def test_what_fxquant_has_not_made_has_no_recipe(model: Any) -> None:
+    assert message(PassError, recipe_of, model) == (
+        f"recipe_of: got a {type(model).__name__}: give what prepare, convert, lower or load "
+        "returned"
+    )
+
+
 @pytest.mark.parametrize("value", [3, None, 2.5], ids=repr)
 def test_what_is_no_module_is_an_error(value: Any) -> None:
-    kind = type(value).__name__
-    assert message(CaptureError, require_float, value) == (
-        f"model is a {kind}: give a torch.nn.Module"
-    )
+    kind = kind_of(value)
+    assert message(CaptureError, require_float, value) == f"model is {kind}: give a torch.nn.Module"
     assert message(PassError, require_prepared, value, "convert") == (
-        f"convert: got a {kind}: give what fxquant.prepare(model) returned"
+        f"convert: got {kind}: give what fxquant.prepare(model) returned"
     )
     assert message(PassError, require_converted, value, "lower") == (
-        f"lower: got a {kind}: give what fxquant.convert(prepared) returned"
+        f"lower: got {kind}: give what fxquant.convert(prepared) returned"
     )

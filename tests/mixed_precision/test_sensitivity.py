@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 import fxquant
 from fxquant import CalibrationError, PassError, Recipe, Rule, TensorSpec
 from fxquant.mixed_precision.allocation import allocate
-from fxquant.mixed_precision.options import Option
+from fxquant.mixed_precision.options import Option, Options
 from fxquant.mixed_precision.sensitivity import measure_sensitivities
 from fxquant.modules.fake_quantize import FakeQuantize
 from fxquant.modules.quantized_layer import QuantizedLayer, quantize_layer
@@ -31,13 +32,13 @@ def measured(
     recipe: Recipe = WEIGHTS_ONLY,
     budget: Budget = BUDGET,
     **options: Any,
-) -> list[Option]:
+) -> Options:
     prepared = fxquant.prepare(model, recipe)
     fxquant.calibrate(prepared, batches)
     return measure_sensitivities(prepared, batches, budget, **options)
 
 
-def losses(options: list[Option], name: str, side: str = "weights") -> dict[int, float]:
+def losses(options: Iterable[Option], name: str, side: str = "weights") -> dict[int, float]:
     return {each.bits: each.loss for each in options if (each.name, each.side) == (name, side)}
 
 
@@ -260,7 +261,7 @@ def test_an_input_that_the_model_changes_in_place_is_taken() -> None:
 
 def test_ranges_of_each_batch_are_measured_before_their_relu() -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
-    options = measured(model, [torch.randn(32, 6)], Recipe.aciq(dynamic=True), BOTH)
+    options = measured(model, [torch.randn(32, 6)], Recipe.aciq(activation_dynamic=True), BOTH)
     found = losses(options, "2", "activations")
     assert found[4] > found[8] > 0
 
@@ -291,7 +292,9 @@ def test_models_of_several_regions_are_measured_through_the_code_between(
         options = measured(Detector(), [batch], budget=BOTH, draws=100)
     assert {each.name for each in options} == {"body.0", "head", "spare"}
     assert [(each.bits, each.fixed) for each in options if each.name == "spare"] == [(8, True)]
-    assert "spare: no gradient of the outputs reaches it: it keeps 8 bits" in caplog.text
+    assert (
+        "no gradient of the outputs reaches 1 weights, which keep their bits: spare" in caplog.text
+    )
     assert losses(options, "head")[2] > losses(options, "head")[4] > 0
     (operations,) = {each.multiply_accumulates for each in options if each.name == "head"}
     assert operations == 8 * (64 + 16)
