@@ -238,7 +238,7 @@ OTHERS: dict[str, tuple[Callable[[], Any], str]] = {
         "model is 'a.pt', a PosixPath: load the model, and give the module",
     ),
     "list": (lambda: [Inner()], "model is a list: give a torch.nn.Module"),
-    "none": (lambda: None, "model is a NoneType: give a torch.nn.Module"),
+    "none": (lambda: None, "model is None: give a torch.nn.Module"),
 }
 
 
