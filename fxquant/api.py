@@ -119,7 +119,7 @@ def calibrate(
     tensor(3.)
     """
     require_prepared(prepared, "calibrate")
-    require_batches(batches, "calibrate", forward)
+    require_batches(batches, "calibrate", prepared, forward)
     number, num_empty, keeper = -1, 0, find_keeper(prepared)
     with torch.no_grad(), counted_first_call(prepared):
         for number, batch in enumerate(bar(batches, "calibrating", progress)):
@@ -184,7 +184,7 @@ def convert(
     with together("convert"):
         recipe = require_prepared(prepared, "convert")
         if batches is not None:
-            require_batches(batches, "convert")
+            require_batches(batches, "convert", prepared)
         _compare_ranks("convert", recipe, prepared)
         return _convert(prepared, batches, Run(checkpoint, progress))
 
@@ -215,7 +215,7 @@ def quantize(
     """
     with together("quantize"):
         require_float(model)
-        require_batches(batches, "quantize", forward)
+        require_batches(batches, "quantize", model, forward)
         recipe = _recipe(recipe)
         _compare_ranks("quantize", recipe, model)
         capture_with = partial(capture, leaf_modules=leaf_modules, regions=_listed(regions))

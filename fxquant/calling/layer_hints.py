@@ -56,9 +56,9 @@ class Taken:
         return f"(batch, {self.channels}, {_AXES[self.sides]})"
 
 
-def first_taken(failed: FailedCall) -> tuple[str, Taken] | None:
+def first_taken(model: nn.Module | None) -> tuple[str, Taken] | None:
     """Return the name of the model's first convolution, and what it takes; None if it has none."""
-    modules = () if failed.model is None else named_modules(failed.model)
+    modules = () if model is None else named_modules(model)
     found = ((name, Taken.by(module)) for name, module in modules)
     return next(((name, taken) for name, taken in found if taken is not None), None)
 
@@ -192,7 +192,7 @@ def _features(failed: FailedCall) -> str:
 
 def _sides_of_images(failed: FailedCall) -> str:
     """Return "32×32", if images are what the first convolution reads; else ""."""
-    first = first_taken(failed)
+    first = first_taken(failed.model)
     if first is None or not failed.tensors:
         return ""
     x, taken = failed.tensors[0], first[1]
@@ -211,7 +211,7 @@ def _size(failed: FailedCall) -> str:
 
 def _channels_last(failed: FailedCall) -> str:
     """Say that channels are last where code in front of the first convolution fails on that."""
-    first = first_taken(failed)
+    first = first_taken(failed.model)
     if first is None or not failed.tensors or not isinstance(failed.error, RuntimeError):
         return ""
     x, (name, taken) = failed.tensors[0], first

@@ -227,7 +227,7 @@ OTHERS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "checkpoint": (
         lambda: {"epoch": 3, "net": Inner()},
-        "model is a dict with a Inner under 'net': give that",
+        "model is a dict with an Inner under 'net': give that",
     ),
     "name": (
         lambda: "resnet18",
