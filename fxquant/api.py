@@ -102,7 +102,7 @@ def calibrate(
     multiply-adds.
 
     Args:
-        prepared: what `prepare` returned.
+        prepared: what `prepare` returned; in training mode it is put in eval mode.
         batches: any iterable; left as they are. Of a tensor, the model gets a copy; of a tuple or
             list the first items, as many as it needs; of a dict keywords, or, where none of them is
             an argument and the model takes but one, all as that.
@@ -120,6 +120,11 @@ def calibrate(
     """
     require_prepared(prepared, "calibrate")
     require_batches(batches, "calibrate", prepared, forward)
+    if prepared.training:
+        _logger.warning(
+            "calibrate: put in eval mode: in training, dropout changes what is observed"
+        )
+        prepared.eval()
     number, num_empty, keeper = -1, 0, find_keeper(prepared)
     with torch.no_grad(), counted_first_call(prepared):
         for number, batch in enumerate(bar(batches, "calibrating", progress)):
