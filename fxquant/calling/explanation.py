@@ -22,7 +22,8 @@ import torch
 from fxquant.calling.batch_hints import hint_of_axes, hint_of_form
 from fxquant.calling.description import described_tensor, in_brackets
 from fxquant.calling.failed_call import FailedCall, failed_call
-from fxquant.calling.layer_hints import hint_of_device, hint_of_layer, hint_of_type
+from fxquant.calling.layer_hints import hint_of_layer
+from fxquant.calling.tensor_hints import hint_of_device, hint_of_type
 from fxquant.errors import CalibrationError, CaptureError, FxquantError
 
 _MOST_LETTERS = 200

@@ -3,25 +3,11 @@
 What they say in whole messages is in `tests/test_mistakes.py`.
 """
 
-from typing import Any
-
-import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fxquant import CalibrationError
-from fxquant.calling.explanation import explained
 from fxquant.calling.layer_hints import Taken
-from tests.helpers import Net
-
-
-def hint(model: nn.Module, x: Any) -> str:
-    """Return what is said behind the error's own first line; "" if nothing is."""
-    with pytest.raises(CalibrationError) as raised, explained("batch 0", x):
-        model(x)
-    first = str(raised.value.__cause__).partition("\n")[0]
-    said = str(raised.value)
-    return said[said.index(first[:100]) + len(first) :].removeprefix(": ") if first else said
+from tests.calling.hints import hint
 
 
 def conv() -> nn.Module:
@@ -48,28 +34,9 @@ def test_a_layer_inside_is_not_told_how_to_change_the_batch() -> None:
     )
 
 
-def test_a_layer_inside_is_told_its_own_type() -> None:
-    model = nn.Sequential(nn.Linear(4, 4).double(), nn.Linear(4, 2))
-    assert hint(model, torch.zeros(2, 4)).startswith("the model takes float64: x.double()")
-    model = nn.Sequential(nn.Flatten(), Net(lambda m, x: m.fc(x.half()), fc=nn.Linear(4, 2)))
-    assert hint(model, torch.zeros(2, 4)) == "1.fc has weights of float32, and is given float16"
-
-
-def test_a_function_of_the_callers_is_told_the_type_of_the_model() -> None:
-    model = Net(lambda m, x: nn.functional.linear(x, m.fc.weight), fc=nn.Linear(4, 2))
-    assert hint(model, torch.zeros(2, 4).double()).endswith(": x.float()")
-
-
 def test_sizes_are_not_blamed_where_no_image_is_given() -> None:
     model = nn.Sequential(nn.Linear(4, 3), nn.Linear(4, 2))
     assert hint(model, torch.zeros(2, 4)) == ""
-
-
-def test_devices_are_not_blamed_for_other_errors() -> None:
-    def fail(m: Any, x: Tensor) -> Any:
-        return torch.zeros(2)[5] + x
-
-    assert hint(Net(fail, fc=nn.Linear(4, 2)), torch.zeros(2, 4, device="meta")) == ""
 
 
 def test_what_a_convolution_takes_is_read_off_it() -> None:
