@@ -61,9 +61,9 @@ RECIPES = {
     "equalization": Recipe(weights=TensorSpec(symmetric=True), equalization=True),
     "batch-norm tuning": Recipe.minmax(weight_bits=4, batchnorm_tuning=True),
     "per-channel activations": Recipe.aciq(
-        activation_bits=4, per_channel=True, bit_allocation=True
+        activation_bits=4, activation_per_channel=True, activation_bit_allocation=True
     ),
-    "dynamic": Recipe.aciq(dynamic=True),
+    "dynamic": Recipe.aciq(activation_dynamic=True),
 }
 
 Record = dict[str, str]

@@ -19,7 +19,7 @@ import fnmatch
 import json
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +53,7 @@ def _nearest(*, seed: int = 0, **options: Any) -> Recipe:
 
 def _aciq_weights(**options: Any) -> Recipe:
     """Return the same with ACIQ's ranges for weights, channel by channel."""
-    recipe = _nearest(**options)
-    assert recipe.weights is not None
-    return replace(recipe, weights=replace(recipe.weights, range="aciq"))
+    return _nearest(weight_range="aciq", **options)
 
 
 def _learned(**fixed: Any) -> Make:
@@ -79,9 +77,9 @@ METHODS: dict[str, Make] = {
     "nearest, least squares": _nearest,
     "nearest, ACIQ for weights": _aciq_weights,
     "ACIQ": _aciq(bias_correction=False),
-    "ACIQ, per channel": _aciq(bias_correction=False, per_channel=True),
+    "ACIQ, per channel": _aciq(bias_correction=False, activation_per_channel=True),
     "ACIQ, per channel, bits allocated": _aciq(
-        bias_correction=False, per_channel=True, bit_allocation=True
+        bias_correction=False, activation_per_channel=True, activation_bit_allocation=True
     ),
     "ACIQ, equalized": _aciq(bias_correction=False, equalization=True),
     "ACIQ, biases corrected": _aciq(),

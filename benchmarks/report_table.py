@@ -43,7 +43,9 @@ from benchmarks.running.allocator import keep_memory
 HERE = Path(__file__).parent
 METHODS: dict[str, Callable[[Settings], fxquant.Recipe]] = {
     "ACIQ": lambda settings: fxquant.Recipe.aciq(**settings.bits),
-    "ACIQ, every batch": lambda settings: fxquant.Recipe.aciq(dynamic=True, **settings.bits),
+    "ACIQ, every batch": lambda settings: fxquant.Recipe.aciq(
+        activation_dynamic=True, **settings.bits
+    ),
     "AdaRound": lambda settings: fxquant.Recipe.adaround(
         samples=min(settings.samples, settings.calibration), blocks=False, **settings.bits
     ),

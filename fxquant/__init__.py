@@ -14,9 +14,12 @@
 
     fxquant.save(quantized, "model.fxq")               # packed, no pickle; back with fxquant.load
 
-`Recipe` says what to quantize how. Single passes are in `fxquant.passes`; `trace` makes the graph
-that they work on, `Pipeline` puts them in a row, and `Pass` is what a new one derives from.
+`Recipe` says what to quantize how, and `recipe_of` which one a model was made with. Single passes
+are in `fxquant.passes`; `trace` makes the graph that they work on, `Pipeline` puts them in a row,
+and `Pass` is what a new one derives from.
 """
+
+from torch import nn  # noqa: F401  `eval(repr(recipe), vars(fxquant))` looks for module types
 
 from fxquant.api import calibrate, convert, prepare, quantize
 from fxquant.capture.tracing import trace
@@ -33,6 +36,7 @@ from fxquant.errors import (
     StorageError,
 )
 from fxquant.graph.printing import text
+from fxquant.graph.states import recipe_of
 from fxquant.ladder import Search, search
 from fxquant.mixed_precision.allocation import Allocation, allocate
 from fxquant.mixed_precision.pareto import frontier
@@ -84,6 +88,7 @@ __all__ = [
     "measure_sensitivities",
     "prepare",
     "quantize",
+    "recipe_of",
     "report",
     "save",
     "search",
@@ -91,3 +96,8 @@ __all__ = [
     "to_qdq",
     "trace",
 ]
+
+
+def __dir__() -> list[str]:
+    """Return what is public: the wings are imported by their files, and none of them is listed."""
+    return sorted([*__all__, "__version__", "passes"])

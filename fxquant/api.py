@@ -29,6 +29,7 @@ from fxquant.errors import CalibrationError, CaptureError
 from fxquant.graph.states import require_float, require_prepared
 from fxquant.modules.own import own_modules
 from fxquant.preparation import prepare_anew, prepared_copy
+from fxquant.recipe.given import as_recipe
 from fxquant.recipe.recipe import Recipe
 from fxquant.streaming.distributed import num_ranks, together
 from fxquant.streaming.long_runs import Run, bar
@@ -84,7 +85,7 @@ def prepare(
     require_float(model)
     call = None if example_inputs is None else example_call(model, example_inputs)
     capture_with = partial(capture, leaf_modules=leaf_modules, regions=_listed(regions))
-    return prepared_copy(model, _recipe(recipe), capture_with, call, verify=verify)
+    return prepared_copy(model, as_recipe(recipe), capture_with, call, verify=verify)
 
 
 def calibrate(
@@ -205,7 +206,7 @@ def quantize(
     """
     with together("quantize"):
         require_float(model)
-        recipe = _recipe(recipe)
+        recipe = as_recipe(recipe)
         _compare_ranks("quantize", recipe, model)
         capture_with = partial(capture, leaf_modules=leaf_modules, regions=_listed(regions))
         prepare_with = partial(prepared_copy, model, recipe, capture_with, verify=verify)
@@ -248,12 +249,6 @@ def _convert(prepared: nn.Module, batches: Iterable[Any] | None, run: Run) -> nn
     model = converted(prepared, recipe, inputs, run)
     take_first_ranks(model)
     return model
-
-
-def _recipe(recipe: Recipe | str | None) -> Recipe:
-    if isinstance(recipe, Recipe):
-        return recipe
-    return Recipe.named("aciq" if recipe is None else recipe)
 
 
 def _listed(names: Iterable[str] | None) -> list[str] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,11 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     try:
         given.run(given)
+        sys.stdout.flush()
+    except BrokenPipeError:  # behind `| head`: what Python would still flush goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (FxquantError, OSError) as error:
         print(f"python -m fxquant {given.command}: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # `… | head`
-        sys.stderr.close()
     return 0
 
 
@@ -123,24 +125,42 @@ def _batch(given: argparse.Namespace) -> Tensor | None:
 
 def _read(path: Path) -> Tensor:
     """Return the tensor of a file."""
-    found: object
-    if path.suffix == ".npy":
-        import numpy
-
-        found = torch.from_numpy(numpy.load(path, allow_pickle=False))
-    elif path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        found = next(iter(load_file(path).values()), None)
-    else:
-        found = torch.load(path, weights_only=True)
+    try:
+        found = _READERS.get(path.suffix, _read_torch)(path)
+    except OSError:
+        raise
+    except Exception as error:  # each reader has errors of its own for a file that is none of its
+        raise FxquantError(f"{path}: it cannot be read as a tensor: {error}") from error
     if not isinstance(found, Tensor):
         raise FxquantError(f"{path}: it holds a {type(found).__name__}: give a file of one tensor")
     return found
 
 
+def _read_numpy(path: Path) -> object:
+    import numpy
+
+    return torch.from_numpy(numpy.load(path, allow_pickle=False))
+
+
+def _read_safetensors(path: Path) -> object:
+    from safetensors.torch import load_file
+
+    tensors = list(load_file(path).values())
+    return tensors[0] if len(tensors) == 1 else tensors
+
+
+def _read_torch(path: Path) -> object:
+    return torch.load(path, weights_only=True)
+
+
+_READERS = {".npy": _read_numpy, ".safetensors": _read_safetensors}
+
+
 def _shape(given: str) -> tuple[int, ...]:
-    return tuple(int(size) for size in given.replace("x", ",").split(","))
+    try:
+        return tuple(int(size) for size in given.replace("x", ",").split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{given!r}: give sizes: 8,3,224,224") from error
 
 
 def _put(shown: Shown, given: argparse.Namespace) -> None:

@@ -11,7 +11,11 @@ class FxquantError(Exception):
 
 
 class RecipeError(FxquantError, ValueError):
-    """A recipe asks for what does not exist: bits out of range, a rule that matches nothing."""
+    """A recipe asks for what does not exist: bits out of range, a rule that matches nothing.
+
+    So does an option that there is not, for which Python itself would raise `TypeError`: of a
+    mistake in a recipe this is the one error to catch.
+    """
 
 
 class CaptureError(FxquantError, RuntimeError):

@@ -17,8 +17,10 @@ from fxquant.capture.given_models import unwrapped
 from fxquant.display.shown import Shown
 from fxquant.display.table import Column, Table, Value
 from fxquant.errors import CalibrationError, RecipeError
+from fxquant.mixed_precision.allocation import require_scipy
 from fxquant.recipe.budget import Budget
-from fxquant.recipe.recipe import FREE_BLOCKS, Recipe
+from fxquant.recipe.recipe import Recipe
+from fxquant.recipe.starts import FREE_BLOCKS
 from fxquant.reporting.agreement import Agreement
 from fxquant.reporting.running_copies import copy_to_run
 from fxquant.streaming.distributed import gather_objects
@@ -154,9 +156,12 @@ def search(
     """
     if not max_drop >= 0:
         raise RecipeError(f"search: max_drop={max_drop!r}: give 0 or a positive number")
-    rungs = ladder(weight_bits, activation_bits) if rungs is None else tuple(rungs)
+    rungs = _possible(ladder(weight_bits, activation_bits)) if rungs is None else tuple(rungs)
     if not rungs:
         raise RecipeError("search: `rungs` is empty: give at least one")
+    for rung in rungs:
+        if rung.recipe.budget is not None:
+            require_scipy(f"search: {rung.name!r} has a budget")
     model, kept = unwrapped(model), list(batches)
     if evaluate is None:
         if len(kept) < 2:
@@ -187,6 +192,16 @@ def search(
     found, attempt = best
     met = attempt.drop <= max_drop
     return Search(found, attempt.rung.recipe, met, max_drop, float_score, tuple(attempts))
+
+
+def _possible(rungs: tuple[Rung, ...]) -> tuple[Rung, ...]:
+    """Return the rungs that need nothing that is not installed."""
+    try:
+        require_scipy("search")
+    except RecipeError as error:
+        _logger.warning("%s: without it no bits are mixed", error)
+        return tuple(rung for rung in rungs if rung.recipe.budget is None)
+    return rungs
 
 
 def _score(evaluate: Callable[[nn.Module], float], model: nn.Module, name: str) -> float:

@@ -1,14 +1,20 @@
-"""The names by which saved files know fxquant's own classes and functions.
+"""The names by which saved files know classes and functions: fxquant's own, and modules' types.
 
     @stored_as("QuantizedConv2d")        →  "fxquant:QuantizedConv2d" in a file
     class QuantizedConv2d(…)
 
 The decorator is the mark that a file may name what stands below it, and the only one. The name is
 the file's own: whoever moves or renames the class leaves it, and saved models go on loading.
+
+Module types of PyTorch and torchvision are known by module and qualified name
+("torch.nn.modules.linear:Linear"). Looking one up imports modules inside of their packages alone.
 """
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -56,3 +62,42 @@ def value_stored_as(name: str) -> Any:
 def stored_names() -> list[str]:
     """Return all names, in alphabetical order."""
     return sorted(_values)
+
+
+_MODULE_PACKAGES = (
+    "torch.nn.modules", "torch.nn.utils.parametrize", "torch.nn.utils.parametrizations",
+    "torchvision.models", "torchvision.ops", "torchvision.transforms",
+)  # fmt: skip
+_REFUSED_MODULES = ("torchvision.models._api", "torchvision.models.feature_extraction")
+
+
+def module_type_named(name: str) -> Any:
+    """Return what PyTorch or torchvision itself defines under "module:qualified name", or None.
+
+    Raises nothing: of what another module imports, or outside of the packages of modules, it is
+    None.
+    """
+    module, _, qualified_name = name.partition(":")
+    if not is_inside(module, _MODULE_PACKAGES) or is_inside(module, _REFUSED_MODULES):
+        return None
+    try:
+        importlib.import_module(module)
+    except ImportError:
+        return None
+    found = loaded(name)
+    defined = getattr(found, "__module__", None), getattr(found, "__qualname__", None)
+    return found if defined == (module, qualified_name) else None
+
+
+def loaded(name: str) -> Any:
+    """Return what has that name in the modules that are loaded, or None."""
+    module, _, qualified_name = name.partition(":")
+    found: Any = sys.modules.get(module)
+    for part in qualified_name.split("."):
+        found = inspect.getattr_static(found, part, None)
+    return found
+
+
+def is_inside(module: str, packages: tuple[str, ...]) -> bool:
+    """Say whether a module is one of the packages, or in one."""
+    return any(module == each or module.startswith(f"{each}.") for each in packages)

@@ -96,7 +96,9 @@ KINDS: dict[str, Kind] = {
     ),
     "dynamic": (
         Residual, torch.linspace(-1, 2, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8),
-        Recipe.aciq(dynamic=True, per_channel=True, bias_correction="weights"),
+        Recipe.aciq(
+            activation_dynamic=True, activation_per_channel=True, bias_correction="weights"
+        ),
     ),
     "detector": (
         Detector, [torch.linspace(-1, 2, 3 * 8 * n).reshape(3, 8, n) for n in (8, 9)],

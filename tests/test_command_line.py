@@ -80,6 +80,25 @@ def test_what_is_wrong_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture
         assert name in line
 
 
+def test_files_that_hold_no_tensor_and_shapes_that_are_none_say_so(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for suffix in ("npy", "pt", "safetensors"):
+        path = tmp_path / f"x.{suffix}"
+        path.write_bytes(b"something else")
+        assert main(["compare", *files, "--inputs", str(path)]) == 1
+        assert f"{path}: it cannot be read as a tensor" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["compare", *files, "--shape", "a,b"])
+    assert "--shape: 'a,b': give sizes: 8,3,224,224" in capsys.readouterr().err
+
+
+def test_a_reader_that_goes_away_is_no_error(files: tuple[str, str]) -> None:
+    command = f"{sys.executable} -m fxquant text {files[0]} | true"
+    run = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert run.stderr == ""
+
+
 def test_it_is_a_module_to_run() -> None:
     command = [sys.executable, "-m", "fxquant", "--help"]
     run = subprocess.run(command, capture_output=True, text=True, check=True)

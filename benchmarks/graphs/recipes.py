@@ -56,7 +56,7 @@ def draw_recipe(choices: Choices) -> str:
         more = choices.pick(_RANGES)
         fits = activations in range(9) and (way == "minmax" or "range" not in more)
         fits = fits and ("bit_allocation" not in more or target != "tensorrt")  # symmetric
-        options += [more] if more and fits else []
+        options += [f"activation_{each}" for each in more.split(", ")] if more and fits else []
     if choices.one_in(6):
         options.append("equalization=True")
     correction = choices.pick(("", "", "", "True", "False", "'weights'"))

@@ -31,9 +31,15 @@ from fxquant.passes import DropObservers
 
 EVALUATED: dict[str, dict[str, Any]] = {
     "8/8, ACIQ calibrated": {},
-    "8/8, ACIQ of every batch": {"dynamic": True},
-    "8/8, ACIQ of every batch, report's clip": {"dynamic": True, "clip": "report"},
-    "8/8, ACIQ of every batch, per channel": {"dynamic": True, "per_channel": True},
+    "8/8, ACIQ of every batch": {"activation_dynamic": True},
+    "8/8, ACIQ of every batch, report's clip": {
+        "activation_dynamic": True,
+        "activation_clip": "report",
+    },
+    "8/8, ACIQ of every batch, per channel": {
+        "activation_dynamic": True,
+        "activation_per_channel": True,
+    },
 }
 
 

@@ -103,19 +103,26 @@ def activation_recipes(
     All else is the same: weights min-max per channel, biases corrected but where moments are.
     """
     methods: list[tuple[str, dict[str, Any]]] = [
-        ("min-max", {"range": "minmax"}),
-        ("EMA", {"range": "ema"}),
-        ("percentile", {"range": "percentile"}),
-        ("MSE", {"range": "mse"}),
-        ("ACIQ, report's clip", {"range": "aciq", "clip": "report"}),
-        ("ACIQ, corrected", {"range": "aciq", "clip": "corrected"}),
-        ("ACIQ, weighted", {"range": "aciq", "clip": "weighted"}),
-        ("ACIQ, optimal", {"range": "aciq", "clip": "optimal"}),
-        ("ACIQ, per channel", {"range": "aciq", "per_channel": True}),
-        ("ACIQ, every batch", {"range": "aciq", "dynamic": True}),
-        ("ACIQ, every batch and channel", {"range": "aciq", "dynamic": True, "per_channel": True}),
-        ("ACIQ, weights' moments", {"range": "aciq", "bias_correction": "weights"}),
-        ("batch norms' statistics", {"range": "bn"}),
+        ("min-max", {"activation_range": "minmax"}),
+        ("EMA", {"activation_range": "ema"}),
+        ("percentile", {"activation_range": "percentile"}),
+        ("MSE", {"activation_range": "mse"}),
+        ("ACIQ, report's clip", {"activation_range": "aciq", "activation_clip": "report"}),
+        ("ACIQ, corrected", {"activation_range": "aciq", "activation_clip": "corrected"}),
+        ("ACIQ, weighted", {"activation_range": "aciq", "activation_clip": "weighted"}),
+        ("ACIQ, optimal", {"activation_range": "aciq", "activation_clip": "optimal"}),
+        ("ACIQ, per channel", {"activation_range": "aciq", "activation_per_channel": True}),
+        ("ACIQ, every batch", {"activation_range": "aciq", "activation_dynamic": True}),
+        (
+            "ACIQ, every batch and channel",
+            {
+                "activation_range": "aciq",
+                "activation_dynamic": True,
+                "activation_per_channel": True,
+            },
+        ),
+        ("ACIQ, weights' moments", {"activation_range": "aciq", "bias_correction": "weights"}),
+        ("batch norms' statistics", {"activation_range": "bn"}),
     ]
     return [
         (

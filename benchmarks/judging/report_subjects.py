@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import cached_property, partial
 from pathlib import Path
@@ -144,7 +144,7 @@ class Measurement:
         }
         if recipe is not None:
             options["calibration"] = len(self._calibration)
-            options["recipe"] = repr(recipe)
+            options["recipe"] = str(asdict(recipe))  # its repr leaves out defaults
             options["fxquant"] = fxquant.__version__
         subject = self.subject
         return {

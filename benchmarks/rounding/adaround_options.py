@@ -9,7 +9,6 @@ the logits' SQNR tells more.
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +35,14 @@ CHANGES: list[dict[str, Any]] = [
     {"warm_start": 0.0},
     {"bfloat16": False},
     {"bias_correction": True},
-    {"clip_weight": 1.0},
-    {"clip_weight": 3.0},
+    {"weight_clip_weight": 1.0},
+    {"weight_clip_weight": 3.0},
 ]
 
 
 def recipe(bits: int, change: dict[str, Any]) -> fxquant.Recipe:
     """Return AdaRound's recipe at `bits`, weights only, with one option changed."""
-    options = {name: value for name, value in change.items() if name != "clip_weight"}
-    made = fxquant.Recipe.adaround(weight_bits=bits, activation_bits=None, **options)
-    assert made.weights is not None
-    clip_weight = change.get("clip_weight", made.weights.clip_weight)
-    return replace(made, weights=replace(made.weights, clip_weight=clip_weight))
+    return fxquant.Recipe.adaround(weight_bits=bits, activation_bits=None, **change)
 
 
 def main() -> None:

@@ -64,7 +64,7 @@ def recipes_of(model: nn.Module, bits: int) -> list[tuple[str, str, Recipe]]:
         least = fxquant.TensorSpec(bits=weights, range="mse", per_channel=True, symmetric=True)
         return Recipe.aciq(
             activation_bits=others,
-            range="mse",
+            activation_range="mse",
             rules=(Rule("*", weights=least), *rules),
             target="layers",
         )

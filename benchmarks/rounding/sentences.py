@@ -42,13 +42,15 @@ RECIPES = {
         smoothing=True, products=TensorSpec(range="mse")
     ),
     "8/8 Gram matrix, smoothed": Recipe.adaround(
-        weight_bits=8, method="gram", range="minmax", smoothing=True
+        weight_bits=8, method="gram", activation_range="minmax", smoothing=True
     ),
-    "4/8 Gram matrix": Recipe.adaround(method="gram", range="minmax"),
-    "4/8 Gram matrix, smoothed": Recipe.adaround(method="gram", range="minmax", smoothing=True),
-    "4/8 AdaRound, smoothed": Recipe.adaround(range="minmax", smoothing=True),
+    "4/8 Gram matrix": Recipe.adaround(method="gram", activation_range="minmax"),
+    "4/8 Gram matrix, smoothed": Recipe.adaround(
+        method="gram", activation_range="minmax", smoothing=True
+    ),
+    "4/8 AdaRound, smoothed": Recipe.adaround(activation_range="minmax", smoothing=True),
     "4/8 blocks, AdaQuant, smoothed": Recipe.adaround(
-        range="minmax", smoothing=True, **FREE_BLOCKS
+        activation_range="minmax", smoothing=True, **FREE_BLOCKS
     ),
 }
 

@@ -48,7 +48,7 @@ from fxquant.graph.selection import (
     record_calls_with_weights_inside,
     select_calls,
 )
-from fxquant.graph.states import require_converted, require_float, require_prepared
+from fxquant.graph.states import recipe_of, require_converted, require_float, require_prepared
 from fxquant.graph.submodules import (
     Submodules,
     attribute_of,
@@ -109,6 +109,7 @@ __all__ = [
     "read_untraced",
     "readers",
     "reads_values",
+    "recipe_of",
     "record",
     "record_calls_with_weights_inside",
     "refuse",

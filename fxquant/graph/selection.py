@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 
 from torch import fx, nn
 
@@ -15,7 +15,10 @@ from fxquant.graph.operations import is_add, is_layer, is_product, module_of
 from fxquant.graph.records import annotate, record, refuse
 from fxquant.graph.submodules import why_not_changeable
 from fxquant.modules.layers import LAYERS, layer_type
+from fxquant.recipe.checks import nearest
 from fxquant.recipe.recipe import Recipe
+from fxquant.recipe.rule import Rule
+from fxquant.recipe.shown import as_code
 from fxquant.recipe.spec import CallSpec
 
 
@@ -69,9 +72,8 @@ def check_rules(graphs: Iterable[fx.GraphModule], recipe: Recipe) -> None:
     ]
     for number, rule in enumerate(recipe.rules):
         if not any(rule.matches(name, module) for name, module in calls):
-            names = [name for name, _ in calls]
             raise RecipeError(
-                f"rule {_shown(rule.match)} (#{number}) matches no call; {_near(rule.match, names)}"
+                f"rule {as_code(rule.match)} (#{number}) matches no call; {_near(rule, calls)}"
             )
 
 
@@ -129,13 +131,20 @@ def _possible(gm: fx.GraphModule, node: fx.Node, call: CallSpec) -> CallSpec:
     return CallSpec(None, None)
 
 
-def _shown(match: object) -> str:
-    return match.__name__ if isinstance(match, type) else repr(match)
-
-
-def _near(match: object, names: list[str]) -> str:
-    near = difflib.get_close_matches(str(match), list(dict.fromkeys(names)), n=3)
+def _near(rule: Rule, calls: list[tuple[str, nn.Module | None]]) -> str:
+    """Return what a rule that matches none of the calls may have been meant to match."""
+    if isinstance(rule.match, type):
+        kinds = dict.fromkeys(type(module).__name__ for _, module in calls if module is not None)
+        return f"layers are of the types: {', '.join(kinds)}"
+    names = list(dict.fromkeys(name for name, _ in calls))
+    inside = f"{rule.match}.*"
+    if any(fnmatchcase(name, inside) for name in names):
+        return f"a name matches as a whole: did you mean {inside!r}?"
+    near = nearest(rule.match, names)
     if near:
         return f"did you mean {', '.join(near)}?"
+    for wider in (f"*.{rule.match}", f"*.{rule.match}.*"):
+        if any(fnmatchcase(name, wider) for name in names):
+            return f"a name matches as a whole: did you mean {wider!r}?"
     starts = list(dict.fromkeys(name.split(".")[0] for name in names))
     return f"names start with: {', '.join(starts[:12])}"

@@ -42,6 +42,27 @@ def require_converted(model: nn.Module, caller: str) -> Recipe:
     raise PassError(f"{caller}: got {kind}: give what fxquant.convert(prepared) returned")
 
 
+def recipe_of(model: nn.Module) -> Recipe:
+    """Return the recipe that a prepared, converted, lowered or loaded model was made with.
+
+    Of a recipe with a budget, once converted, the one with the bits that were allocated.
+
+    Raises:
+        PassError: `model` is none of these.
+
+    >>> from fxquant.api import prepare
+    >>> recipe_of(prepare(nn.Sequential(nn.Linear(4, 2)), Recipe.aciq(weight_bits=4)))
+    Recipe.aciq(weight_bits=4)
+    """
+    recipe, _ = _recipe_and_states(model)
+    if recipe is None:
+        raise PassError(
+            f"recipe_of: got a {type(model).__name__}: give what prepare, convert, lower or load "
+            "returned"
+        )
+    return recipe
+
+
 def _recipe_and_states(model: nn.Module) -> tuple[Recipe | None, set[Stage]]:
     if not isinstance(model, nn.Module):
         return None, set()

@@ -156,8 +156,7 @@ def allocate(options: Iterable[Option], budget: Budget) -> Allocation:
 
     Args:
         options: from `fxquant.mixed_precision.sensitivity.measure_sensitivities`; those of widths
-        that `budget`
-            does not name are left out, unless they are fixed.
+            that `budget` does not name are left out, unless they are fixed.
         budget: the limits.
 
     Raises:
@@ -171,13 +170,18 @@ def allocate(options: Iterable[Option], budget: Budget) -> Allocation:
     >>> allocate(options, Budget(average_bits=3)).bits
     {'a': {'weights': 4}, 'b': {'weights': 2}}
     """
-    if importlib.util.find_spec("scipy") is None:
-        raise RecipeError("allocate: scipy is not installed: pip install fxquant[mixed]")
+    require_scipy("allocate")
     program = Program(_choices(options, budget), budget)
     found = program.solve(program.losses(), program.limits)
     if found is None:
         raise RecipeError(_why_impossible(program))
     return Allocation(program.chosen(found))
+
+
+def require_scipy(where: str) -> None:
+    """Raise `RecipeError` if scipy is missing, which finds the allocation within a budget."""
+    if importlib.util.find_spec("scipy") is None:
+        raise RecipeError(f"{where}: scipy is not installed: pip install fxquant[mixed]")
 
 
 def _choices(options: Iterable[Option], budget: Budget) -> list[list[Option]]:

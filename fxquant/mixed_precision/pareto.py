@@ -60,7 +60,7 @@ class Frontier(Shown):
             RecipeError: matplotlib is missing.
         """
         if importlib.util.find_spec("matplotlib") is None:
-            raise RecipeError("plot: matplotlib is not installed: pip install matplotlib")
+            raise RecipeError("plot: matplotlib is not installed: pip install fxquant[plot]")
         from matplotlib.figure import Figure  # not pyplot, which looks for a screen
 
         figure = Figure(figsize=(6, 4), layout="constrained")

@@ -6,19 +6,20 @@ limits what all chosen options may cost together.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fxquant.errors import RecipeError
+from fxquant.recipe.checks import ACTIVATION_BITS, WEIGHT_BITS, is_number, known_fields
+from fxquant.recipe.shown import short_repr
 from fxquant.stored_names import stored_as
 
-_WEIGHT_BITS, _ACTIVATION_BITS = range(2, 9), (*range(2, 9), 16)
 _LIMITS = ("max_bytes", "average_bits", "max_bit_operations", "max_latency")
 
 
 @stored_as("Budget")
-@dataclass(frozen=True, kw_only=True)
+@known_fields
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Budget:
     """Limits for all quantized layers together, and the widths to choose from.
 
@@ -46,22 +47,27 @@ class Budget:
     latency: Mapping[str, Mapping[int, float]] = field(default_factory=dict, hash=False)
     """What a layer takes at each width of its weights: {name: {bits: seconds}}."""
     weight_bits: tuple[int, ...] = (2, 3, 4, 5, 6, 8)
+    """The widths to choose from for weights."""
     activation_bits: tuple[int, ...] | None = None
-    """None: activations have the bits that the recipe says."""
+    """The widths to choose from for activations; None: the one that the recipe says."""
 
     def __post_init__(self) -> None:
         for name in _LIMITS:
             value = getattr(self, name)
             if value is not None and not _is_positive(value):
                 raise RecipeError(f"Budget: {name}={value!r}: give a positive number")
-        if self.max_drop is not None and not 0 <= self.max_drop < 100:
-            raise RecipeError(f"Budget: max_drop={self.max_drop!r}: give a percentage below 100")
+        drop = self.max_drop
+        if drop is not None and not (is_number(drop) and 0 <= drop < 100):
+            raise RecipeError(f"Budget: max_drop={drop!r}: give a percentage below 100")
         if not self.limits and self.max_drop is None:
             names = ", ".join((*_LIMITS, "max_drop"))
             raise RecipeError(f"Budget: no limit: give at least one of {names}")
-        _set_widths(self, "weight_bits", _WEIGHT_BITS)
+        _set_widths(self, "weight_bits", WEIGHT_BITS)
         if self.activation_bits is not None:
-            _set_widths(self, "activation_bits", _ACTIVATION_BITS)
+            _set_widths(self, "activation_bits", ACTIVATION_BITS)
+        if not _is_table(self.latency):
+            what = "give {name: {bits: seconds}}, as in {'fc': {4: 0.001}}"
+            raise RecipeError(f"Budget: latency={self.latency!r}: {what}")
         if bool(self.latency) != (self.max_latency is not None):
             given, missing = (
                 ("latency", "max_latency") if self.latency else ("max_latency", "latency")
@@ -71,10 +77,12 @@ class Budget:
         object.__setattr__(self, "latency", own)
         for name, seconds in own.items():
             for bits, value in seconds.items():
+                where = f"Budget: latency[{name!r}][{bits!r}]={value!r}"
                 if not _is_positive(value):
-                    raise RecipeError(
-                        f"Budget: latency[{name!r}][{bits}]={value!r}: give a positive number"
-                    )
+                    raise RecipeError(f"{where}: give a positive number")
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
     @property
     def limits(self) -> dict[str, float]:
@@ -84,8 +92,18 @@ class Budget:
 
 
 def _is_positive(value: object) -> bool:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_number and 0 < value < math.inf  # type: ignore[operator]
+    return is_number(value) and value > 0
+
+
+def _is_table(latency: object) -> bool:
+    """Say whether `latency` has the form {name: {bits: …}}."""
+    if not isinstance(latency, Mapping):
+        return False
+    names = all(isinstance(name, str) for name in latency)
+    return names and all(
+        isinstance(seconds, Mapping) and all(bits in WEIGHT_BITS for bits in seconds)
+        for seconds in latency.values()
+    )
 
 
 def _set_widths(budget: Budget, name: str, choices: tuple[int, ...] | range) -> None:

@@ -1,7 +1,7 @@
 """The options that recipes are made with, each by name and type: what an editor completes.
 
-They are the fields of `TensorSpec` (for activations), `Recipe`, `Reconstruction` and `Budget`,
-which explain them.
+They are the fields of `Recipe`, `Reconstruction` and `Budget`, which explain them, and those of its
+two `TensorSpec`s, by names that say whose they are: `weight_range` is `weights.range`.
 """
 
 from __future__ import annotations
@@ -17,23 +17,29 @@ from fxquant.recipe.target import Target
 BiasCorrection = bool | Literal["weights"]
 
 
-class ActivationOptions(TypedDict, total=False):
-    """Fields of the activations' `TensorSpec`."""
+class SpecOptions(TypedDict, total=False):
+    """Fields of the weights' `TensorSpec`, and of the activations', those that each side has."""
 
-    symmetric: bool
-    signed: bool
-    per_channel: bool
-    range: Range
-    percentile: float
-    momentum: float
-    distribution: Distribution
-    clip: Clip
-    dynamic: bool
-    bit_allocation: bool
-    clip_weight: float
+    weight_symmetric: bool
+    weight_per_channel: bool
+    weight_range: Range
+    weight_percentile: float
+    weight_distribution: Distribution
+    weight_clip: Clip
+    weight_clip_weight: float
+    activation_symmetric: bool
+    activation_signed: bool
+    activation_per_channel: bool
+    activation_range: Range
+    activation_percentile: float
+    activation_momentum: float
+    activation_distribution: Distribution
+    activation_clip: Clip
+    activation_dynamic: bool
+    activation_bit_allocation: bool
 
 
-class RecipeOptions(ActivationOptions, total=False):
+class RecipeOptions(SpecOptions, total=False):
     """Those, and fields of `Recipe`."""
 
     equalization: bool
@@ -74,7 +80,7 @@ class LearningOptions(RecipeOptions, total=False):
 class MixedOptions(LearningOptions, total=False):
     """Those, and fields of `Budget`; `max_bytes` is the budget's."""
 
-    weight_bits: int | tuple[int, ...]
+    weight_bits: tuple[int, ...]
     average_bits: float | None
     max_bit_operations: float | None
     max_latency: float | None

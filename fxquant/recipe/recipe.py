@@ -7,17 +7,29 @@ override them call by call. Nothing here touches a tensor or a graph.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from fxquant.errors import RecipeError
 from fxquant.recipe.budget import Budget
+from fxquant.recipe.checks import (
+    WEIGHT_BITS,
+    check_bits,
+    check_types,
+    known_fields,
+    nearest,
+)
+from fxquant.recipe.constructors import by_name, describe_constructors
+from fxquant.recipe.document import from_document, to_document
+from fxquant.recipe.nearest_start import nearest_call
 from fxquant.recipe.options import BiasCorrection, LearningOptions, MixedOptions, RecipeOptions
-from fxquant.recipe.reconstruction import OPTIONS, Reconstruction
+from fxquant.recipe.reconstruction import Reconstruction
 from fxquant.recipe.rule import Rule, apply_rule
+from fxquant.recipe.shown import as_code
 from fxquant.recipe.spec import WEIGHTS, CallSpec, TensorSpec, check_sides, check_whole
+from fxquant.recipe.starts import Match, as_rules, learned, rounded_to_nearest, within_budget
 from fxquant.recipe.target import TARGETS, Target
 from fxquant.stored_names import stored_as
 
@@ -26,7 +38,8 @@ if TYPE_CHECKING:
 
 
 @stored_as("Recipe")
-@dataclass(frozen=True, kw_only=True)
+@known_fields
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Recipe:
     """What to quantize how. Start from `Recipe.aciq()`, `Recipe.adaround()` or `Recipe.minmax()`.
 
@@ -35,7 +48,9 @@ class Recipe:
     """
 
     weights: TensorSpec | None = WEIGHTS
+    """How weights are quantized; None: not at all."""
     activations: TensorSpec | None = TensorSpec()
+    """How what layers and additions read is quantized; None: not at all."""
     equalization: bool = False
     """Give the channels between two layers the same range in both (`fxquant.passes.EqualizeLayers`,
     `AbsorbBiases`), before anything else: for weights and activations of one scale."""
@@ -57,6 +72,7 @@ class Recipe:
     layer costs on the calibration data (`fxquant.mixed_precision.allocation`). None: as the specs
     say."""
     rules: tuple[Rule, ...] = ()
+    """Overrides for single calls; later ones win."""
     end_bits: int | None = None
     """At least so many bits for the first layer and the last, unless a rule names them; None: no
     more than for the others. Of models in regions it is not known which they are."""
@@ -71,40 +87,35 @@ class Recipe:
     them near 0, finer steps than `range="minmax"`."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rules", tuple(self.rules))
+        object.__setattr__(self, "rules", as_rules(self.rules))
         object.__setattr__(self, "target", Target.named(self.target))
-        for rule in self.rules:
-            if not isinstance(rule, Rule):
-                raise RecipeError(f"rules: {rule!r} is a {type(rule).__name__}, not a Rule")
-        if not isinstance(self.weights, TensorSpec | None):
-            raise RecipeError(f"weights={self.weights!r}: give a TensorSpec, or use Recipe.aciq(…)")
+        check_types(self, but=["end_bits"])
+        for name, kind in _PARTS.items():
+            if not isinstance(getattr(self, name), kind | None):
+                hint = ", or use Recipe.aciq(…)" if kind is TensorSpec else ""
+                raise RecipeError(
+                    f"{name}={getattr(self, name)!r}: give a {kind.__name__} or None{hint}"
+                )
         if self.weights is None:
             self._check_without_weights()
-        if not isinstance(self.activations, TensorSpec | None):
-            raise RecipeError(f"activations={self.activations!r}: give a TensorSpec or None")
-        if not isinstance(self.reconstruction, Reconstruction | None):
-            raise RecipeError(f"reconstruction={self.reconstruction!r}: give a Reconstruction")
-        if self.bias_correction not in (True, False, "weights"):
-            raise RecipeError(
-                f"bias_correction={self.bias_correction!r}: choose True, False or 'weights'"
-            )
-        if not isinstance(self.budget, Budget | None):
-            raise RecipeError(f"budget={self.budget!r}: give a Budget")
-        for name in ("equalization", "smoothing", "batchnorm_tuning"):
-            if type(getattr(self, name)) is not bool:
-                raise RecipeError(f"{name}={getattr(self, name)!r}: choose True or False")
         if self.bias_correction == "weights" and self.reconstruction is not None:
             raise RecipeError(
                 "bias_correction='weights' changes what a reconstruction learned: choose one"
             )
-        if self.end_bits is not None and self.end_bits not in range(2, 9):
-            raise RecipeError(f"end_bits={self.end_bits!r}: choose 2 to 8, or None")
+        check_bits("end_bits", self.end_bits, WEIGHT_BITS, none="for no more than the others")
         own = CallSpec(self.weights, self.activations)
-        for spec in (own, *[apply_rule(rule, own, own) for rule in self.rules]):
-            check_sides(self.target.asks_of(spec))
+        check_sides(self.target.asks_of(own))
+        for number, rule in enumerate(self.rules):
+            try:
+                check_sides(self.target.asks_of(apply_rule(rule, own, own)))
+            except RecipeError as error:
+                raise RecipeError(f"rule {as_code(rule.match)} (#{number}): {error}") from None
         check_whole("logits", self.logits)
         check_whole("products", self.products)
         check_sides(self.for_product(""))
+
+    def __repr__(self) -> str:
+        return nearest_call(self)
 
     def _check_without_weights(self) -> None:
         """Raise if something is asked of weights that stay in float, or nothing of anything."""
@@ -118,62 +129,52 @@ class Recipe:
             raise RecipeError("weights and activations both stay in float: nothing to quantize")
 
     @classmethod
+    @by_name(RecipeOptions)
     def minmax(
         cls,
         *,
         weight_bits: int | None = 8,
         activation_bits: int | None = 8,
-        skip: str | type[nn.Module] | Iterable[str | type[nn.Module]] = (),
-        rules: Iterable[Rule] = (),
+        skip: Match | Iterable[Match] = (),
+        rules: Rule | Iterable[Rule] = (),
         **options: Unpack[RecipeOptions],
     ) -> Recipe:
         """Return a recipe that clips nothing: the range of every tensor is all that was seen."""
-        return _recipe(
-            _weights(weight_bits),
-            activation_bits and TensorSpec(bits=activation_bits),
-            skip,
-            rules,
-            {**options},
-        )
+        given = {"skip": skip, "rules": rules, **options}
+        return cls(**rounded_to_nearest(weight_bits, activation_bits, TensorSpec(), given))
 
     @classmethod
+    @by_name(RecipeOptions)
     def aciq(
         cls,
         *,
         weight_bits: int | None = 8,
         activation_bits: int | None = 8,
-        skip: str | type[nn.Module] | Iterable[str | type[nn.Module]] = (),
-        rules: Iterable[Rule] = (),
+        skip: Match | Iterable[Match] = (),
+        rules: Rule | Iterable[Rule] = (),
         **options: Unpack[RecipeOptions],
     ) -> Recipe:
         """Return the report's first system: ACIQ on activations, min-max weights, corrected biases.
 
-        `options` are fields of `Recipe` (`bias_correction=False`) or of the activations'
-        `TensorSpec` (`clip="report"`).
+        >>> Recipe.aciq(activation_clip="report").activations.clip
+        'report'
         """
-        options.setdefault("bias_correction", True)
-        return _recipe(
-            _weights(weight_bits),
-            activation_bits and TensorSpec(bits=activation_bits, range="aciq"),
-            skip,
-            rules,
-            {**options},
-        )
+        given = {"skip": skip, "rules": rules, "bias_correction": True, **options}
+        aciq = TensorSpec(range="aciq")
+        return cls(**rounded_to_nearest(weight_bits, activation_bits, aciq, given))
 
     @classmethod
+    @by_name(LearningOptions)
     def adaround(
         cls,
         *,
         weight_bits: int = 4,
         activation_bits: int | None = 8,
-        skip: str | type[nn.Module] | Iterable[str | type[nn.Module]] = (),
-        rules: Iterable[Rule] = (),
+        skip: Match | Iterable[Match] = (),
+        rules: Rule | Iterable[Rule] = (),
         **options: Unpack[LearningOptions],
     ) -> Recipe:
         """Return the report's second system: weights rounded by AdaRound, ranges of least error.
-
-        `options` are fields of `Recipe`, of the activations' `TensorSpec` (`range="aciq"`), or of
-        `Reconstruction` (`steps=2000`).
 
         With activations of less than 6 bits the first layer and the last have 8 (`end_bits=None`:
         as many as the others), and unless something else is asked for, whole blocks are learned,
@@ -182,52 +183,29 @@ class Recipe:
         >>> Recipe.adaround(activation_bits=4).reconstruction.blocks
         True
         """
-        given: dict[str, Any] = {**options}
-        if activation_bits is not None and 0 < activation_bits < _FEW_BITS:
-            given.setdefault("end_bits", 8)
-            if not given.keys() & _DECIDES_BLOCKS:
-                given |= {name: given.get(name, value) for name, value in FREE_BLOCKS.items()}
-        chosen = {key: given.pop(key) for key in OPTIONS & given.keys()}
-        if chosen or "reconstruction" not in given:
-            given["reconstruction"] = Reconstruction(**chosen)
-        return _recipe(
-            # Learning makes up for errors of rounding, not for those of clipping, so these count
-            # double (benchmarks/rounding/adaround_options.py).
-            TensorSpec(
-                bits=weight_bits, symmetric=True, per_channel=True, range="mse", clip_weight=2.0
-            ),
-            activation_bits and TensorSpec(bits=activation_bits, range="mse"),
-            skip,
-            rules,
-            given,
+        return cls(
+            **learned(weight_bits, activation_bits, {"skip": skip, "rules": rules, **options})
         )
 
     @classmethod
+    @by_name(MixedOptions)
     def mixed(
         cls,
         *,
         activation_bits: int | None = 8,
-        skip: str | type[nn.Module] | Iterable[str | type[nn.Module]] = (),
-        rules: Iterable[Rule] = (),
+        skip: Match | Iterable[Match] = (),
+        rules: Rule | Iterable[Rule] = (),
         **options: Unpack[MixedOptions],
     ) -> Recipe:
         """Return `adaround`'s recipe with bits allocated within a budget, layer by layer.
 
-        `options` are fields of `fxquant.Budget` (`max_bytes=200_000`, `average_bits=3`,
-        `max_drop=0.5`), and those of `adaround`.
+        At least one limit is given, as `max_bytes=200_000`, `average_bits=3` or `max_drop=0.5`;
+        needs scipy: `pip install fxquant[mixed]`.
 
         >>> Recipe.mixed(average_bits=3).budget.average_bits
         3
         """
-        given: dict[str, Any] = {**options}
-        limits = {each.name: given.pop(each.name) for each in fields(Budget) if each.name in given}
-        return cls.adaround(
-            activation_bits=activation_bits,
-            skip=skip,
-            rules=rules,
-            budget=Budget(**limits),
-            **given,
-        )
+        return cls(**within_budget(activation_bits, {"skip": skip, "rules": rules, **options}))
 
     @classmethod
     def named(cls, name: str) -> Recipe:
@@ -237,10 +215,53 @@ class Recipe:
             "minmax": cls.minmax,
             "adaround": cls.adaround,
         }
-        if not isinstance(name, str) or name not in makers:
-            shown = repr(name) if isinstance(name, str) else f"of type {type(name).__name__}"
-            raise RecipeError(f"recipe {shown}: choose one of {', '.join(makers)}, or a Recipe")
-        return makers[name]()
+        if not isinstance(name, str):
+            raise RecipeError(f"recipe {name!r}: give one of the names {', '.join(makers)}")
+        if name in makers:
+            return makers[name]()
+        if name == "mixed":
+            raise RecipeError("recipe 'mixed' needs a limit: Recipe.mixed(max_bytes=200_000)")
+        near = nearest(name, makers)
+        more = f"; did you mean {near[0]!r}?" if near else ""
+        if any(character.isdigit() for character in name):
+            more = "; bits are options: Recipe.aciq(weight_bits=4, activation_bits=8)"
+        raise RecipeError(f"recipe {name!r}: choose one of {', '.join(makers)}, or a Recipe{more}")
+
+    @classmethod
+    def from_json(cls, text: str, *, custom: Iterable[type[nn.Module]] = ()) -> Recipe:
+        """Return the recipe that a document of `to_json` describes.
+
+        No code of the document's runs. Of module types it may name PyTorch's and torchvision's.
+
+        Args:
+            text: the document itself, not its path.
+            custom: your own module types that its rules may name.
+
+        Raises:
+            RecipeError: the text is no document of a recipe, has unknown fields, or was written by
+                a later version.
+
+        >>> Recipe.from_json('{"fxquant_recipe": 1, "rules": [{"match": "fc", "skip": true}]}')
+        Recipe.minmax(skip=['fc'])
+        """
+        return from_document(text, cls, custom)
+
+    def to_json(self) -> str:
+        """Return the recipe as a document: what differs from `Recipe()`, field by field.
+
+        >>> print(Recipe.minmax(skip=[nn.Linear], end_bits=8).to_json())
+        {
+          "fxquant_recipe": 1,
+          "rules": [
+            {
+              "type": "torch.nn.Linear",
+              "skip": true
+            }
+          ],
+          "end_bits": 8
+        }
+        """
+        return to_document(self)
 
     @property
     def needs_data(self) -> bool:
@@ -283,55 +304,19 @@ class Recipe:
         return self.target.asks_of(CallSpec(None, self.logits)).activations
 
 
-_FEW_BITS = 6
-FREE_BLOCKS: dict[str, Any] = {
-    "blocks": True, "method": "adaquant", "steps": 300, "activation_learning_rate": 3e-3
-}  # fmt: skip
-"""What `Recipe.adaround` takes by itself where activations have few bits."""
-_DECIDES_BLOCKS = {"blocks", "method", "parallel", "reconstruction", "budget"}
-
-
-def _weights(bits: int | None) -> TensorSpec | None:
-    return None if bits is None else replace(WEIGHTS, bits=bits)
-
-
-_OPTIONS = {
-    "bias_correction",
-    "reconstruction",
-    "logits",
-    "products",
-    "equalization",
-    "smoothing",
-    "batchnorm_tuning",
-    "budget",
-    "end_bits",
-    "target",
+_PARTS: dict[str, type] = {
+    "weights": TensorSpec,
+    "activations": TensorSpec,
+    "reconstruction": Reconstruction,
+    "budget": Budget,
 }
 
 
-def _recipe(
-    weights: TensorSpec | None,
-    activations: TensorSpec | Literal[0] | None,
-    skip: str | type[nn.Module] | Iterable[str | type[nn.Module]],
-    rules: Iterable[Rule],
-    options: dict[str, Any],
-) -> Recipe:
-    if activations == 0:
-        raise RecipeError("activation_bits=0: choose 2 to 8 or 16, or None for weights only")
-    if isinstance(skip, (str, type)):
-        skip = (skip,)
-    for_activations = {f.name for f in fields(TensorSpec)} - {"bits"}
-    spec_options = {key: options.pop(key) for key in for_activations & options.keys()}
-    unknown = options.keys() - _OPTIONS
-    if unknown:
-        raise RecipeError(f"unknown options: {', '.join(sorted(unknown))}")
-    if activations is None and spec_options:
-        raise RecipeError(
-            f"{', '.join(sorted(spec_options))}: activations stay in float (activation_bits=None)"
-        )
-    if activations is not None:
-        activations = replace(activations, **spec_options)
-    skips = tuple(Rule(match, skip=True) for match in skip)
-    return Recipe(
-        weights=weights, activations=activations, rules=(*tuple(rules), *skips), **options
-    )
+describe_constructors(
+    {
+        "minmax": Recipe.minmax(),
+        "aciq": Recipe.aciq(),
+        "adaround": Recipe.adaround(),
+        "mixed": Recipe.mixed(average_bits=4),
+    }
+)

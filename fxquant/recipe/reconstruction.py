@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 
 from fxquant.errors import RecipeError
+from fxquant.recipe.checks import check_types, is_number, known_fields
+from fxquant.recipe.shown import short_repr
 from fxquant.stored_names import stored_as
 
 Method = Literal["adaround", "adaquant", "gram"]
-_LISTED = ", ".join(get_args(Method))
 
 
 @stored_as("Reconstruction")
-@dataclass(frozen=True, kw_only=True)
+@known_fields
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Reconstruction:
     """Options of `fxquant.passes.ReconstructRounding` and `fxquant.passes.ReconstructBlocks`.
 
@@ -76,13 +78,9 @@ class Reconstruction:
             value = getattr(self, name)
             if name == "max_bytes" and value is None:
                 continue
-            if type(value) is not int or value < 1:
-                raise RecipeError(
-                    f"Reconstruction: {name}={value!r}: give an integer of at least 1"
-                )
-        _require(self.method in get_args(Method), self, "method", f"one of {_LISTED}")
-        for name in ("parallel", "blocks"):
-            _require(type(getattr(self, name)) is bool, self, name, "True or False")
+            holds = type(value) is int and value >= 1
+            _require(holds, self, name, "an integer of at least 1")
+        check_types(self, "Reconstruction: ")
         if self.blocks and (self.parallel or self.method == "gram"):
             raise RecipeError(
                 f"Reconstruction: blocks=True with method={self.method!r}, parallel={self.parallel}"
@@ -99,10 +97,13 @@ class Reconstruction:
         _require(self.regularization >= 0, self, "regularization", "0 or a positive number")
         _require(0 <= self.warm_start <= 1, self, "warm_start", "a share in [0, 1]")
         _require(0 < self.held_out < 1, self, "held_out", "a share in (0, 1)")
-        beta = tuple(self.beta)
-        object.__setattr__(self, "beta", beta)
-        _require(len(beta) == 2 and min(beta) >= 1, self, "beta", "two numbers of at least 1")
-        _require(type(self.seed) is int, self, "seed", "an integer")
+        are_two = isinstance(self.beta, (tuple, list)) and len(self.beta) == 2
+        holds = are_two and all(is_number(each) and each >= 1 for each in self.beta)
+        _require(holds, self, "beta", "two numbers of at least 1")
+        object.__setattr__(self, "beta", tuple(self.beta))
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
     @property
     def start(self) -> Reconstruction | None:
@@ -118,9 +119,6 @@ class Reconstruction:
     def generator(self, number: int) -> torch.Generator:
         """Return what layer, or block, `number` draws with, whatever the others draw."""
         return torch.Generator().manual_seed(hash((self.seed, number)) % (1 << 63))
-
-
-OPTIONS = frozenset(each.name for each in fields(Reconstruction))
 
 
 def _require(holds: bool, options: Reconstruction, name: str, what: str) -> None:

@@ -9,6 +9,8 @@ from typing import Literal
 from torch import nn
 
 from fxquant.errors import RecipeError
+from fxquant.recipe.checks import ACTIVATION_BITS, WEIGHT_BITS, check_bits, known_fields
+from fxquant.recipe.shown import as_code, short_repr
 from fxquant.recipe.spec import WEIGHTS, CallSpec, TensorSpec
 from fxquant.stored_names import stored_as
 
@@ -16,7 +18,8 @@ Inherit = Literal["inherit"]
 
 
 @stored_as("Rule")
-@dataclass(frozen=True)
+@known_fields
+@dataclass(frozen=True, repr=False)
 class Rule:
     """An override for the calls whose qualified name or module type matches.
 
@@ -28,16 +31,37 @@ class Rule:
     """
 
     match: str | type[nn.Module]
+    """A glob on qualified names (`"layer4.*"`, `"fc"`), or a module type (`nn.Linear`)."""
     skip: bool = False
+    """Leave both sides in float."""
     weights: TensorSpec | int | Inherit | None = "inherit"
+    """A `TensorSpec`, a number of bits, None for float, or "inherit": as without the rule."""
     activations: TensorSpec | int | Inherit | None = "inherit"
+    """As `weights`, for what the call reads."""
 
     def __post_init__(self) -> None:
         is_type = isinstance(self.match, type) and issubclass(self.match, nn.Module)
         if not (is_type or (isinstance(self.match, str) and self.match)):
-            raise RecipeError(f"Rule({self.match!r}): give a glob on names or a module type")
-        for side in ("weights", "activations"):
-            _override(None, getattr(self, side), None, f"Rule({self.match!r}).{side}")
+            several = "; for several a Rule each" if isinstance(self.match, (list, tuple)) else ""
+            raise RecipeError(
+                f"Rule({self.match!r}): give a glob on names or a module type{several}"
+            )
+        if type(self.skip) is not bool:
+            bits = f"; for bits: weights={self.skip}" if isinstance(self.skip, int) else ""
+            raise RecipeError(f"{self}: skip={self.skip!r}: choose True or False{bits}")
+        for side, widths in (("weights", WEIGHT_BITS), ("activations", ACTIVATION_BITS)):
+            value = getattr(self, side)
+            if isinstance(value, int):
+                check_bits(f"{self}: {side}", value, widths)
+            elif not isinstance(value, TensorSpec | None) and value != "inherit":
+                what = "give a TensorSpec, a number of bits, None or 'inherit'"
+                raise RecipeError(f"{self}: {side}={value!r}: {what}")
+
+    def __repr__(self) -> str:
+        return short_repr(self)
+
+    def __str__(self) -> str:
+        return f"Rule({as_code(self.match)})"
 
     def matches(self, name: str, module: nn.Module | None) -> bool:
         """Say whether the rule covers the call `name`, which runs `module` (None: a function)."""
@@ -50,23 +74,17 @@ def apply_rule(rule: Rule, spec: CallSpec, own: CallSpec) -> CallSpec:
     """Return `spec` as changed by the rule; a number brings back the recipe's `own` spec."""
     if rule.skip:
         return CallSpec(None, None)
-    where = f"Rule({rule.match!r})"
     return CallSpec(
-        _override(spec.weights, rule.weights, own.weights or WEIGHTS, f"{where}.weights"),
-        _override(spec.activations, rule.activations, own.activations, f"{where}.activations"),
+        _override(spec.weights, rule.weights, own.weights or WEIGHTS),
+        _override(spec.activations, rule.activations, own.activations),
     )
 
 
 def _override(
-    spec: TensorSpec | None,
-    by: TensorSpec | int | Inherit | None,
-    own: TensorSpec | None,
-    where: str,
+    spec: TensorSpec | None, by: TensorSpec | int | Inherit | None, own: TensorSpec | None
 ) -> TensorSpec | None:
     if by == "inherit":
         return spec
-    if by is None or isinstance(by, TensorSpec):
-        return by
     if isinstance(by, int):
         return replace(spec or own or TensorSpec(), bits=by)
-    raise RecipeError(f"{where}={by!r}: give a TensorSpec, a number of bits, None or 'inherit'")
+    return by

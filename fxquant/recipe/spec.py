@@ -6,20 +6,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fxquant.errors import RecipeError
+from fxquant.recipe.checks import ACTIVATION_BITS, check_types, is_number, known_fields
+from fxquant.recipe.shown import short_repr
 from fxquant.stored_names import stored_as
 
 Range = Literal["minmax", "ema", "percentile", "mse", "aciq", "bn", "cross_entropy"]
 Distribution = Literal["auto", "laplace", "gauss"]
 Clip = Literal["report", "corrected", "weighted", "optimal"]
-_CHOICES = {
-    "range": ("minmax", "ema", "percentile", "mse", "aciq", "bn", "cross_entropy"),
-    "distribution": ("auto", "laplace", "gauss"),
-    "clip": ("report", "corrected", "weighted", "optimal"),
-}
 
 
 @stored_as("TensorSpec")
-@dataclass(frozen=True, kw_only=True)
+@known_fields
+@dataclass(frozen=True, kw_only=True, repr=False)
 class TensorSpec:
     """How one kind of tensor is quantized.
 
@@ -31,6 +29,7 @@ class TensorSpec:
     """
 
     bits: int = 8
+    """How many: 2 to 8; activations may have 16."""
     symmetric: bool = False
     """Zero-point fixed at the integer 0 (Eqs. 6-8); unsigned where no value is negative."""
     signed: bool = False
@@ -41,16 +40,21 @@ class TensorSpec:
     that only convolutions and additions of feature maps work on. Integer kernels have no such
     activations: they are for simulation."""
     range: Range = "minmax"
-    """How the clipping range is chosen: see `fxquant.numerics.activation_ranges`."""
+    """How the clipping range is chosen: "minmax": all that was seen; "ema": its moving average;
+    "percentile": all but a share; "mse": of least squared error; "aciq": of a distribution fitted;
+    "bn": from batch norms, without data; "cross_entropy": of outputs (`Recipe.logits`). For weights
+    "minmax", "percentile", "mse" and "aciq". See `fxquant.numerics.activation_ranges`."""
     percentile: float = 99.99
     """For `range="percentile"`: the share of values, in percent, that is not clipped."""
     momentum: float = 0.9
     """For `range="ema"`: what a new batch leaves of the old average, in (0, 1). Ranks of
     `torch.distributed` count one behind the other, as if their data were one sequence."""
     distribution: Distribution = "auto"
-    """For `range="aciq"`: the assumed distribution; `"auto"` takes what errs less."""
+    """For `range="aciq"`: the assumed distribution, "laplace" or "gauss"; "auto" takes what errs
+    less."""
     clip: Clip = "corrected"
-    """For `range="aciq"`: the solution to use: see `fxquant.numerics.aciq`."""
+    """For `range="aciq"`: the solution to use, "report", "corrected", "weighted" or "optimal": see
+    `fxquant.numerics.aciq`."""
     dynamic: bool = False
     """For activations, `range="minmax"` or `"aciq"`: the range is computed from each batch at
     inference, and needs no calibration. For simulation, as in the report's own experiments."""
@@ -61,19 +65,19 @@ class TensorSpec:
     """For weights and `range="mse"`: how much the squared error of a clipped value counts."""
 
     def __post_init__(self) -> None:
-        if type(self.bits) is not int or self.bits not in (*range(2, 9), 16):
+        if type(self.bits) is not int or self.bits not in ACTIVATION_BITS:
             raise RecipeError(f"bits={self.bits!r}: choose 2 to 8, or 16 for activations")
-        for field, choices in _CHOICES.items():
-            if getattr(self, field) not in choices:
-                raise RecipeError(
-                    f"{field}={getattr(self, field)!r}: choose one of {', '.join(choices)}"
-                )
-        if not 50 < self.percentile <= 100:
-            raise RecipeError(f"percentile={self.percentile}: choose a value in (50, 100]")
-        if not self.clip_weight > 0:
-            raise RecipeError(f"clip_weight={self.clip_weight}: choose a positive number")
-        if not 0 < self.momentum < 1:
-            raise RecipeError(f"momentum={self.momentum}: choose a value in (0, 1)")
+        percentile, weight, momentum = self.percentile, self.clip_weight, self.momentum
+        if not (is_number(percentile) and 50 < percentile <= 100):
+            raise RecipeError(f"percentile={percentile!r}: choose a value in (50, 100]")
+        if not (is_number(weight) and weight > 0):
+            raise RecipeError(f"clip_weight={weight!r}: choose a positive number")
+        if not (is_number(momentum) and 0 < momentum < 1):
+            raise RecipeError(f"momentum={momentum!r}: choose a value in (0, 1)")
+        check_types(self, but=["bits"])
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
     def __str__(self) -> str:
         method = f"aciq/{self.clip}" if self.range == "aciq" else self.range

@@ -10,27 +10,46 @@ another. Operations go by the names of `fxquant.graph.operation_table`'s kinds; 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias, get_args
 
 from torch import nn
 
 from fxquant.errors import RecipeError
-from fxquant.recipe.spec import CallSpec, TensorSpec
+from fxquant.recipe.checks import (
+    ACTIVATION_BITS,
+    WEIGHT_BITS,
+    check_bits,
+    check_types,
+    known_fields,
+    nearest,
+)
+from fxquant.recipe.shown import short_repr
+from fxquant.recipe.spec import CallSpec
 from fxquant.stored_names import stored_as
 
 Way: TypeAlias = Literal["lower", "to_qdq", "export_onnx"]
-_WAYS: tuple[Way, ...] = ("lower", "to_qdq", "export_onnx")
+_WAYS: tuple[Way, ...] = get_args(Way)
 _LAYERS = {
     "linear": nn.Linear,
     "conv_transpose": nn.modules.conv._ConvTransposeNd,
     "conv": nn.modules.conv._ConvNd,
 }
+_LISTS = (
+    "activation_bits", "per_tensor_weights", "integer_operations", "quantized_results", "hands_on",
+    "ways",
+)  # fmt: skip
 _MOVES = ("move", "select", "max_pool")
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "ways": _WAYS,
+    "per_tensor_weights": tuple(_LAYERS),
+    "hands_on": (*_MOVES, "concat"),
+}
 
 
 @stored_as("Target")
-@dataclass(frozen=True, kw_only=True)
+@known_fields
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Target:
     """What a runtime computes on integers, and how it wants its tensors.
 
@@ -39,6 +58,7 @@ class Target:
     """
 
     name: str
+    """What errors call it."""
     signed: bool = False
     """Whether activations are int8; else uint8."""
     zero_points: bool = True
@@ -74,22 +94,29 @@ class Target:
     def __post_init__(self) -> None:
         if not self.name or not isinstance(self.name, str):
             raise RecipeError(f"Target(name={self.name!r}): give it a name")
-        unknown = set(self.ways) - set(_WAYS)
-        if unknown:
-            raise RecipeError(
-                f"Target {self.name!r}: ways={sorted(unknown)}: choose of {', '.join(_WAYS)}"
-            )
-        if self.end_bits is not None:
-            TensorSpec(bits=self.end_bits)
+        where = f"Target {self.name!r}: "
+        check_types(self, where, but=["end_bits"])
+        for name in _LISTS:
+            given = getattr(self, name)
+            if not isinstance(given, (tuple, list)):
+                raise RecipeError(f"{where}{name}={given!r}: give a tuple")
+            object.__setattr__(self, name, tuple(given))
+        for bits in self.activation_bits:
+            check_bits(f"{where}activation_bits", bits, ACTIVATION_BITS)
+        for name in ("integer_operations", "quantized_results"):
+            if not all(isinstance(each, str) for each in getattr(self, name)):
+                raise RecipeError(f"{where}{name}={getattr(self, name)!r}: give names")
+        for name, known in _CHOICES.items():
+            unknown = [each for each in getattr(self, name) if each not in known]
+            if unknown:
+                raise RecipeError(f"{where}{name}={unknown}: choose of {', '.join(known)}")
+        check_bits(f"{where}end_bits", self.end_bits, WEIGHT_BITS, none="for no more than others")
 
     def __str__(self) -> str:
         return self.name
 
     def __repr__(self) -> str:
-        if TARGETS.get(self.name) == self:
-            return repr(self.name)  # as a recipe takes it
-        shown = (f"{each.name}={getattr(self, each.name)!r}" for each in fields(self))
-        return f"Target({', '.join(shown)})"
+        return f"TARGETS[{self.name!r}]" if TARGETS.get(self.name) == self else short_repr(self)
 
     def asks_of(self, call: CallSpec, module: nn.Module | None = None) -> CallSpec:
         """Return `call`, what a recipe asks of the call of a module, in the runtime's integers."""
@@ -120,7 +147,10 @@ class Target:
         if isinstance(target, Target):
             return target
         if not isinstance(target, str) or target not in TARGETS:
-            raise RecipeError(f"target={target!r}: choose one of {', '.join(TARGETS)}, or a Target")
+            near = nearest(target, TARGETS) if isinstance(target, str) else []
+            more = f"; did you mean {near[0]!r}?" if near else ""
+            known = ", ".join(TARGETS)
+            raise RecipeError(f"target={target!r}: choose one of {known}, or a Target{more}")
         return TARGETS[target]
 
 

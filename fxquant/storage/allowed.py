@@ -11,7 +11,7 @@ names. So that a file made by hand reaches no file, process or network, it may n
 
 Of fxquant a name is "fxquant:mark", wherever the thing is defined. Any other is "module:qualified
 name", and must be where the thing is defined. Modules are imported only inside of the packages
-above.
+above (`fxquant.stored_names.module_type_named`).
 """
 
 from __future__ import annotations
@@ -19,9 +19,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
-import importlib
-import inspect
-import sys
 from collections.abc import Callable, Iterable
 from types import FunctionType, NoneType
 from typing import Any
@@ -36,13 +33,14 @@ from fxquant.storage.known_functions import (
     known_methods,
     known_operator,
 )
-from fxquant.stored_names import stored_name, value_stored_as
+from fxquant.stored_names import (
+    is_inside,
+    loaded,
+    module_type_named,
+    stored_name,
+    value_stored_as,
+)
 
-_MODULE_PACKAGES = (
-    "torch.nn.modules", "torch.nn.utils.parametrize", "torch.nn.utils.parametrizations",
-    "torchvision.models", "torchvision.ops", "torchvision.transforms",
-)  # fmt: skip
-_REFUSED_MODULES = ("torchvision.models._api", "torchvision.models.feature_extraction")
 _REFUSED_CLASSES = ("Lambda", "PSRoIPool")
 """Modules that call what they hold, or end the process for sizes of 0."""
 _OBJECTS = (
@@ -83,7 +81,7 @@ class Allowed:
 
     def type_named(self, name: str) -> type:
         """Return a class."""
-        found = self._find(name, _types(), _MODULE_PACKAGES)
+        found = self._find(name, _types(), module_type_named)
         is_known = isinstance(found, type) and (
             name in _types()
             or name in _OBJECTS
@@ -97,7 +95,7 @@ class Allowed:
 
     def function_named(self, name: str) -> Callable[..., Any]:
         """Return a function, an operator, or a class of `custom`, which a graph may call."""
-        found = self._find(name, known_functions(), ())
+        found = self._find(name, known_functions())
         is_known = name in known_functions() or isinstance(found, _OPERATOR) or _is_own(found)
         if not (is_known or self.is_custom(found)):
             raise _refusal("function", name)
@@ -105,7 +103,7 @@ class Allowed:
 
     def method_named(self, name: str) -> FunctionType:
         """Return a method of a class of fxquant's, or one of `custom`, which a file may bind."""
-        found = self._find(name, {}, ())
+        found = self._find(name, {})
         is_method = isinstance(found, FunctionType) and "." in found.__qualname__
         if not is_method or (stored_name(found) is None and not self.is_custom(found)):
             raise _refusal("method", name)
@@ -135,17 +133,17 @@ class Allowed:
         own = (each for each in self._custom.values() if isinstance(each, type))
         return [each for each in own if not issubclass(each, nn.Module)]
 
-    def _find(self, name: str, known: dict[str, Any], packages: tuple[str, ...]) -> Any:
+    def _find(
+        self, name: str, known: dict[str, Any], search: Callable[[str], Any] | None = None
+    ) -> Any:
         module, _, qualified_name = name.partition(":")
         found = self._custom.get(name, known.get(name))
         if found is None and module == _OPERATORS:
             return known_operator(qualified_name)
         if found is None and module == _OWN:
             found = value_stored_as(qualified_name)
-        if found is None and _is_inside(module, packages):
-            found = (
-                None if _is_inside(module, _REFUSED_MODULES) else _import(module, qualified_name)
-            )
+        if found is None and search is not None:
+            found = search(name)
         return self._custom.get(qualified_name) if found is None else found
 
 
@@ -185,7 +183,7 @@ def has_name(value: type | Callable[..., Any]) -> bool:
     if "<lambda>" in name:
         return False
     known = isinstance(value, _OPERATOR) or id(value) in _names() or "<locals>" in name
-    return known or stored_name(value) is not None or _loaded(name) is value
+    return known or stored_name(value) is not None or loaded(name) is value
 
 
 @functools.cache
@@ -205,35 +203,11 @@ def _is_own(value: object) -> bool:
     return is_function and stored_name(value) is not None
 
 
-def _import(module: str, qualified_name: str) -> Any:
-    """Return what `module` itself defines under that name; else None, so of what it imports."""
-    try:
-        importlib.import_module(module)
-    except ImportError:
-        return None
-    found = _loaded(f"{module}:{qualified_name}")
-    defined = getattr(found, "__module__", None), getattr(found, "__qualname__", None)
-    return found if defined == (module, qualified_name) else None
-
-
-def _loaded(name: str) -> Any:
-    """Return what has that name in the modules that are loaded, or None."""
-    module, _, qualified_name = name.partition(":")
-    found: Any = sys.modules.get(module)
-    for part in qualified_name.split("."):
-        found = inspect.getattr_static(found, part, None)
-    return found
-
-
-def _is_inside(module: str, packages: tuple[str, ...]) -> bool:
-    return any(module == each or module.startswith(f"{each}.") for each in packages)
-
-
 def _refusal(kind: str, name: str) -> StorageError:
     module, _, qualified_name = name.partition(":")
     own = name.replace(":", ".") if module == _OPERATORS else qualified_name.rpartition(".")[2]
-    is_inside = module != _OPERATORS and _is_inside(module, ("torch", "torchvision", _OWN))
-    is_missing = is_inside and _loaded(name) is None
+    is_ours = module != _OPERATORS and is_inside(module, ("torch", "torchvision", _OWN))
+    is_missing = is_ours and loaded(name) is None
     reason, remedy = "files may not use", "if you know it and trust the file,"
     if is_missing:
         reason, remedy = "is not there in the versions installed here", "install others, or"

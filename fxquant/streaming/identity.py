@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -47,6 +47,9 @@ def digest(values: Iterable[Any]) -> str:
             state.update(f"dict {digest(value)} {digest(value.values())}".encode())
         elif isinstance(value, (tuple, list)):
             state.update(f"{type(value).__name__} {digest(value)}".encode())
+        elif is_dataclass(value) and not isinstance(value, type):  # a repr leaves out defaults
+            own = digest(getattr(value, each.name) for each in fields(value))
+            state.update(f"{type(value).__name__} {own}".encode())
         else:
             text = repr(value)
             state.update(f"{len(text)} {text}".encode())

@@ -375,7 +375,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "(bias_correction='weights'): choose bias_correction=True, which corrects the bias",
     ),
     "dynamic": (
-        lambda: quantize(recipe=Recipe.minmax(dynamic=True)),
+        lambda: quantize(recipe=Recipe.minmax(activation_dynamic=True)),
         LoweringError,
         f"{NO_FORM}'quantizers.x', 'quantizers.relu' and 3 more: ranges taken from each batch "
         "(dynamic=True): calibrate them instead",
@@ -396,7 +396,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         f"{NO_FORM}it is on meta: move it with .cpu()",
     ),
     "two obstacles": (
-        lambda: quantize(recipe=Recipe.minmax(dynamic=True)).bfloat16(),
+        lambda: quantize(recipe=Recipe.minmax(activation_dynamic=True)).bfloat16(),
         LoweringError,
         f"{NO_FORM}'quantizers.x', 'quantizers.relu' and 3 more: ranges taken from each batch "
         "(dynamic=True): calibrate them instead; its layers return torch.bfloat16: call .float() "

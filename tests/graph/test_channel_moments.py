@@ -74,7 +74,7 @@ def fit_statistics(model: nn.Module, x: Tensor) -> None:
 def test_a_model_converts_without_a_single_batch() -> None:
     model, x = make_net(), torch.randn(16, 3, 12, 12)
     fit_statistics(model, x)
-    quantized = fxquant.convert(fxquant.prepare(model, Recipe.aciq(range="bn")))
+    quantized = fxquant.convert(fxquant.prepare(model, Recipe.aciq(activation_range="bn")))
     quantizers = [each for each in quantized.modules() if isinstance(each, FakeQuantize)]
     assert len(quantizers) == 2  # the input of the model stays in float: nothing tells its range
     with torch.no_grad():
@@ -84,7 +84,7 @@ def test_a_model_converts_without_a_single_batch() -> None:
 def test_where_no_batchnorm_helps_calibration_does() -> None:
     model, x = make_net(), torch.randn(16, 3, 12, 12)
     fit_statistics(model, x)
-    prepared = fxquant.prepare(model, Recipe.aciq(range="bn"))
+    prepared = fxquant.prepare(model, Recipe.aciq(activation_range="bn"))
     fxquant.calibrate(prepared, [x], progress=False)
     quantized = fxquant.convert(prepared)
     quantizers = [each for each in quantized.modules() if isinstance(each, FakeQuantize)]
@@ -92,7 +92,9 @@ def test_where_no_batchnorm_helps_calibration_does() -> None:
 
 
 def test_what_no_batchnorm_tells_is_listed_as_float() -> None:
-    quantized = whole(fxquant.convert(fxquant.prepare(make_net(), Recipe.aciq(range="bn"))))
+    quantized = whole(
+        fxquant.convert(fxquant.prepare(make_net(), Recipe.aciq(activation_range="bn")))
+    )
     assert "input_1 = input()" in fxquant.text(quantized)
     assert "left in float: no floating-point value seen" in fxquant.text(quantized)
 
@@ -103,7 +105,7 @@ def test_unfolded_batchnorms_tell_too(per_channel: bool) -> None:
         lambda m, x: m.head(m.bn(torch.cat([m.a(x), m.b(x)], 1)).relu()),
         a=nn.Conv2d(3, 2, 1), b=nn.Conv2d(3, 2, 1), bn=nn.BatchNorm2d(4), head=nn.Conv2d(4, 2, 1),
     )  # fmt: skip
-    recipe = Recipe.aciq(range="bn", per_channel=per_channel)
+    recipe = Recipe.aciq(activation_range="bn", activation_per_channel=per_channel)
     quantized = fxquant.convert(fxquant.prepare(model, recipe))
     (quantizer,) = [each for each in quantized.modules() if isinstance(each, FakeQuantize)]
     assert quantizer.scale.shape == ((4,) if per_channel else ())

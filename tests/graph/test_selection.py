@@ -74,12 +74,20 @@ def test_records_what_the_recipe_leaves_in_float() -> None:
             "rule 'body.layer3' (#1) matches no call; did you mean body.layer2, body.layer1?",
         ),
         (
+            Rule("body", skip=True),
+            "rule 'body' (#1) matches no call; a name matches as a whole: did you mean 'body.*'?",
+        ),
+        (
+            Rule("layer2", skip=True),
+            "rule 'layer2' (#1) matches no call; did you mean body.layer2?",
+        ),
+        (
             Rule("transformer.*", skip=True),
             "rule 'transformer.*' (#1) matches no call; names start with: body, add, fc",
         ),
         (
             Rule(nn.Conv2d, skip=True),
-            "rule Conv2d (#1) matches no call; names start with: body, add, fc",
+            "rule nn.Conv2d (#1) matches no call; layers are of the types: Linear",
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else str(value.match),

@@ -1,5 +1,7 @@
 """Each function takes the models it is for, and says what another one is."""
 
+import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +10,7 @@ from torch import Tensor, nn
 
 import fxquant
 from fxquant import CaptureError, PassError, Recipe, Rule
-from fxquant.graph.states import require_converted, require_float, require_prepared
+from fxquant.graph.states import recipe_of, require_converted, require_float, require_prepared
 from tests.helpers import needs_int8
 
 
@@ -100,6 +102,41 @@ def test_a_lowered_model_is_lowered_whatever_stayed(make: Any, prefix: str, part
         "convert: got a converted model: give what fxquant.prepare(model) returned"
     )
     assert "prepare: the model is lowered already: " in message(PassError, require_float, lowered)
+
+
+@KINDS
+def test_each_form_of_a_model_tells_its_recipe(make: Any, prefix: str, tmp_path: Path) -> None:
+    recipe = Recipe.aciq(weight_bits=4, rules=[Rule("*", activations=6)])
+    prepared = fxquant.calibrate(fxquant.prepare(make(), recipe), [X])
+    converted = fxquant.convert(prepared)
+    fxquant.save(converted, tmp_path / "model.fxq")
+    loaded = fxquant.load(tmp_path / "model.fxq", custom=[Guarded])
+    for model in (prepared, converted, copy.deepcopy(converted), loaded):
+        assert recipe_of(model) == recipe
+    assert repr(recipe_of(loaded)) == repr(recipe)
+
+
+@needs_int8
+@KINDS
+def test_a_lowered_model_tells_its_recipe(make: Any, prefix: str) -> None:
+    assert recipe_of(fxquant.lower(fxquant.quantize(make(), [X], RECIPE))) == RECIPE
+
+
+def test_of_mixed_bits_the_recipe_has_those_that_were_allocated() -> None:
+    recipe = Recipe.mixed(average_bits=4, weight_bits=(2, 4, 8), reconstruction=None)
+    made = recipe_of(fxquant.quantize(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), [X], recipe))
+    assert made.rules == (Rule("0", weights=4),)
+    assert made.budget is None
+
+
+@pytest.mark.parametrize(
+    "model", [whole(), fxquant.trace(whole()), 3], ids=["float", "traced", "no model"]
+)
+def test_what_fxquant_has_not_made_has_no_recipe(model: Any) -> None:
+    assert message(PassError, recipe_of, model) == (
+        f"recipe_of: got a {type(model).__name__}: give what prepare, convert, lower or load "
+        "returned"
+    )
 
 
 @pytest.mark.parametrize("value", [3, None, 2.5], ids=repr)

@@ -95,5 +95,7 @@ def test_without_matplotlib_the_error_says_what_to_install(
 ) -> None:
     found = frontier(OPTIONS, steps=2)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(RecipeError, match="matplotlib is not installed: pip install matplotlib"):
+    with pytest.raises(
+        RecipeError, match=r"matplotlib is not installed: pip install fxquant\[plot\]"
+    ):
         found.plot(tmp_path / "frontier.png")

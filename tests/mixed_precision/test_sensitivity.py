@@ -248,7 +248,7 @@ def test_an_input_that_the_model_changes_in_place_is_taken() -> None:
 
 def test_ranges_of_each_batch_are_measured_before_their_relu() -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
-    options = measured(model, [torch.randn(32, 6)], Recipe.aciq(dynamic=True), BOTH)
+    options = measured(model, [torch.randn(32, 6)], Recipe.aciq(activation_dynamic=True), BOTH)
     found = losses(options, "2", "activations")
     assert found[4] > found[8] > 0
 

@@ -74,7 +74,7 @@ def test_the_dtype_stays(dtype: torch.dtype) -> None:
 
 
 def test_a_model_converts_without_data_and_stands_before_its_relus() -> None:
-    recipe = Recipe.aciq(dynamic=True, bias_correction=False)
+    recipe = Recipe.aciq(activation_dynamic=True, bias_correction=False)
     quantized = fxquant.convert(fxquant.prepare(small_net(), recipe))
     assert graph_text(quantized).splitlines()[:6] == [
         "input_1 = input()",
@@ -91,14 +91,16 @@ def test_a_model_converts_without_data_and_stands_before_its_relus() -> None:
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_it_is_as_good_as_a_calibrated_range(per_channel: bool) -> None:
     model, x = small_net(), torch.randn(16, 3, 8, 8)
-    quantized = fxquant.quantize(model, [x], Recipe.aciq(dynamic=True, per_channel=per_channel))
+    quantized = fxquant.quantize(
+        model, [x], Recipe.aciq(activation_dynamic=True, activation_per_channel=per_channel)
+    )
     with torch.no_grad():
         assert sqnr(model(x), quantized(x)) > 33
 
 
 def test_the_report_names_it() -> None:
     quantized = fxquant.quantize(
-        small_net(), [torch.randn(4, 3, 8, 8)], Recipe.aciq(dynamic=True), progress=False
+        small_net(), [torch.randn(4, 3, 8, 8)], Recipe.aciq(activation_dynamic=True), progress=False
     )
     rows = fxquant.report(quantized).rows
     assert [row.inputs for row in rows] == ["8 bits aciq/corrected"] * 3
@@ -106,7 +108,9 @@ def test_the_report_names_it() -> None:
 
 def test_copies_and_pickles_compute_the_same() -> None:
     quantized = fxquant.convert(
-        fxquant.prepare(small_net(), Recipe.aciq(dynamic=True, per_channel=True))
+        fxquant.prepare(
+            small_net(), Recipe.aciq(activation_dynamic=True, activation_per_channel=True)
+        )
     )
     x = torch.randn(2, 3, 8, 8)
     with torch.no_grad():
@@ -116,7 +120,7 @@ def test_copies_and_pickles_compute_the_same() -> None:
 
 def test_a_model_with_dynamic_ranges_is_converted_already() -> None:
     model = Net(lambda m, x: m.fc(x), fc=nn.Linear(4, 2))
-    quantized = fxquant.convert(fxquant.prepare(model, Recipe.minmax(dynamic=True)))
+    quantized = fxquant.convert(fxquant.prepare(model, Recipe.minmax(activation_dynamic=True)))
     with pytest.raises(fxquant.PassError, match="a converted model"):
         fxquant.convert(quantized)
 
@@ -126,7 +130,7 @@ def test_a_tensor_without_the_axis_of_channels_has_one_range(dynamic: bool) -> N
     bias = torch.randn(8)
     model = Net(lambda m, x: m.conv(x * 2 + m.b), b=nn.Parameter(bias), conv=nn.Conv2d(3, 4, 1))
     x = torch.randn(4, 3, 8, 8)
-    recipe = Recipe.minmax(per_channel=True, dynamic=dynamic)
+    recipe = Recipe.minmax(activation_per_channel=True, activation_dynamic=dynamic)
     quantized = fxquant.quantize(model, [x], recipe, progress=False)
     with torch.no_grad():
         assert sqnr(model(x), quantized(x)) > 35

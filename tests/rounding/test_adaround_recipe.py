@@ -195,7 +195,9 @@ def test_an_unwritable_checkpoint_folder_is_a_clear_error(tmp_path: Any) -> None
 
 
 def test_options_go_where_they_belong() -> None:
-    made = Recipe.adaround(weight_bits=2, steps=7, seed=3, range="aciq", bias_correction=True)
+    made = Recipe.adaround(
+        weight_bits=2, steps=7, seed=3, activation_range="aciq", bias_correction=True
+    )
     assert made.reconstruction == Reconstruction(steps=7, seed=3)
     assert made.activations is not None
     assert made.weights is not None

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fxquant import StorageError
+from fxquant import StorageError, TensorSpec
 from fxquant.streaming.checkpoint import Checkpoint
 from fxquant.streaming.identity import digest
 
@@ -272,3 +273,17 @@ def test_digests_of_different_values_differ(one: list[Any], other: list[Any]) ->
 def test_digests_of_equal_values_are_equal(one: list[Tensor], other: list[Tensor]) -> None:
     assert digest(one) == digest(iter(other))
     assert len(digest(one)) == 32
+
+
+def test_a_digest_tells_fields_apart_that_a_repr_leaves_out() -> None:
+    specs = [TensorSpec(), TensorSpec(clip="report")]
+    assert len({digest([spec]) for spec in specs}) == 2
+
+    @dataclass(repr=False)
+    class Silent:
+        value: int
+
+        def __repr__(self) -> str:
+            return "Silent()"
+
+    assert digest([Silent(1)]) == digest([Silent(1)]) != digest([Silent(2)])

@@ -59,8 +59,8 @@ RECIPES = {
         fxquant.Recipe.adaround(weight_bits=3, steps=150, seed=seed) for seed in range(SEEDS)
     ],
     "nearest": [fxquant.Recipe.aciq(weight_bits=3, bias_correction=False)],
-    "minmax": [fxquant.Recipe.aciq(range="minmax")],
-    "aciq": [fxquant.Recipe.aciq(range="aciq")],
+    "minmax": [fxquant.Recipe.aciq(activation_range="minmax")],
+    "aciq": [fxquant.Recipe.aciq(activation_range="aciq")],
 }
 ended = {}
 for kind in sys.argv[2].split(","):

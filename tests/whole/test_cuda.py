@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 RECIPES = {
     "minmax": Recipe.minmax(),
     "aciq": Recipe.aciq(),
-    "per channel": Recipe.aciq(per_channel=True),
+    "per channel": Recipe.aciq(activation_per_channel=True),
     "adaround": Recipe.adaround(steps=100),
     "adaround, biases corrected": Recipe.adaround(steps=100, bias_correction=True),
     "gram": Recipe.adaround(method="gram"),
@@ -25,7 +25,7 @@ RECIPES = {
     "blocks": Recipe.adaround(blocks=True, steps=50),
     "batch norms tuned": Recipe.aciq(batchnorm_tuning=True),
     "for TensorRT": Recipe.aciq(target="tensorrt"),
-    "every batch": Recipe.aciq(dynamic=True),
+    "every batch": Recipe.aciq(activation_dynamic=True),
     "mixed": Recipe.mixed(max_bytes=2_000),
 }
 

@@ -14,7 +14,7 @@ from fxquant.numerics.affine import Affine, Grid
 from fxquant.numerics.decibels import sqnr
 from tests.helpers import Net
 
-RECIPE = Recipe.aciq(per_channel=True, distribution="laplace")
+RECIPE = Recipe.aciq(activation_per_channel=True, activation_distribution="laplace")
 X = torch.randn(16, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
 
@@ -86,7 +86,9 @@ def test_channels_of_different_size_all_keep_their_precision(kind: Any) -> None:
         wanted = model.first(x).relu()  # type: ignore[operator]
     worst = []
     for per_channel in (False, True):
-        recipe = Recipe.aciq(range=kind, per_channel=per_channel, bias_correction=False)
+        recipe = Recipe.aciq(
+            activation_range=kind, activation_per_channel=per_channel, bias_correction=False
+        )
         quantized = fxquant.quantize(model, [x], recipe, progress=False)
         found = quantized.get_submodule("quantizers.relu")(wanted)
         worst.append(min(sqnr(wanted[:, c], found[:, c]) for c in range(6)))

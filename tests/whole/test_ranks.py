@@ -274,7 +274,7 @@ def test_of_three_ranks_those_concerned_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [2, 3])
 def test_moving_averages_are_those_of_one_process(number: int, tmp_path: Path) -> None:
-    recipe = Recipe.minmax(range="ema", momentum=0.5)
+    recipe = Recipe.minmax(activation_range="ema", activation_momentum=0.5)
     batches = share(0, 6)
 
     def scales(rank: int, number: int = number) -> list[float]:

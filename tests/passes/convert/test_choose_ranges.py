@@ -119,7 +119,9 @@ def test_clips_an_outlier_where_the_recipe_says_so() -> None:
     x[0, 0] = 1000.0
     scales = {}
     for method in ("minmax", "mse", "percentile"):
-        recipe = Recipe.minmax(activation_bits=4, range=method, percentile=99.9)
+        recipe = Recipe.minmax(
+            activation_bits=4, activation_range=method, activation_percentile=99.9
+        )
         gm = calibrated(nn.Sequential(identity(256)), x, recipe=recipe)
         apply(ChooseRanges(), gm)
         scales[method] = quantizers(gm)["input_1"].scale.item()
