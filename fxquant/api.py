@@ -5,29 +5,30 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from functools import partial
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from fxquant.calibration.arguments import Forward, arguments_of, call_on_batch
 from fxquant.calibration.counted_call import counted_first_call, is_counted
-from fxquant.calibration.examples import (
-    batch_call,
-    example_call,
-)
 from fxquant.calibration.first_calls import is_compared
 from fxquant.calibration.input_keeper import collect_inputs, find_keeper
 from fxquant.calibration.nonfinite import require_finite
 from fxquant.calibration.observed import check_calibrated
+from fxquant.calling.arguments import Forward, arguments_of, call_on_batch
+from fxquant.calling.description import in_brackets
+from fxquant.calling.examples import batch_call, example_call
+from fxquant.calling.loaders import is_empty, no_batches, require_batches
 from fxquant.capture.example import Call
 from fxquant.capture.partition import capture
 from fxquant.conversion import converted
 from fxquant.errors import CalibrationError, CaptureError
+from fxquant.given_passes import Passes
 from fxquant.graph.states import require_float, require_prepared
 from fxquant.modules.own import own_modules
+from fxquant.passes.pipeline import AnyPass, as_passes
 from fxquant.preparation import prepare_anew, prepared_copy
 from fxquant.recipe.given import as_recipe
 from fxquant.recipe.recipe import Recipe
@@ -40,6 +41,7 @@ from fxquant.streaming.rank_facts import (
     require_same,
     take_first_ranks,
 )
+from fxquant.streaming.said_once import said_once
 
 _logger = logging.getLogger("fxquant")
 
@@ -52,12 +54,19 @@ def prepare(
     leaf_modules: Sequence[type[nn.Module] | str] = (),
     regions: Iterable[str] | None = None,
     verify: bool = True,
+    passes: Iterable[AnyPass] | AnyPass = (),
 ) -> nn.Module:
     """Return a copy of `model`, batch norms folded and observers in place, ready to calibrate.
 
     Where the model can be traced whole, the copy is a `GraphModule`. Else it is of the model's own
     type, and its largest traceable submodules are `GraphModule`s (`fxquant.capture.partition`);
     `report` lists them, and what stayed in float.
+
+    A model that is a graph already (`fxquant.trace`, `torch.fx.symbolic_trace`), with passes of
+    your own run on it or not, is taken as it is: names of nodes and modules stay, what the nodes'
+    `meta` holds too, and what was folded or recorded by passes of fxquant. Layers may be modules or
+    functions, whose calls get names of modules. Graphs of ATen operators (`torch.export`) have no
+    layers, and are refused.
 
     Args:
         model: left as it is. The copy is put in eval mode.
@@ -72,11 +81,16 @@ def prepare(
         verify: compare what was captured with `model`, on `example_inputs` and on the first calls,
             and leave in Python what differs: on the example, or, without one, on the first batch of
             `calibrate`. Elsewhere it is a `CaptureError`. Costs a few float forwards.
+        passes: of your own, passes or functions of a `GraphModule` (`fxquant.Pipeline`), to run on
+            each graph as it was captured, before anything else. They may change what it computes:
+            that is then the float model, which is folded, observed and learned from.
 
     Raises:
         CaptureError: nothing with a layer in it can be traced, or is left to quantize.
         RecipeError: a rule of the recipe matches nothing.
-        PassError: the model is prepared or converted already.
+        PassError: the model is prepared or converted already; or, named, one of `passes` leaves a
+            graph that does not run, or takes other inputs.
+        CalibrationError: the model raises an error on `example_inputs`, which is the cause.
 
     >>> prepared = prepare(nn.Sequential(nn.Linear(4, 2), nn.ReLU()))
     >>> prepared(torch.ones(1, 4)).shape
@@ -85,7 +99,11 @@ def prepare(
     require_float(model)
     call = None if example_inputs is None else example_call(model, example_inputs)
     capture_with = partial(capture, leaf_modules=leaf_modules, regions=_listed(regions))
-    return prepared_copy(model, as_recipe(recipe), capture_with, call, verify=verify)
+    given = as_passes(passes)
+    with said_once():
+        return prepared_copy(
+            model, as_recipe(recipe), capture_with, call, verify=verify, passes=given
+        )
 
 
 def calibrate(
@@ -108,20 +126,34 @@ def calibrate(
             list the first items, as many as it needs; of a dict keywords, or, where none of them is
             an argument and the model takes but one, all as that.
         forward: called as `forward(prepared, batch)` instead, for anything else.
-        progress: show a bar; None means where there is a terminal.
+        progress: show a bar; None means where there is a terminal or a notebook.
 
     Raises:
-        CalibrationError: no batch, a batch of a type that is not understood, NaN or infinity.
+        CalibrationError: no batch, a batch of a type that is not understood, or that the model
+            raises an error on, which is the cause; NaN or infinity.
 
     >>> prepared = prepare(nn.Sequential(nn.Linear(4, 2), nn.ReLU()))
     >>> _ = calibrate(prepared, [torch.tensor([[-1.0, 0.0, 2.0, 3.0]])])
     >>> prepared.observers.input_1.high
     tensor(3.)
     """
+    return _calibrate(prepared, batches, forward, progress)
+
+
+def _calibrate(
+    prepared: nn.Module,
+    batches: Iterable[Any],
+    forward: Forward | None,
+    progress: bool | None,
+    total: int | None = None,
+) -> nn.Module:
+    """Return what `calibrate` does; `total` is the number of batches, if they do not tell."""
     require_prepared(prepared, "calibrate")
-    number, keeper = -1, find_keeper(prepared)
-    with torch.no_grad(), counted_first_call(prepared):
-        for number, batch in enumerate(bar(batches, "calibrating", progress)):
+    require_batches(batches, "calibrate", forward)
+    number, num_empty, keeper = -1, 0, find_keeper(prepared)
+    with said_once(), torch.no_grad(), counted_first_call(prepared):
+        for number, batch in enumerate(bar(batches, "calibrating", progress, total=total)):
+            num_empty += is_empty(batch)
             run = partial(_forward, prepared, batch, f"batch {number}", forward)
             kept = len(keeper.batches) if keeper is not None else 0
             try:
@@ -137,7 +169,12 @@ def calibrate(
                     keeper.forget_from(kept)
                 raise
     if number < 0:
-        raise CalibrationError("calibrate: `batches` is empty: give at least one batch")
+        raise no_batches(batches, "calibrate")
+    if num_empty == number + 1:
+        raise CalibrationError(
+            f"calibrate: no sample in {number + 1} batch{'es' * (number > 0)}, "
+            f"{in_brackets(batch)}: see what the loader reads"
+        )
     return prepared
 
 
@@ -147,6 +184,7 @@ def convert(
     *,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
+    passes: Iterable[AnyPass] | AnyPass = (),
 ) -> nn.Module:
     """Return the fake-quantized model: integer weights, and activations rounded to their grids.
 
@@ -161,10 +199,16 @@ def convert(
             needs no data.
         checkpoint: a folder for the layers that a reconstruction has finished. Killed at any moment
             and started again, it goes on with the first unfinished layer, to the same result.
-        progress: show a bar; None means where there is a terminal.
+        progress: show a bar; None means where there is a terminal or a notebook.
+        passes: of your own, to run behind calibration, before anything else: on each graph as
+            `prepare` returned it, with the observers, which hold what they saw. They may change
+            weights and calls, and so the float model that roundings and biases are fitted to; each
+            tensor to be quantized keeps an observer, and its shape. What they change of the values
+            the observers do not see again: let the pass change these too.
 
     Raises:
-        PassError: `prepared` did not come from `prepare`.
+        PassError: `prepared` did not come from `prepare`; or, named, one of `passes` leaves a
+            graph that does not run, or in which an observer is missing.
         CalibrationError: it has seen no batch, or a layer's data is not finite.
         RankError: ranks differ in recipe, model or versions, or another has failed or ended.
         StorageError: the checkpoint belongs to another model, recipe or data; the disk is full.
@@ -174,10 +218,13 @@ def convert(
     >>> convert(prepared).get_submodule("0").weight_integers.dtype
     torch.int8
     """
-    with together("convert"):
+    given = as_passes(passes)
+    with said_once(), together("convert"):
         recipe = require_prepared(prepared, "convert")
+        if batches is not None:
+            require_batches(batches, "convert")
         _compare_ranks("convert", recipe, prepared)
-        return _convert(prepared, batches, Run(checkpoint, progress))
+        return _convert(prepared, batches, Run(checkpoint, progress), given)
 
 
 def quantize(
@@ -192,8 +239,12 @@ def quantize(
     verify: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
+    prepare_passes: Iterable[AnyPass] | AnyPass = (),
+    convert_passes: Iterable[AnyPass] | AnyPass = (),
 ) -> nn.Module:
     """Return `convert(calibrate(prepare(model), batches))`; see there.
+
+    `prepare_passes` are the `passes` of `prepare`, `convert_passes` those of `convert`.
 
     Without `example_inputs` the first batch is the example. Where a later batch contradicts what
     it fixed, all begins again without an example, if `batches` can be read again.
@@ -204,19 +255,26 @@ def quantize(
     >>> type(quantized.get_submodule("0")).__name__
     'QuantizedLinear'
     """
-    with together("quantize"):
+    in_front, behind = as_passes(prepare_passes), as_passes(convert_passes)
+    with said_once(), together("quantize"):
         require_float(model)
+        require_batches(batches, "quantize", forward)
         recipe = as_recipe(recipe)
         _compare_ranks("quantize", recipe, model)
         capture_with = partial(capture, leaf_modules=leaf_modules, regions=_listed(regions))
-        prepare_with = partial(prepared_copy, model, recipe, capture_with, verify=verify)
-        calibrate_on = partial(calibrate, forward=forward, progress=progress)
+        prepare_with = partial(
+            prepared_copy, model, recipe, capture_with, verify=verify, passes=in_front
+        )
+        total = len(batches) if isinstance(batches, Sized) else None
+        calibrate_on = partial(_calibrate, forward=forward, progress=progress, total=total)
         iterator = iter(batches)
         first = list(itertools.islice(iterator, 1))
+        if not first:
+            raise no_batches(batches, "quantize")
         call: Call | None = None
         if example_inputs is not None:
             call = example_call(model, example_inputs)
-        elif first:
+        else:
             call = batch_call(model, first[0], forward)
         prepared = prepare_with(call=call)
         try:
@@ -224,11 +282,11 @@ def quantize(
         except CaptureError as error:
             if example_inputs is not None or call is None or iterator is batches:
                 raise
-            _logger.warning("batches differ, so the first is no example for the model: %s", error)
+            _logger.info("batches differ, so the first is no example for the model: %s", error)
             prepared = calibrate_on(prepare_with(call=None), batches)
         if num_ranks() > 1:
             require_same("quantize, once prepared", facts_of_graphs(prepared))
-        return _convert(prepared, None, Run(checkpoint, progress))
+        return _convert(prepared, None, Run(checkpoint, progress), behind)
 
 
 def _compare_ranks(name: str, recipe: Recipe, model: nn.Module) -> None:
@@ -241,17 +299,21 @@ def _compare_ranks(name: str, recipe: Recipe, model: nn.Module) -> None:
         require_same(name, versions | facts)
 
 
-def _convert(prepared: nn.Module, batches: Iterable[Any] | None, run: Run) -> nn.Module:
+def _convert(
+    prepared: nn.Module, batches: Iterable[Any] | None, run: Run, passes: Passes
+) -> nn.Module:
     recipe = require_prepared(prepared, "convert")
     if num_ranks() > 1:
         check_calibrated(prepared)  # what each has seen by itself
     inputs = collect_inputs(prepared, recipe.data, batches) if recipe.needs_data else []
-    model = converted(prepared, recipe, inputs, run)
+    model = converted(prepared, recipe, inputs, run, passes)
     take_first_ranks(model)
     return model
 
 
 def _listed(names: Iterable[str] | None) -> list[str] | None:
+    if isinstance(names, str):
+        raise CaptureError(f"regions={names!r}: give a list of names: [{names!r}]")
     return None if names is None else list(names)
 
 

@@ -16,7 +16,9 @@ from fxquant.calibration.region_calls import are_aligned, record_calls, regions_
 from fxquant.capture.naming import Untraced, find_regions
 from fxquant.capture.region import Region
 from fxquant.errors import CalibrationError
+from fxquant.given_passes import Passes, run_behind
 from fxquant.graph.journal import read_untraced, write_journals
+from fxquant.graph.records import refusals_of, tell_refusals
 from fxquant.mixed_precision.resolve import set_bits, with_bits
 from fxquant.modules.copies import copy_module
 from fxquant.passes.convert.choose_ranges import ChooseRanges
@@ -45,8 +47,11 @@ _START = "_start"  # no module's name: a folder of the checkpoint
 _Calls = Sequence[Arguments]
 
 
-def steps(recipe: Recipe) -> list[Step]:
+def steps(recipe: Recipe, passes: Passes = ()) -> list[Step]:
     """Return what makes a quantized model of a calibrated one, in order; bits are settled before.
+
+    Passes of the caller's own see the graph that `fxquant.prepare` returned, with what its
+    observers saw; the float copy, and all that looks back at it, is what they made.
 
     >>> for step in steps(Recipe.adaround(batchnorm_tuning=True)):
     ...     print(step)
@@ -55,11 +60,15 @@ def steps(recipe: Recipe) -> list[Step]:
     KeepFloats → ChooseRanges → MarkFusedRelu → QuantizeWeights
     ReconstructRounding on calls of both
     TuneBatchNorm on calls of both
+    >>> def my_function(gm: fx.GraphModule) -> None: ...
+    >>> print(steps(Recipe.minmax(), Pipeline(my_function).passes)[0])
+    my_function, checked
     """
     start = recipe.data.start if num_ranks() == 1 else None  # several are refused: at once
     learn = ReconstructBlocks if recipe.data.blocks else ReconstructRounding
     correct = CorrectWeights if recipe.bias_correction == "weights" else CorrectBias
     table: list[tuple[object, Step]] = [
+        (passes, GivenPasses(passes, recipe)),
         # Calibration told the ranks that were unknown before.
         (True, OnEachGraph(Pipeline(FoldBatchNorm(), AbsorbBatchNorm()))),
         (recipe.smoothing, OnOwnCalls(recipe)),
@@ -78,10 +87,14 @@ def steps(recipe: Recipe) -> list[Step]:
     return [step for is_wanted, step in table if is_wanted]
 
 
-def converted(prepared: nn.Module, recipe: Recipe, inputs: _Calls, run: Run) -> nn.Module:
+def converted(
+    prepared: nn.Module, recipe: Recipe, inputs: _Calls, run: Run, passes: Passes = ()
+) -> nn.Module:
     """Return what `fxquant.convert` does; `inputs` are the data, if the recipe needs any."""
     is_mixed = recipe.budget is not None
     if is_mixed:
+        if passes:  # bits are measured of what they make
+            prepared, passes = _behind(passes, prepared, recipe), ()
         quick = partial(converted, prepared, run=Run(progress=False))
         recipe = with_bits(prepared, recipe, inputs, quick, run.progress)
     model = copy_module(prepared)
@@ -99,10 +112,20 @@ def converted(prepared: nn.Module, recipe: Recipe, inputs: _Calls, run: Run) -> 
     for left in uncalled:
         DropObservers()(graphs.pop(left.path))
     draft = Draft(model, graphs, inputs, run)
-    for step in steps(recipe):
+    for step in steps(recipe, passes):
         step(draft)
     write_journals(model, recipe, (*read_untraced(model), *uncalled, *_release_parts(model)))
+    known = refusals_of(find_regions(prepared).values())
+    tell_refusals("convert", find_regions(model).values(), known)
     return model
+
+
+def _behind(passes: Passes, prepared: nn.Module, recipe: Recipe) -> nn.Module:
+    """Return a copy of a calibrated model whose graphs went through passes of the caller's own."""
+    copied = copy_module(prepared)
+    combine_observers(copied)
+    run_behind(passes, [gm for gm in find_regions(copied).values() if _is_called(gm)], recipe)
+    return copied
 
 
 @dataclass
@@ -140,6 +163,21 @@ class OnEachGraph:
 
     def __str__(self) -> str:
         return str(self.passes)
+
+
+@dataclass(frozen=True)
+class GivenPasses:
+    """Passes of the caller's own, on graphs with observers that have seen the data."""
+
+    passes: Passes
+    recipe: Recipe
+
+    def __call__(self, draft: Draft) -> None:
+        """Run each on one graph after the other, and check what came of it."""
+        run_behind(self.passes, draft.graphs.values(), self.recipe)
+
+    def __str__(self) -> str:
+        return f"{Pipeline(*self.passes)}, checked"
 
 
 class CopyFloat:
@@ -237,11 +275,15 @@ class OnCalls:
         return f"{self.make.__name__} on calls of both"
 
 
+def _is_called(gm: fx.GraphModule) -> bool:
+    return not isinstance(gm, Region) or was_called(gm)
+
+
 def _uncalled(model: nn.Module) -> list[Untraced]:
     """Return the regions that calibration never ran through, which stay in float, to report."""
     uncalled = []
     for path, gm in find_regions(model).items():
-        if isinstance(gm, Region) and not was_called(gm):
+        if isinstance(gm, Region) and not _is_called(gm):
             parts = ", ".join(f"{path}.{name}" for name in gm.calls.parts)
             reason = f"never called as a whole, only {parts}: name these with regions=[…]"
             uncalled.append(Untraced(path, type(gm).__name__, reason if parts else _NEVER))

@@ -9,21 +9,28 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from fxquant.api import quantize
-from fxquant.calibration.arguments import Forward
-from fxquant.capture.given_models import unwrapped
+from fxquant.calling.arguments import Forward, call_on_batch
+from fxquant.calling.description import described
+from fxquant.calling.loaders import require_batches
+from fxquant.capture.given_models import require_module, unwrapped
+from fxquant.display.figures import Figure, Point, Points, Tile, Tiles
 from fxquant.display.shown import Shown
 from fxquant.display.table import Column, Table, Value
-from fxquant.errors import CalibrationError, RecipeError
+from fxquant.errors import CalibrationError, RecipeError, kind_of
 from fxquant.mixed_precision.allocation import require_scipy
 from fxquant.recipe.budget import Budget
 from fxquant.recipe.recipe import Recipe
 from fxquant.recipe.starts import FREE_BLOCKS
 from fxquant.reporting.agreement import Agreement
 from fxquant.reporting.running_copies import copy_to_run
+from fxquant.reporting.table import report
 from fxquant.streaming.distributed import gather_objects
+from fxquant.streaming.long_runs import UnitsBar
+from fxquant.streaming.said_once import said_once
 
 _logger = logging.getLogger("fxquant")
 _JUDGED = 4  # of so many batches one judges, where there is no `evaluate`
@@ -92,6 +99,33 @@ class Search(Shown):
             rows.append((*values, verdict if chosen else None))
         return [Table(_COLUMNS, tuple(rows))]
 
+    def figures(self) -> list[Figure]:
+        """Return the key numbers, and each rung's score against the seconds that it took."""
+        taken = next(each for each in self.attempts if each.rung.recipe is self.recipe)
+        points = tuple(
+            Point(
+                each.rung.name,
+                each.seconds,
+                each.score,
+                f"{each.score:.2f}, {each.seconds:.1f} s",
+                is_chosen=each is taken,
+            )
+            for each in self.attempts
+        )
+        tiles = (
+            Tile("Score", f"{taken.score:.2f}", f"float: {self.float_score:.2f}"),
+            Tile("Below float", f"{taken.drop:.2f}", f"at most {self.max_drop:g} was asked for"),
+            Tile("Taken" if self.met else "Best, target not met", taken.rung.name),
+            Tile("Seconds", f"{sum(each.seconds for each in self.attempts):.0f}", "of all rungs"),
+        )
+        target = [("target", self.float_score - self.max_drop)] if self.max_drop else []
+        levels = ("float", self.float_score), *target
+        return [Tiles(tiles), Points("Rungs", "seconds", "score", points, levels)]
+
+    def parts(self) -> list[Shown]:
+        """Return the report of the model that was taken."""
+        return [report(self.model)]
+
 
 def ladder(weight_bits: int = 8, activation_bits: int | None = 8) -> tuple[Rung, ...]:
     """Return the rungs that `search` tries, cheapest first.
@@ -144,7 +178,7 @@ def search(
         rungs: what to try, in this order; None: `ladder(weight_bits, activation_bits)`.
         weight_bits: of the ladder.
         activation_bits: of the ladder; None leaves activations in float.
-        progress: show bars; None means where there is a terminal.
+        progress: show bars; None means where there is a terminal or a notebook.
         forward: called as `forward(model, batch)`, as in `fxquant.calibrate`; what it returns are
             the outputs that are judged, where there is no `evaluate`.
         options: to `fxquant.quantize`: `example_inputs`, `leaf_modules`, `regions`, …
@@ -160,13 +194,27 @@ def search(
     if not rungs:
         raise RecipeError("search: `rungs` is empty: give at least one")
     for rung in rungs:
+        if not isinstance(rung, Rung):
+            raise RecipeError(
+                f"search: {kind_of(rung)} among the rungs: give Rung(name, recipe), of "
+                "fxquant.ladder"
+            )
         if rung.recipe.budget is not None:
             require_scipy(f"search: {rung.name!r} has a budget")
+    if not (evaluate is None or callable(evaluate)):
+        raise RecipeError(
+            f"search: evaluate={evaluate!r}: give a function that takes a model and returns its "
+            "score"
+        )
+    require_module(model)
+    require_batches(batches, "search", forward)
     model, kept = unwrapped(model), list(batches)
+    _require_all(model, kept, forward)
     if evaluate is None:
         if len(kept) < 2:
             raise CalibrationError(
-                f"search: {len(kept)} batches: give at least two, one to judge by, or `evaluate`"
+                f"search: {len(kept)} batch{'es' * (len(kept) != 1)}: give at least two, one to "
+                "judge by, or `evaluate`"
             )
         judged = range(_JUDGED - 1, len(kept), _JUDGED) or range(len(kept) - 1, len(kept))
         evaluate = Agreement(model, [kept[number] for number in judged], "search", forward)
@@ -174,20 +222,24 @@ def search(
     float_score = _score(evaluate, model, "the float model")
     attempts: list[Attempt] = []
     best: tuple[nn.Module, Attempt] | None = None
-    for rung in rungs:
-        start = time.perf_counter()
-        quantized = quantize(
-            model, kept, rung.recipe, progress=progress, forward=forward, **options
-        )
-        seconds = time.perf_counter() - start
-        score = _score(evaluate, quantized, rung.name)
-        attempts.append(Attempt(rung, score, float_score - score, seconds))
-        _logger.info("%s: %.2f, %.2f below float", rung.name, score, float_score - score)
-        if best is None or score > best[1].score:
-            best = quantized, attempts[-1]
-        if attempts[-1].drop <= max_drop:
-            best = quantized, attempts[-1]
-            break
+    with said_once(), UnitsBar("search", "recipes", [1] * len(rungs), progress) as shown:
+        for rung in rungs:
+            shown.begin(rung.name)
+            start = time.perf_counter()
+            quantized = quantize(
+                model, kept, rung.recipe, progress=progress, forward=forward, **options
+            )
+            seconds = time.perf_counter() - start
+            score = _score(evaluate, quantized, rung.name)
+            attempts.append(Attempt(rung, score, float_score - score, seconds))
+            _logger.info("%s: %.2f, %.2f below float", rung.name, score, float_score - score)
+            shown.end()
+            if best is None or score > best[1].score:
+                best = quantized, attempts[-1]
+            if attempts[-1].drop <= max_drop:
+                best = quantized, attempts[-1]
+                shown.stop()
+                break
     assert best is not None
     found, attempt = best
     met = attempt.drop <= max_drop
@@ -204,8 +256,23 @@ def _possible(rungs: tuple[Rung, ...]) -> tuple[Rung, ...]:
     return rungs
 
 
+def _require_all(model: nn.Module, batches: Sequence[Any], forward: Forward | None) -> None:
+    """Raise `CalibrationError` if the model cannot take a batch, before the rungs renumber them."""
+    running = copy_to_run(model)
+    with torch.no_grad():
+        for number, batch in enumerate(batches):
+            call_on_batch(running, batch, f"batch {number}", forward)
+
+
 def _score(evaluate: Callable[[nn.Module], float], model: nn.Module, name: str) -> float:
-    scores = gather_objects(float(evaluate(copy_to_run(model))), f"the score of {name}")
+    found = evaluate(copy_to_run(model))
+    try:
+        own = float(found)
+    except (TypeError, ValueError) as error:
+        raise CalibrationError(
+            f"search: `evaluate` returned {described(found)} for {name}: return one number"
+        ) from error
+    scores = gather_objects(own, f"the score of {name}")
     score: float = sum(scores) / len(scores)  # of all ranks, so that they go on or end together
     if not math.isfinite(score):
         raise CalibrationError(f"search: the score of {name} is {score}: `evaluate` must be finite")

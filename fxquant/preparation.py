@@ -15,19 +15,22 @@ from functools import partial
 from torch import fx, nn
 
 from fxquant.calibration.counted_call import count_first_call, counted_first_call
-from fxquant.calibration.examples import Example, check_folding, run_examples
 from fxquant.calibration.first_calls import FirstCalls, compare_first_calls, uncompared_source
 from fxquant.calibration.input_keeper import keep_inputs
 from fxquant.calibration.proof import prove, reference_of
+from fxquant.calling.examples import Example, check_folding, run_examples
 from fxquant.capture.example import Call
 from fxquant.capture.naming import find_regions
 from fxquant.capture.partition import Captured
 from fxquant.errors import CaptureError
+from fxquant.given_passes import Passes, run_in_front
 from fxquant.graph.journal import write_journals
 from fxquant.graph.operations import is_layer
+from fxquant.graph.records import tell_refusals
 from fxquant.graph.selection import check_rules, select_calls
 from fxquant.graph.states import require_prepared
 from fxquant.mixed_precision.allocation import require_scipy
+from fxquant.modules.copies import copy_module
 from fxquant.passes.float_passes import float_passes
 from fxquant.passes.pipeline import Pipeline
 from fxquant.passes.prepare.insert_observers import InsertObservers
@@ -44,6 +47,7 @@ def prepared_copy(
     call: Call | None,
     *,
     verify: bool,
+    passes: Passes = (),
 ) -> nn.Module:
     """Return what `fxquant.prepare` returns.
 
@@ -53,6 +57,7 @@ def prepared_copy(
         capture_with: `fxquant.capture.partition.capture`, with the caller's options.
         call: what the model is called with in an example, if there is one.
         verify: whether to compare with `model`, now and on the first calls.
+        passes: the caller's own, in front of all others.
 
     Raises:
         CaptureError, PassError, RecipeError: as `fxquant.prepare`.
@@ -65,12 +70,16 @@ def prepared_copy(
         reference = reference_of(model, captured.model)
         captured = prove(reference, captured, call, lambda left: capture_again(model, left=left))
     first_calls = FirstCalls(
-        reference_of(model, captured.model), partial(capture_again, left=captured.left)
+        reference_of(model, captured.model), partial(capture_again, left=captured.left), passes
     )
-    prepared = captured.model
+    # The reference has the captured model's tensors: what a caller's pass writes to is no others'.
+    prepared = copy_module(captured.model) if passes else captured.model
     graphs = find_regions(prepared).values()
     write_journals(prepared, recipe, captured.untraced)
     examples: list[Example] = []
+    if passes:
+        before = [] if call is None else run_examples(prepared, call)
+        run_in_front(passes, graphs, before)
     if call is not None:
         with counted_first_call(prepared):
             examples = run_examples(prepared, call)
@@ -92,6 +101,7 @@ def prepared_copy(
         compare_first_calls(prepared, first_calls, call)
     count_first_call(prepared)
     write_journals(prepared, recipe)
+    tell_refusals("prepare", graphs)
     return prepared
 
 
@@ -109,13 +119,13 @@ def prepare_anew(
     source = uncompared_source(prepared)
     if source is None:
         raise error
-    reference, capture_again = source
+    reference, capture_again, passes = source
     call = call_of(reference)
     if call is None:
         raise error
     _logger.info("captured again, with the first batch as an example: %s", error)
     recipe = require_prepared(prepared, "calibrate")
-    anew = prepared_copy(reference, recipe, capture_again, call, verify=True)
+    anew = prepared_copy(reference, recipe, capture_again, call, verify=True, passes=passes)
     prepared.__class__ = type(anew)
     vars(prepared).clear()
     vars(prepared).update(vars(anew))

@@ -6,6 +6,16 @@
     gm = trace(model)
     Pipeline(DropIdentities(), FoldBatchNorm())(gm)
 
+| when | whose passes run |
+|---|---|
+| in front of `prepare` | your own: `prepare(model, passes=[…])`, or on the graph that you give it |
+| in `prepare` | `float_passes(recipe)`, then `InsertObservers` |
+| behind calibration | your own: `convert(prepared, passes=[…])`, on graphs with observers |
+| in `convert` | `fxquant.conversion.steps(recipe)` |
+| in `lower`, `to_qdq`, `export_onnx` | those of `fxquant.passes.lower` |
+
+Your own may be functions of a `GraphModule`, or passes of PyTorch.
+
 Before calibration: `fxquant.passes.prepare`
 
 | pass | what it does |
@@ -73,6 +83,7 @@ from fxquant.passes.convert.reconstruct_rounding import ReconstructRounding
 from fxquant.passes.convert.smooth_inputs import SmoothInputs
 from fxquant.passes.convert.tune_batchnorm import TuneBatchNorm
 from fxquant.passes.float_passes import float_passes
+from fxquant.passes.functions import forget_fusions
 from fxquant.passes.lower.clamp_floats import ClampFloats
 from fxquant.passes.lower.clamp_integers import ClampIntegers
 from fxquant.passes.lower.fit_xnnpack import FitXnnpack
@@ -86,7 +97,7 @@ from fxquant.passes.lower.sink_clamps import SinkClamps
 from fxquant.passes.lower.sink_dequantize import SinkDequantize
 from fxquant.passes.lower.split_quantizers import SplitQuantizers
 from fxquant.passes.lower.to_qdq import ToQdq
-from fxquant.passes.pipeline import Pass, Pipeline
+from fxquant.passes.pipeline import AnyPass, Pass, Pipeline, as_passes, named_after
 from fxquant.passes.prepare.absorb_batchnorm import AbsorbBatchNorm
 from fxquant.passes.prepare.absorb_biases import AbsorbBiases
 from fxquant.passes.prepare.clamp_before_pool import ClampBeforePool
@@ -104,6 +115,7 @@ from fxquant.passes.prepare.mark_fused_relu import MarkFusedRelu
 __all__ = [
     "AbsorbBatchNorm",
     "AbsorbBiases",
+    "AnyPass",
     "ChooseRanges",
     "ClampBeforePool",
     "ClampFloats",
@@ -140,5 +152,8 @@ __all__ = [
     "SplitQuantizers",
     "ToQdq",
     "TuneBatchNorm",
+    "as_passes",
     "float_passes",
+    "forget_fusions",
+    "named_after",
 ]

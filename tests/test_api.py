@@ -289,7 +289,7 @@ def prepared_net() -> torch.fx.GraphModule:
 
 
 BAD_INPUT: list[tuple[str, Callable[[], object], type[Exception], str]] = [
-    ("not a module", lambda: fxquant.prepare(3), CaptureError, "model is a int"),  # type: ignore[arg-type]
+    ("not a module", lambda: fxquant.prepare(3), CaptureError, "model is an int"),  # type: ignore[arg-type]
     (
         "untraceable",
         lambda: fxquant.prepare(nn.Sequential(nn.Flatten(), Branch())),
@@ -320,7 +320,7 @@ BAD_INPUT: list[tuple[str, Callable[[], object], type[Exception], str]] = [
         RecipeError,
         r"rule 'layer5.\*' \(#0\) matches no call; names start with: conv, fc",
     ),
-    ("twice", lambda: fxquant.prepare(prepared_net()), PassError, "'observers.x' is a Observer"),
+    ("twice", lambda: fxquant.prepare(prepared_net()), PassError, "'observers.x' is an Observer"),
     (
         "no data",
         lambda: fxquant.convert(prepared_net()),
@@ -337,7 +337,7 @@ BAD_INPUT: list[tuple[str, Callable[[], object], type[Exception], str]] = [
         "str",
         lambda: fxquant.calibrate(prepared_net(), ["a"]),
         CalibrationError,
-        "batch 0: got a str",
+        r"batch 0 \('a'\): give tensors",
     ),
     ("float convert", lambda: fxquant.convert(small_net()), PassError, "got a SmallNet"),
     ("float calibrate", lambda: fxquant.calibrate(small_net(), []), PassError, "got a SmallNet"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 import fxquant
 from fxquant import CalibrationError, Recipe, RecipeError
+from fxquant.display.figures import Points, Tiles
 from fxquant.ladder import Rung, ladder
 from fxquant.modules.quantized_layer import QuantizedLayer
 from tests.helpers import outputs
@@ -63,6 +65,22 @@ def test_hands_back_the_best_where_none_meets_the_target() -> None:
     assert table.values("rung") == ["float", *(rung.name for rung in RUNGS)]
     assert table.values("verdict") == [None, None, "the best, target not met", None]
     assert "the best, target" in str(found)
+
+
+def test_a_page_has_each_rung_and_the_report_of_the_model_that_was_taken(tmp_path: Path) -> None:
+    found = fxquant.search(
+        network(), batches(), max_drop=0.5, rungs=RUNGS, evaluate=scores(80, 89.6)
+    )
+    tiles, points = found.figures()
+    assert isinstance(tiles, Tiles)
+    assert isinstance(points, Points)
+    assert [(each.name, each.y, each.is_chosen) for each in points.points] == [
+        ("two bits", 80, False), ("four bits", 89.6, True),
+    ]  # fmt: skip
+    assert points.levels == (("float", 90.0), ("target", 89.5))
+    assert [type(part).__name__ for part in found.parts()] == ["Report"]
+    page = found.to_html(tmp_path / "search.html").read_text(encoding="utf-8")
+    assert page.count("<section") == 2
 
 
 def test_a_batch_in_four_judges_where_nothing_else_does() -> None:
@@ -152,7 +170,7 @@ def test_says_what_is_wrong() -> None:
         fxquant.search(model, batches(), max_drop=-1)
     with pytest.raises(RecipeError, match="`rungs` is empty"):
         fxquant.search(model, batches(), rungs=[])
-    with pytest.raises(CalibrationError, match="1 batches: give at least two"):
+    with pytest.raises(CalibrationError, match="1 batch: give at least two"):
         fxquant.search(model, batches(1))
     with pytest.raises(CalibrationError, match="the score of the float model is nan"):
         fxquant.search(model, batches(), evaluate=lambda _: float("nan"))

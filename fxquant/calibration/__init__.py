@@ -1,20 +1,11 @@
-"""What a model is called with, what its observers saw, and the ranges chosen from it."""
+"""What the observers of a model saw, what it was called with, and the ranges chosen from it."""
 
-from fxquant.calibration.arguments import Forward, arguments_of, call_on_batch
-from fxquant.calibration.batching import Batches
 from fxquant.calibration.counted_call import (
+    GIVEN,
     count_first_call,
     counted_first_call,
     is_counted,
     stop_counting,
-)
-from fxquant.calibration.examples import (
-    Example,
-    batch_call,
-    check_folding,
-    example_arguments,
-    example_call,
-    run_examples,
 )
 from fxquant.calibration.first_calls import (
     FirstCalls,
@@ -50,28 +41,20 @@ from fxquant.calibration.region_calls import are_aligned, record_calls, regions_
 from fxquant.calibration.regrouping import takes_size
 
 __all__ = [
-    "Batches",
-    "Example",
+    "GIVEN",
     "FirstCalls",
     "FloatValues",
-    "Forward",
     "InputKeeper",
     "Observers",
     "Quantizer",
     "are_aligned",
-    "arguments_of",
-    "batch_call",
-    "call_on_batch",
     "check_calibrated",
-    "check_folding",
     "collect_inputs",
     "combine_observers",
     "compare_first_calls",
     "count_first_call",
     "counted_first_call",
     "erase_unread",
-    "example_arguments",
-    "example_call",
     "find_keeper",
     "find_observers",
     "has_one_range",
@@ -87,7 +70,6 @@ __all__ = [
     "reference_of",
     "regions_in_order",
     "require_finite",
-    "run_examples",
     "sharing_cost",
     "stop_comparing",
     "stop_counting",

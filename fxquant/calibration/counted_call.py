@@ -10,15 +10,20 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import TensorMetadata, _extract_tensor_metadata
 
-from fxquant.calibration.batching import Batches
 from fxquant.calibration.counting import MultiplyAddCounter
 from fxquant.calibration.input_keeper import drop_hooks, unbatched_rank_of
+from fxquant.calling.batching import Batches
 from fxquant.capture.naming import find_regions
 from fxquant.graph.journal import read_python_multiply_adds, read_recipe, write_journals
 from fxquant.graph.records import annotate, record
 from fxquant.stored_names import stored_as
+from fxquant.streaming.running import positional
+
+GIVEN = "fxquant_given"
+"""The key, among what is known of an input of a model that is one graph, of what it was first."""
 
 
 def is_counted(model: nn.Module) -> bool:
@@ -68,6 +73,7 @@ class CountedCall:
 
     _counter: MultiplyAddCounter | None = None
     """While a call runs."""
+    _given: dict[fx.Node, TensorMetadata]
 
     @stored_as("CountedCall.begin")
     def begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -77,6 +83,7 @@ class CountedCall:
         num_samples = Batches([call], unbatched_rank_of(model)).num_samples
         if num_samples > 0:
             self._counter, self._num_samples = MultiplyAddCounter(model), num_samples
+            self._given = _metadata_of(model, args, kwargs)
             self._counter.start()
 
     @stored_as("CountedCall.end")
@@ -86,6 +93,8 @@ class CountedCall:
         self.close()
         if counter is not None and output is not None:
             _write(model, counter, self._num_samples)
+            for node, metadata in self._given.items():
+                node.meta[GIVEN] = metadata
             drop_hooks(model, CountedCall)
 
     def check_stored(self) -> None:
@@ -98,6 +107,20 @@ class CountedCall:
         if self._counter is not None:
             self._counter.stop()
             del self._counter
+
+
+def _metadata_of(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[fx.Node, TensorMetadata]:
+    """Return shape and type of what each input of a model that is one graph is called with."""
+    if not isinstance(model, fx.GraphModule):
+        return {}
+    inputs = model.graph.find_nodes(op="placeholder")
+    return {
+        node: _extract_tensor_metadata(value)
+        for node, value in zip(inputs, positional(model, args, kwargs), strict=False)
+        if isinstance(value, Tensor)
+    }
 
 
 def _write(model: nn.Module, counter: MultiplyAddCounter, num_samples: int) -> None:

@@ -13,13 +13,14 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from fxquant.calibration.proof import compare, find_culprits, outputs_of
+from fxquant.calibration.proof import compare, find_culprits
+from fxquant.calling.trial import outputs_of
 from fxquant.capture.example import Call
 from fxquant.capture.partition import Captured
 from fxquant.errors import CaptureError
@@ -43,19 +44,25 @@ class FirstCalls(nn.Module):
     Args:
         reference: the caller's model; see `fxquant.calibration.proof.reference_of`.
         capture_again: captures it, as it was for the prepared model.
+        passes: the caller's own, which ran on that.
     """
 
-    held: tuple[nn.Module, Callable[..., Captured]] | None
-    """Both arguments, in a tuple: they are no part of the prepared model."""
+    held: tuple[nn.Module, Callable[..., Captured], Sequence[Any]] | None
+    """All arguments, in a tuple: they are no part of the prepared model."""
     seen: list[Any]
     """Sizes of the calls that were compared."""
     places: set[Any]
     """Devices and dtypes of the prepared model's parameters when it shared them."""
     _expected: tuple[Call, list[Any]] | None
 
-    def __init__(self, reference: nn.Module, capture_again: Callable[..., Captured]) -> None:
+    def __init__(
+        self,
+        reference: nn.Module,
+        capture_again: Callable[..., Captured],
+        passes: Sequence[Any] = (),
+    ) -> None:
         super().__init__()
-        self.held, self.seen, self.places = (reference, capture_again), [], set()
+        self.held, self.seen, self.places = (reference, capture_again, passes), [], set()
         self._expected = None
 
     @stored_as("FirstCalls.begin")
@@ -64,7 +71,7 @@ class FirstCalls(nn.Module):
         self._expected = None
         is_converted = any(each.stage == "converted" for _, each in own_modules(model))
         if self.held is None and not is_converted:
-            _logger.warning("not compared with the caller's model: stored before its first call")
+            _logger.info("not compared with the caller's model: stored before its first call")
         if self.held is None or is_converted:
             stop_comparing(model)
         elif sizes_of((args, kwargs)) not in self.seen:
@@ -98,7 +105,7 @@ class FirstCalls(nn.Module):
         of_capture = compare(reference, captured.model, call)
         if not of_capture:
             for each in differences:
-                _logger.info("what was captured is the model; now, by folding, %s", each)
+                _logger.info("what was captured is the model; now, by passes, %s", each)
             return
         culprits = find_culprits(reference, captured, call, of_capture)
         where = f"traced, it computes something else: {of_capture[0]}"
@@ -174,13 +181,13 @@ def is_compared(model: nn.Module) -> bool:
 
 def uncompared_source(
     model: nn.Module,
-) -> tuple[nn.Module, Callable[..., Captured]] | None:
-    """Return the caller's model, and what captures it, if `model` was never compared with it."""
+) -> tuple[nn.Module, Callable[..., Captured], Sequence[Any]] | None:
+    """Return the arguments of `FirstCalls`, if `model` was never compared with the caller's."""
     ours: list[Any] = [hook for hook in model._forward_hooks.values() if _is_ours(hook)]
     first_calls: FirstCalls | None = ours[0].__self__ if ours else None
     if first_calls is None or first_calls.held is None or first_calls.seen:
         return None
-    return first_calls._reference_for(model), first_calls.held[1]
+    return first_calls._reference_for(model), *first_calls.held[1:]
 
 
 def _is_ours(hook: Any) -> bool:
@@ -207,14 +214,23 @@ def sizes_of(arguments: Any) -> list[tuple[int, ...]]:
 def _as_call(
     reference: nn.Module, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Call:
-    """Return the call of the reference that is one of `model`: graphs take all by position."""
+    """Return the call of the reference that is one of `model`: graphs take all by position.
+
+    What has a default is given by keyword, or left out: decorators of transformers add keywords,
+    and would find them given twice.
+    """
     if not isinstance(model, fx.GraphModule):
         return Call(args, kwargs)
     names = [str(node.target) for node in model.graph.find_nodes(op="placeholder")]
     parameters = inspect.signature(reference.forward).parameters
-    by_keyword = {
-        name: value
-        for name, value in zip(names, args, strict=False)
-        if name in parameters and parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
-    }
-    return Call(args[: len(args) - len(by_keyword)], {**by_keyword, **kwargs})
+    takes_any = any(each.kind is each.VAR_POSITIONAL for each in parameters.values())
+    by_position: list[Any] = []
+    by_keyword: dict[str, Any] = {}
+    for name, value in zip(names, args, strict=False):
+        known = parameters.get(name)
+        is_optional = known is not None and known.default is not known.empty and not takes_any
+        if known is None or not (is_optional or known.kind is known.KEYWORD_ONLY):
+            by_position.append(value)
+        elif value is not known.default:
+            by_keyword[name] = value
+    return Call(tuple(by_position), {**by_keyword, **kwargs})

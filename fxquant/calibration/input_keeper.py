@@ -8,9 +8,13 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from fxquant.calibration.arguments import arguments_of, bind_arguments
-from fxquant.calibration.batching import Batches
-from fxquant.calibration.regrouping import regrouped
+from fxquant.calibration.observed import find_observers
+from fxquant.calibration.regrouping import regrouped, run_unobserved
+from fxquant.calling.arguments import arguments_of, bind_arguments
+from fxquant.calling.batching import Batches
+from fxquant.calling.explanation import explained
+from fxquant.calling.loaders import no_batches
+from fxquant.capture.naming import find_regions
 from fxquant.errors import CalibrationError
 from fxquant.graph.operations import data_input, module_of
 from fxquant.graph.submodules import free_name
@@ -163,7 +167,7 @@ def collect_inputs(
         batches: the data; None: what `model` kept in calibration.
 
     Raises:
-        CalibrationError: there is none.
+        CalibrationError: there is none, or the model raises an error on it, which is the cause.
     """
     keeper = find_keeper(model)
     assert keeper is not None, "prepare keeps inputs for every recipe with a reconstruction"
@@ -171,14 +175,22 @@ def collect_inputs(
     if batches is not None:
         given = (arguments_of(model, batch, f"batch {n}") for n, batch in enumerate(batches))
         kept = Batches.taken(given, options.samples, keeper.unbatched_rank)
+    if batches is not None or not any(map(_observes, find_regions(model).values())):
+        for number, arguments in enumerate(kept.arguments):
+            with explained(f"batch {number}", arguments):
+                run_unobserved(model, arguments)
     samples = kept.num_samples
+    if samples == 0 and batches is not None:
+        raise no_batches(batches, "convert")
     if samples == 0:
         raise CalibrationError(
             "convert: there is nothing to learn roundings from: run fxquant.calibrate(prepared, "
             "batches) before, or give convert(prepared, batches)"
         )
     if samples < options.samples:
-        _logger.warning(
-            "reconstruction: %d samples, fewer than the %d asked for", samples, options.samples
-        )
+        _logger.info("reconstruction: %d samples, of %d at most", samples, options.samples)
     return list(regrouped(model, kept, options.batch_size).arguments)
+
+
+def _observes(gm: fx.GraphModule) -> bool:
+    return any(True for _ in find_observers(gm))

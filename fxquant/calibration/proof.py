@@ -20,15 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from fxquant.calling.trial import copy_to_call, detached_copy, outputs_of, run_calls
 from fxquant.capture.example import Call
 from fxquant.capture.given_models import copy_without_wrappers, unwrapped
 from fxquant.capture.naming import find_regions
 from fxquant.capture.partition import Captured
 from fxquant.capture.tracer import trace_graph
 from fxquant.errors import CaptureError
-from fxquant.modules.copies import copy_module
 from fxquant.modules.overrides import why_overridden
-from fxquant.numerics.containers import map_leaves
 from fxquant.numerics.differences import Difference, find_differences
 
 _logger = logging.getLogger("fxquant")
@@ -56,8 +55,13 @@ def prove(
         new = {path: what for path, what in found.items() if path not in captured.left}
         if not new:
             raise _no_match(reference, captured, differences)
-        for path, what in new.items():
-            _logger.warning("%s: left in Python: %s", path or type(reference).__name__, what)
+        path, what = next(iter(new.items()))
+        _logger.warning(
+            "%s: left in Python: %s%s",
+            path or type(reference).__name__,
+            what,
+            f"; and {len(new) - 1} more, which fxquant.report lists" if len(new) > 1 else "",
+        )
         try:
             captured = capture_again({**captured.left, **new})
         except CaptureError as error:
@@ -124,54 +128,12 @@ def compare(reference: nn.Module, captured: nn.Module, call: Call) -> list[Diffe
     ]
 
 
-def outputs_of(model: nn.Module, calls: Sequence[Call], seed: int | None = 0) -> list[Any]:
-    """Return what `model` gives for one call after the other; it is left as it is.
-
-    Args:
-        model: what runs is a copy, which shares its parameters.
-        calls: copied before each.
-        seed: of PyTorch's random numbers; None: as they are. They are left as they are, too.
-    """
-    return _run(_copy_to_run(model), calls, seed)
-
-
 def _try(run: Callable[..., Any], *arguments: Any) -> Any:
     """Return what `run` returns, or the error that it raises: a graph may be wrong in any way."""
     try:
         return run(*arguments)
     except Exception as error:
         return error
-
-
-def _copy_to_run(model: nn.Module) -> nn.Module:
-    shared = {id(each): each for each in model.parameters()}
-    return copy_module(model, shared).eval()  # copies of torchvision's feature extractors train
-
-
-def _run(model: nn.Module, calls: Sequence[Call], seed: int | None) -> list[Any]:
-    has_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    devices = range(torch.cuda.device_count()) if has_cuda else ()
-    outputs = []
-    with torch.no_grad(), torch.random.fork_rng(devices):
-        if seed is not None:
-            torch.manual_seed(seed)
-        for call in calls:
-            given = _copied(call)
-            outputs.append(_copied(model(*given.args, **given.kwargs)))
-    return outputs
-
-
-def _copied(value: Any) -> Any:
-    """Return a deep copy of a nest, whose tensors may have been computed with gradients."""
-    tensors: dict[int, Any] = {}
-
-    def note(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor):
-            tensors[id(leaf)] = leaf.detach().clone()
-        return leaf
-
-    map_leaves(value, note)
-    return copy.deepcopy(value, tensors)
 
 
 def find_culprits(
@@ -258,11 +220,11 @@ def _calls_of(
     reference: nn.Module, paths: Sequence[str], call: Call, with_hooks: bool
 ) -> dict[str, list[_Recorded]]:
     """Return what the submodules are called with in two calls of the model."""
-    running = _copy_to_run(reference)
+    running = copy_to_call(reference)
     recorded: dict[str, list[_Recorded]] = {path: [] for path in paths}
     for path, calls in recorded.items():
         _record(running.get_submodule(path), calls, with_hooks)
-    _run(running, [call, call], seed=0)
+    run_calls(running, [call, call], seed=0)
     return recorded
 
 
@@ -271,10 +233,10 @@ def _record(module: nn.Module, calls: list[_Recorded], with_hooks: bool) -> None
     begun: list[tuple[Call, Tensor]] = []
 
     def begin(_: nn.Module, args: Any, kwargs: Any) -> None:
-        begun.append((_copied(Call(args, kwargs)), torch.get_rng_state()))
+        begun.append((detached_copy(Call(args, kwargs)), torch.get_rng_state()))
 
     def end(_: nn.Module, __: Any, output: Any) -> None:
-        calls.append(_Recorded(*begun.pop(), _copied(output)))
+        calls.append(_Recorded(*begun.pop(), detached_copy(output)))
 
     module.register_forward_pre_hook(begin, prepend=with_hooks, with_kwargs=True)
     module.register_forward_hook(end, prepend=not with_hooks)
@@ -285,7 +247,7 @@ def _why_another(alone: fx.GraphModule, calls: Sequence[_Recorded]) -> str | Non
     for each in calls:
         with torch.random.fork_rng(()):
             torch.set_rng_state(each.random)
-            outputs = _try(_run, alone, [each.call], None)
+            outputs = _try(run_calls, alone, [each.call], None)
         if isinstance(outputs, Exception):
             return f"raises {type(outputs).__name__}: {outputs}"
         differences = find_differences([each.output], outputs)

@@ -12,8 +12,8 @@ from typing import Any, overload
 
 from torch import Tensor, fx, nn
 
-from fxquant.calibration.arguments import positional
-from fxquant.calibration.batching import Batches
+from fxquant.calling.arguments import positional
+from fxquant.calling.batching import Batches
 from fxquant.capture.naming import find_regions
 from fxquant.capture.region import Region
 from fxquant.numerics.containers import map_leaves, tensors_in

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxquant.calibration.batching import Batches
+from fxquant.calling.batching import Batches
 from fxquant.capture.naming import find_regions
 from fxquant.capture.recording.state import left_as_it_is
 from fxquant.modules.copies import copy_module
@@ -52,11 +52,15 @@ def _are_alike(model: nn.Module, own: Arguments, other: Arguments) -> bool:
 
 
 def _ranks(model: nn.Module, arguments: Arguments) -> set[int]:
+    return {each.dim() for each in tensors_in(run_unobserved(model, arguments))}
+
+
+def run_unobserved(model: nn.Module, arguments: Arguments) -> Any:
+    """Return what a prepared model returns, which neither observes nor keeps anything."""
     with torch.no_grad(), left_as_it_is(model), contextlib.ExitStack() as stack:
         for gm in find_regions(model).values():
             stack.enter_context(interpreted(gm, _Unobserved(gm)))
-        output = model.forward(*copied_to(device_of(model), arguments))
-    return {each.dim() for each in tensors_in(output)}
+        return model.forward(*copied_to(device_of(model), arguments))
 
 
 class _Unobserved(fx.Interpreter):

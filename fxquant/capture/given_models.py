@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.optim.swa_utils import AveragedModel
 
-from fxquant.errors import CaptureError
+from fxquant.errors import CaptureError, kind_of, with_article
 from fxquant.modules.copies import copy_module
 from fxquant.modules.overrides import rebind_overrides
 
@@ -37,7 +37,7 @@ def require_module(model: Any) -> None:
     if not isinstance(model, nn.Module):
         raise CaptureError(f"model is {_kind_and_remedy(model)}")
     if isinstance(model, torch.jit.ScriptModule):
-        raise CaptureError(f"model is a {type(model).__name__}{_SCRIPTED}")
+        raise CaptureError(f"model is {kind_of(model)}{_SCRIPTED}")
     for name, parameter in model.named_parameters():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise CaptureError(f"{name!r} is not initialized: run the lazy module on a batch first")
@@ -51,10 +51,10 @@ def require_module(model: Any) -> None:
             )
         if any(each.__name__ in _SHARDED for each in kind.__mro__):
             raise CaptureError(
-                f"{where} is a {kind.__name__}, whose weights are in pieces: gather its state dict "
-                "and load that into the model that was wrapped"
+                f"{where} is {with_article(kind.__name__)}, whose weights are in pieces: gather "
+                "its state dict and load that into the model that was wrapped"
             )
-        if isinstance(module, fx.GraphModule) and _is_of_aten(module):
+        if _is_of_aten(module):
             raise CaptureError(
                 f"{where} is a graph of ATen operators, without layers, as torch.export and "
                 "make_fx return it: give the torch.nn.Module that it was made from"
@@ -73,7 +73,7 @@ def is_traced(model: nn.Module) -> TypeGuard[fx.GraphModule]:
 def why_opaque(module: nn.Module) -> str | None:
     """Return why nothing can be traced inside of a module, and what to do; None: it can be."""
     if isinstance(module, torch.jit.ScriptModule):
-        return f"a {type(module).__name__}{_SCRIPTED}"
+        return f"{kind_of(module)}{_SCRIPTED}"
     return None
 
 
@@ -86,11 +86,11 @@ def _kind_and_remedy(model: Any) -> str:
     if isinstance(model, type):
         return f"the class {model.__name__}: give an instance, {model.__name__}(…)"
     if isinstance(model, (str, os.PathLike)):
-        return f"{str(model)!r}, a {type(model).__name__}: load the model, and give the module"
+        return f"{str(model)!r}, {kind_of(model)}: load the model, and give the module"
     if isinstance(model, dict):
         for key, value in model.items():
             if isinstance(value, nn.Module):
-                return f"a dict with a {type(value).__name__} under {key!r}: give that"
+                return f"a dict with {kind_of(value)} under {key!r}: give that"
         is_state = bool(model) and all(isinstance(each, Tensor) for each in model.values())
         kind = "a state dict" if is_state else "a dict"
         keys = ", ".join(map(repr, list(model)[:3]))
@@ -102,17 +102,28 @@ def _kind_and_remedy(model: Any) -> str:
         return f"a ScriptFunction{_SCRIPTED}"
     if isinstance(model, (FunctionType, MethodType)):
         return (
-            f"a {type(model).__name__}, {model.__qualname__}: give the torch.nn.Module that it is "
+            f"{kind_of(model)}, {model.__qualname__}: give the torch.nn.Module that it is "
             "the forward of, or write one that calls it"
         )
-    return f"a {type(model).__name__}: give a torch.nn.Module"
+    return f"{kind_of(model)}: give a torch.nn.Module"
 
 
-def _is_of_aten(gm: fx.GraphModule) -> bool:
-    return any(
+def _is_of_aten(module: nn.Module) -> bool:
+    if type(module).__name__ == "UnflattenedModule":  # of torch.export.unflatten
+        return True
+    return isinstance(module, fx.GraphModule) and any(
         isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "aten"
-        for node in gm.graph.nodes
+        for node in module.graph.nodes
     )
+
+
+def require_no_hooks(gm: fx.GraphModule) -> None:
+    """Raise `CaptureError` if a given graph has forward hooks: copies of graphs lose them."""
+    if gm._forward_hooks or gm._forward_pre_hooks:
+        raise CaptureError(
+            "the given GraphModule has forward hooks, which a copy of a graph loses: take them "
+            "off, and let a pass write into the graph what they compute"
+        )
 
 
 def unwrapped(model: Any) -> Any:
@@ -129,8 +140,7 @@ def unwrapped(model: Any) -> Any:
         return model
     if model._forward_hooks or model._forward_pre_hooks:
         raise CaptureError(
-            f"a {type(model).__name__} has forward hooks: register them on the "
-            f"{type(inner).__name__} in it"
+            f"{kind_of(model)} has forward hooks: register them on the {type(inner).__name__} in it"
         )
     return unwrapped(inner)
 

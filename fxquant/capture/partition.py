@@ -25,7 +25,7 @@ from torch import fx, nn
 from fxquant.capture.attributes import use_free_names
 from fxquant.capture.calls_inside import calls_inside, takes
 from fxquant.capture.example import Call
-from fxquant.capture.given_models import is_traced, why_opaque
+from fxquant.capture.given_models import is_traced, require_no_hooks, unwrapped, why_opaque
 from fxquant.capture.naming import Untraced
 from fxquant.capture.region import TRACED, Region, make_region
 from fxquant.capture.tracer import fixed_arguments, trace_graph
@@ -77,6 +77,7 @@ def capture(
     """
     copied = copy_model(model)
     if is_traced(copied):
+        require_no_hooks(unwrapped(model))
         return Captured(copied)
     partition = _Partition(copied, _find_leaves(copied, leaf_modules), left or {}, call)
     if regions is not None:
@@ -97,6 +98,10 @@ def _find_leaves(
     model: nn.Module, leaf_modules: Sequence[type[nn.Module] | str]
 ) -> frozenset[nn.Module]:
     leaves = set()
+    given: object = leaf_modules  # a str is a sequence of them
+    if isinstance(given, (str, type)):
+        shown = repr(given) if isinstance(given, str) else given.__name__
+        raise CaptureError(f"leaf_modules={shown}: give a list: [{shown}]")
     for each in leaf_modules:
         found = [module for name, module in model.named_modules() if _is_meant(each, name, module)]
         if not found:
@@ -118,7 +123,10 @@ def _take_chosen(model: nn.Module, partition: _Partition, names: list[str]) -> N
         try:
             chosen.setdefault(model.get_submodule(path), path)
         except AttributeError as error:
-            raise CaptureError(f"regions: {path!r} is no submodule: {error}") from error
+            children = ", ".join(name for name, _ in model.named_children())
+            raise CaptureError(
+                f"regions: {path!r} is no submodule: {error}; it has {children}"
+            ) from error
     for module, path in chosen.items():
         inner = [chosen[each] for each in module.modules() if each in chosen and each is not module]
         if inner:

@@ -7,9 +7,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import fx, nn
 
-from fxquant.calibration.examples import example_arguments
+from fxquant.calling.examples import example_arguments
+from fxquant.calling.explanation import explained
 from fxquant.capture.naming import find_regions
 from fxquant.deploy.call_names import FreeAxes, named_inputs
 from fxquant.deploy.exported_program import Refused, translate_program
@@ -28,7 +30,7 @@ from fxquant.deploy.tensorrt_rules.checker import require_rules
 from fxquant.deploy.tracing.call import translate_call
 from fxquant.deploy.tracing.graph import describe_lengths, fix_lengths, gather_constants
 from fxquant.deploy.verification import verify_file
-from fxquant.errors import LoweringError, StorageError
+from fxquant.errors import LoweringError, StorageError, kind_of
 from fxquant.graph.states import require_converted
 from fxquant.modules.copies import copy_module
 from fxquant.modules.fake_quantize import FakeQuantize
@@ -96,9 +98,14 @@ def export_onnx(
         LoweringError: the model was quantized for another runtime or has no integer form, PyTorch's
             exporter or TensorRT cannot take it, the file computes something else, or a package is
             missing: `pip install fxquant[onnx]`.
+        CalibrationError: the model raises an error on `example_inputs`, which is the cause.
         StorageError: the file cannot be written.
         PassError: `quantized` did not come from `convert`.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise StorageError(
+            f"export_onnx: path is {kind_of(path)}: give the path of the file, then example_inputs"
+        )
     recipe = require_converted(quantized, "export_onnx")
     require_target(recipe.target, "export_onnx", target)
     require_integers(quantized, "export_onnx")
@@ -108,6 +115,8 @@ def export_onnx(
     _check_opset(opset, _INT4_OPSET if int4 else _LEAST_OPSET)
     simulation = copy_module(quantized).eval()
     arguments = cloned(example_arguments(simulation, example_inputs))
+    with torch.no_grad(), explained("export_onnx: example_inputs", example_inputs):
+        simulation(*cloned(arguments))
     exposed = _in_standard_operators(simulation, recipe.target)
     model, axes = _translate(exposed, arguments, opset, dynamic_batch)
     if recipe.target.zero_points:

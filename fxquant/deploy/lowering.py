@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxquant.calibration.examples import example_arguments
+from fxquant.calling.examples import example_arguments
+from fxquant.calling.explanation import explained
 from fxquant.capture.graph_state import with_state
 from fxquant.capture.naming import find_regions
 from fxquant.deploy.integer_form import (
@@ -17,7 +18,7 @@ from fxquant.deploy.integer_form import (
 )
 from fxquant.errors import LoweringError
 from fxquant.graph.journal import write_journals
-from fxquant.graph.records import record
+from fxquant.graph.records import record, refusals_of, tell_refusals
 from fxquant.graph.states import require_converted
 from fxquant.int8.modules import Int8Layer
 from fxquant.int8.onednn import why_unavailable
@@ -62,6 +63,7 @@ def lower(
 
     Raises:
         LoweringError: the model has no integer form, or this machine no kernels for it.
+        CalibrationError: the model raises an error on `example_inputs`, which is the cause.
         PassError: `quantized` did not come from `convert`.
 
     >>> from fxquant.api import quantize
@@ -96,9 +98,11 @@ def lower(
         raise LoweringError(f"lower: no layer can work on integers: {why}")
     with_state(lowered)
     write_journals(lowered, recipe)
+    _tell_refusals("lower", quantized, lowered)
     if example_inputs is not None:
-        with torch.no_grad():
-            lowered(*cloned(example_arguments(lowered, example_inputs)))
+        arguments = cloned(example_arguments(lowered, example_inputs))
+        with torch.no_grad(), explained("lower: example_inputs", example_inputs):
+            lowered(*arguments)
     return lowered
 
 
@@ -136,7 +140,13 @@ def to_qdq(quantized: nn.Module) -> nn.Module:
         exposed = Pipeline(ToQdq()).on_copy_of(quantized)
     with_state(exposed)
     write_journals(exposed, recipe)
+    _tell_refusals("to_qdq", quantized, exposed)
     return exposed
+
+
+def _tell_refusals(caller: str, quantized: nn.Module, made: nn.Module) -> None:
+    known = refusals_of(find_regions(quantized).values())
+    tell_refusals(caller, find_regions(made).values(), known)
 
 
 def _refusals(model: nn.Module) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fxquant.streaming.whole_files import flush, temporary_folder
+from fxquant.whole_files import flush, temporary_folder
 
 if TYPE_CHECKING:
     from onnx import ModelProto

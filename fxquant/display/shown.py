@@ -10,13 +10,17 @@ import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from fxquant.display.figures import Figure
 from fxquant.display.files import as_csv, as_json, as_pandas, plain_facts, written
 from fxquant.display.notebook import as_html
+from fxquant.display.page import Section, as_page
 from fxquant.display.table import Table, Value
 from fxquant.display.terminal import line_width, wrapped
 from fxquant.errors import FxquantError
+from fxquant.whole_files import write_whole
 
 if TYPE_CHECKING:
     import pandas
@@ -38,6 +42,18 @@ class Shown:
     def tables(self) -> list[Table]:
         """Return the tables, the main one first."""
         raise NotImplementedError
+
+    def figures(self) -> list[Figure]:
+        """Return what a page draws: key numbers, bars, histograms, shares, graphs."""
+        return []
+
+    def title(self) -> str:
+        """Return what stands above the result on a page."""
+        return type(self).__name__
+
+    def parts(self) -> list[Shown]:
+        """Return other results that a page shows below this one."""
+        return []
 
     def __str__(self) -> str:
         width = line_width()
@@ -70,6 +86,45 @@ class Shown:
             FxquantError: pandas is missing.
         """
         return as_pandas(self.tables()[0], f"{type(self).__name__}.to_pandas")
+
+    def to_html(self, path: str | os.PathLike[str], *, title: str | None = None) -> Path:
+        """Write a page that needs nothing but a browser, and return its path.
+
+        It has the summary, tables to sort and filter, and what `figures` draws; without JavaScript
+        and on paper all of it can be read. A file of that name is replaced as a whole.
+
+        Args:
+            path: of the file; "~" is the home folder.
+            title: what stands above; None: `title()`.
+
+        Raises:
+            FxquantError: `path` is a folder.
+            OSError: the file cannot be written; says what to do.
+
+        >>> import tempfile
+        >>> from fxquant.display.table import Column
+        >>> class Counted(Shown):
+        ...     def heads(self) -> list[str]:
+        ...         return ["Two layers."]
+        ...
+        ...     def tables(self) -> list[Table]:
+        ...         return [Table((Column("name", "call"),), (("conv1",), ("fc",)))]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Counted().to_html(f"{folder}/counted.html").name
+        'counted.html'
+        """
+        target = Path(path).expanduser()
+        if target.is_dir():
+            raise FxquantError(
+                f"{type(self).__name__}.to_html: {str(path)!r} is a folder: name a file, "
+                f"{str(target / 'report.html')!r}"
+            )
+        sections = [_section(each) for each in _with_parts(self)]
+        if title is not None:
+            sections[0] = dataclasses.replace(sections[0], title=title)
+        page = as_page(sections).encode(errors="backslashreplace")  # a name may hold half a letter
+        write_whole(target, lambda file: file.write(page))
+        return target
 
 
 class Listed(Shown):
@@ -151,6 +206,14 @@ class Listed(Shown):
         changed: Any = self
         result: _Listed = dataclasses.replace(changed, **chosen)
         return result
+
+
+def _with_parts(result: Shown) -> list[Shown]:
+    return [result, *(inner for part in result.parts() for inner in _with_parts(part))]
+
+
+def _section(result: Shown) -> Section:
+    return Section(result.title(), result.heads(), result.tables(), result.figures())
 
 
 def _order(values: Sequence[Value]) -> Callable[[int], Any]:

@@ -40,15 +40,29 @@ from fxquant.graph.operations import (
 )
 from fxquant.graph.pairs import Pair, find_pairs, move_clips, rescale_layers, rescale_outputs
 from fxquant.graph.placement import ADDED_COSTS, JOINED_COSTS, PARTED_COSTS, Placement
-from fxquant.graph.printing import text
-from fxquant.graph.records import Record, annotate, record, refuse, value_of
+from fxquant.graph.printing import NodeText, node_texts, text
+from fxquant.graph.records import (
+    Record,
+    annotate,
+    record,
+    refusals_of,
+    refuse,
+    tell_refusals,
+    value_of,
+)
 from fxquant.graph.selection import (
     call_name,
     check_rules,
     record_calls_with_weights_inside,
     select_calls,
 )
-from fxquant.graph.states import recipe_of, require_converted, require_float, require_prepared
+from fxquant.graph.states import (
+    recipe_of,
+    require_converted,
+    require_float,
+    require_graphs,
+    require_prepared,
+)
 from fxquant.graph.submodules import (
     Submodules,
     attribute_of,
@@ -67,6 +81,7 @@ __all__ = [
     "Chain",
     "Journal",
     "Moments",
+    "NodeText",
     "Pair",
     "Placement",
     "Record",
@@ -99,6 +114,7 @@ __all__ = [
     "may_be_view",
     "module_of",
     "move_clips",
+    "node_texts",
     "not_followed",
     "operation_of",
     "own_all",
@@ -112,10 +128,12 @@ __all__ = [
     "recipe_of",
     "record",
     "record_calls_with_weights_inside",
+    "refusals_of",
     "refuse",
     "relu_bounds",
     "require_converted",
     "require_float",
+    "require_graphs",
     "require_prepared",
     "rescale_layers",
     "rescale_outputs",
@@ -124,6 +142,7 @@ __all__ = [
     "source_of",
     "sources_of_values",
     "take_out",
+    "tell_refusals",
     "text",
     "users_by_module",
     "value_of",

@@ -7,6 +7,8 @@ under every version of PyTorch and can be compared in tests.
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
@@ -14,13 +16,31 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from fxquant.capture.naming import find_regions
 from fxquant.graph.journal import read_recipe
 from fxquant.graph.records import record
+from fxquant.graph.states import require_graphs
 from fxquant.modules.own import as_own
 
 _NAMESPACES: tuple[tuple[Any, str], ...] = ((operator, "operator"), (torch, "torch"), (F, "F"))
 _COMMENT_COLUMN = 56
+
+
+@dataclass(frozen=True)
+class NodeText:
+    """One node as text."""
+
+    node: fx.Node
+    statement: str
+    module: str
+    """What the printed graph says of the module that is called; "" where none is."""
+
+
+def node_texts(gm: fx.GraphModule) -> Iterator[NodeText]:
+    """Yield the nodes of a graph as text, in order, without what was folded, fused or refused."""
+    for node in gm.graph.nodes:
+        is_call = node.op == "call_module"
+        module = _module_facts(gm.get_submodule(str(node.target))) if is_call else ""
+        yield NodeText(node, _statement(node), module)
 
 
 class GraphText(str):
@@ -35,6 +55,9 @@ class GraphText(str):
 def text(model: nn.Module) -> GraphText:
     """Return the graph of `model` as text; of a model with regions, theirs, by name.
 
+    Raises:
+        PassError: it has no graph.
+
     >>> from fxquant.capture.tracing import trace
     >>> print(text(trace(nn.Sequential(nn.Linear(4, 2), nn.ReLU()))))
     input_1 = input()
@@ -42,9 +65,8 @@ def text(model: nn.Module) -> GraphText:
     _1 = self.1(_0)                                         # ReLU
     return _1
     """
-    graphs = find_regions(model)
-    if not graphs:
-        raise TypeError(f"text: got a {type(model).__name__}, not a GraphModule: trace it first")
+    remedy = "text(fxquant.trace(model)) prints that of a float model"
+    graphs = require_graphs(model, "text", remedy)
     read_recipe(model)
     if isinstance(model, fx.GraphModule):
         return GraphText("\n".join(_line(model, node) for node in model.graph.nodes))

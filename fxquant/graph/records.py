@@ -8,6 +8,8 @@ for a model that is saved.
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,6 +20,8 @@ from fxquant.numerics.affine import AffineNumbers
 from fxquant.stored_names import stored_as
 
 _logger = logging.getLogger("fxquant")
+_COSTLY = {"left in float", "products left in float", "not lowered", "stays simulated"}
+"""Steps without which calls are in float that might be in integers."""
 
 
 @stored_as("Refusal")
@@ -95,8 +99,38 @@ def annotate(node: fx.Node, **facts: Any) -> None:
 
 
 def refuse(node: fx.Node, step: str, reason: str) -> None:
-    """Record that a step was not done with `node`, and why; the first time, log a warning too."""
+    """Record that a step was not done with `node`, and why; the first time, log it too."""
     refusal, known = Refusal(step, reason), record(node).refused
     if refusal not in known:
         annotate(node, refused=(*known, refusal))
-        _logger.warning("%s: %s", node.name, refusal)
+        _logger.info("%s: %s", node.name, refusal)
+
+
+def refusals_of(graphs: Iterable[fx.GraphModule]) -> Counter[Refusal]:
+    """Return how many nodes there are of each refusal."""
+    return Counter(
+        refusal for gm in graphs for node in gm.graph.nodes for refusal in record(node).refused
+    )
+
+
+def tell_refusals(
+    caller: str, graphs: Iterable[fx.GraphModule], before: Counter[Refusal] | None = None
+) -> None:
+    """Log in one line how often what was refused: a warning, if it leaves calls in float.
+
+    Args:
+        caller: the function of the API that made the graphs.
+        graphs: of one model.
+        before: what was refused in front of it.
+    """
+    new = refusals_of(graphs) - (before or Counter())
+    steps: Counter[str] = Counter()
+    for refusal, count in new.items():
+        steps[refusal.step] += count
+    if steps:
+        counts = ", ".join(f"{count} {step}" for step, count in steps.items())
+        level = logging.WARNING if steps.keys() & _COSTLY else logging.INFO
+        reason = next(str(each) for each in new if level == logging.INFO or each.step in _COSTLY)
+        _logger.log(
+            level, "%s: %s (%s); fxquant.report tells which and why", caller, counts, reason
+        )

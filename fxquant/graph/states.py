@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
+
+from torch import fx, nn
 
 from fxquant.capture.given_models import require_module
-from fxquant.errors import PassError
+from fxquant.capture.naming import find_regions
+from fxquant.errors import PassError, kind_of
 from fxquant.graph.journal import read_recipe
 from fxquant.modules.own import Stage, own_modules
 from fxquant.recipe.recipe import Recipe
+
+
+def require_graphs(model: Any, caller: str, remedy: str) -> dict[str, fx.GraphModule]:
+    """Return the graphs of `model` by name; raise if it has none."""
+    graphs = find_regions(model) if isinstance(model, nn.Module) else {}
+    if not graphs:
+        raise PassError(f"{caller}: got {kind_of(model)}, which has no graph: {remedy}")
+    return graphs
 
 
 def require_float(model: nn.Module) -> None:
@@ -17,8 +28,8 @@ def require_float(model: nn.Module) -> None:
     for name, module in own_modules(model):
         if module.stage is not None:
             raise PassError(
-                f"prepare: the model is {module.stage} already: {name!r} is a "
-                f"{type(module).__name__}; give the float model"
+                f"prepare: the model is {module.stage} already: {name!r} is {kind_of(module)}; "
+                "give the float model"
             )
 
 
@@ -27,7 +38,7 @@ def require_prepared(model: nn.Module, caller: str) -> Recipe:
     recipe, states = _recipe_and_states(model)
     if recipe is not None and states <= {"prepared"}:
         return recipe
-    kind = "a converted model" if recipe is not None else f"a {type(model).__name__}"
+    kind = "a converted model" if recipe is not None else kind_of(model)
     raise PassError(f"{caller}: got {kind}: give what fxquant.prepare(model) returned")
 
 
@@ -36,7 +47,7 @@ def require_converted(model: nn.Module, caller: str) -> Recipe:
     recipe, states = _recipe_and_states(model)
     if recipe is not None and "converted" in states and "lowered" not in states:
         return recipe
-    kind = "a prepared model" if recipe is not None else f"a {type(model).__name__}"
+    kind = "a prepared model" if recipe is not None else kind_of(model)
     if recipe is not None and "lowered" in states:
         kind = "a model that is lowered already"
     raise PassError(f"{caller}: got {kind}: give what fxquant.convert(prepared) returned")

@@ -131,9 +131,14 @@ def _in_steps(y: Tensor, zero_point: int, y_min: float, y_max: float) -> Tensor:
 def quantize(x: Tensor, scale: float, zero_point: int, y_max: int) -> Tensor:
     """Return the integers of Eq. (1) as uint8; NaN, which they have none for, as real zero.
 
+    Raises:
+        TypeError: `x` is in integers: the float model would not take it either.
+
     Warns:
         RuntimeWarning: some are NaN. Graphs that are exported or compiled do not look.
     """
+    if not x.is_floating_point():
+        raise TypeError(f"an input of dtype {x.dtype}, where the model takes torch.float32")
     y = _in_steps(x.to(torch.float32) * (1 / scale), zero_point, 0, y_max)
     if _has_values(y) and math.isnan(y.sum().item()):  # 2 to 5 % of these steps
         nan = y.isnan()

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fxquant.display.figures import Figure, Point, Points
 from fxquant.display.shown import Shown
 from fxquant.display.table import Column, Table
 from fxquant.errors import RecipeError
@@ -35,23 +36,39 @@ class Frontier(Shown):
     """Allocations within several budgets, and the uniform ones of the same options."""
 
     mixed: tuple[Allocation, ...]
+    """Each once, in the order of the budgets that it is the first for."""
     uniform: dict[int, Allocation]
     """By bits: that width for all weights that have a choice; activations at their best."""
 
+    def named(self) -> list[tuple[str, Allocation]]:
+        """Return each allocation once, by bytes: "mixed", or "all 4" if it is a uniform one."""
+        names = {each: "mixed" for each in self.mixed}
+        names |= {each: f"all {bits}" for bits, each in self.uniform.items()}
+        return sorted(((name, each) for each, name in names.items()), key=lambda row: row[1].bytes)
+
     def heads(self) -> list[str]:
         """Return between which sizes it goes."""
-        sizes = [each.bytes for each in (*self.mixed, *self.uniform.values())]
+        sizes = [each.bytes for _, each in self.named()]
         return [f"the least loss within {min(sizes):,} to {max(sizes):,} bytes of weights"]
 
     def tables(self) -> list[Table]:
         """Return a row for each allocation, the smallest first."""
-        rows = [("mixed", each) for each in self.mixed]
-        rows += [(f"all {bits}", each) for bits, each in self.uniform.items()]
-        rows.sort(key=lambda row: row[1].bytes)
-        cells = dict.fromkeys(
-            (kind, each.average_bits, each.bytes, each.loss, _counts(each)) for kind, each in rows
+        rows = tuple(
+            (kind, each.average_bits, each.bytes, each.loss, _counts(each))
+            for kind, each in self.named()
         )
-        return [Table(_COLUMNS, tuple(cells))]
+        return [Table(_COLUMNS, rows)]
+
+    def figures(self) -> list[Figure]:
+        """Return the loss of each allocation against its size."""
+        kinds = [(f"mixed, {each.average_bits:.2f} bits", each) for each in self.mixed]
+        kinds += [(f"all {bits}", each) for bits, each in self.uniform.items()]
+        kinds.sort(key=lambda each: each[1].bytes)
+        points = tuple(
+            Point(kind, each.bytes / 1e3, each.loss, f"{_counts(each)}; loss {each.loss:.4g}")
+            for kind, each in kinds
+        )
+        return [Points("What bytes buy", "kB of weights", "loss", points)]
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Write a picture of loss against bytes; the file's ending says in which format.
@@ -61,9 +78,9 @@ class Frontier(Shown):
         """
         if importlib.util.find_spec("matplotlib") is None:
             raise RecipeError("plot: matplotlib is not installed: pip install fxquant[plot]")
-        from matplotlib.figure import Figure  # not pyplot, which looks for a screen
+        from matplotlib import figure as drawing  # not pyplot, which looks for a screen
 
-        figure = Figure(figsize=(6, 4), layout="constrained")
+        figure = drawing.Figure(figsize=(6, 4), layout="constrained")
         axes = figure.subplots()
         curves = (("mixed", "o-", self.mixed), ("uniform", "s--", self.uniform.values()))
         for label, style, allocations in curves:
@@ -108,8 +125,10 @@ def frontier(
     for option in options:
         choices.setdefault((option.name, option.side), []).append(option)
     known = list(choices.values())
-    mixed = tuple(allocate(options, each) for each in budgets or _evenly(known, steps))
-    return Frontier(mixed, {bits: _uniform(known, bits) for bits in _common_widths(known)})
+    mixed = (allocate(options, each) for each in budgets or _evenly(known, steps))
+    return Frontier(
+        tuple(dict.fromkeys(mixed)), {bits: _uniform(known, bits) for bits in _common_widths(known)}
+    )
 
 
 def _evenly(choices: Sequence[Sequence[Option]], steps: int) -> list[Budget]:

@@ -7,7 +7,6 @@ Each keeps, for every width, the sum of ⟨gradient, rounding error⟩² over ba
 from __future__ import annotations
 
 import copy
-import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,11 +24,12 @@ from fxquant.modules.observers import Observer
 from fxquant.modules.quantized_layer import QuantizedLayer
 from fxquant.streaming.distributed import gather_objects
 
-_logger = logging.getLogger("fxquant")
-
 
 class Probe:
     """Squares of inner products, one for each width, added up over batches and draws."""
+
+    is_unreached: bool = False
+    """No gradient came: known from `options` on."""
 
     def __init__(self, name: str, widths: Sequence[int], *, fixed: bool) -> None:
         self.name, self.widths, self.fixed = name, tuple(widths), fixed
@@ -107,9 +107,7 @@ class WeightProbe(Probe):
         found = dict(zip(self.widths, self.losses(samples * draws), strict=True))
         is_known = any(gather_objects(self._was_reached))
         if not is_known:
-            _logger.warning(
-                "%s: no gradient of the outputs reaches it: it keeps %d bits", self.name, self._bits
-            )
+            self.is_unreached = True
             found = {self._bits: 0.0}
         multiply_accumulates = sum(gather_objects(self._multiply_accumulates)) / samples
         for bits, loss in found.items():

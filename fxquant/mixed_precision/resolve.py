@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from fxquant.calibration.batching import Batches
 from fxquant.calibration.observed import find_observers
+from fxquant.calling.batching import Batches
 from fxquant.capture.naming import find_regions
 from fxquant.errors import RecipeError
 from fxquant.mixed_precision.allocation import Allocation, allocate
@@ -51,7 +52,7 @@ def with_bits(
     """
     budget = recipe.budget
     assert budget is not None
-    rounded = _rounded(recipe, budget, inputs, quantize)
+    rounded = _rounded(recipe, budget, inputs, quantize, progress)
     samples = Batches(inputs).num_samples
     calls = bar(inputs, "measuring", progress)
     options = sensitivities_on(
@@ -60,13 +61,17 @@ def with_bits(
     if budget.max_drop is None:
         allocation = allocate(options, budget)
     else:
-        allocation = _smallest(prepared, recipe, budget, options, inputs, quantize)
+        allocation = _smallest(prepared, recipe, budget, options, inputs, quantize, progress)
     _logger.info("bits:\n%s", allocation)
     return _resolved(recipe, allocation)
 
 
 def _rounded(
-    recipe: Recipe, budget: Budget, inputs: Sequence[Arguments], quantize: Quantize
+    recipe: Recipe,
+    budget: Budget,
+    inputs: Sequence[Arguments],
+    quantize: Quantize,
+    progress: bool | None,
 ) -> dict[int, nn.Module]:
     """Return models at each width, rounded on the Gram matrix, if the recipe learns roundings.
 
@@ -80,7 +85,7 @@ def _rounded(
     plain = replace(recipe, budget=None, reconstruction=options, batchnorm_tuning=False)
     return {
         bits: quantize(replace(plain, weights=replace(weights, bits=bits)), inputs)
-        for bits in budget.weight_bits
+        for bits in bar(budget.weight_bits, "rounding at each width", progress, unit="width")
     }
 
 
@@ -95,6 +100,7 @@ def _smallest(
     options: Sequence[Option],
     inputs: Sequence[Arguments],
     quantize: Quantize,
+    progress: bool | None,
 ) -> Allocation:
     """Return the allocation of fewest bits that changes few enough decisions.
 
@@ -127,7 +133,8 @@ def _smallest(
             f"that the budget allows, {least:.2f} % of the decisions change: allow that, or wider "
             "weights"
         )
-    while high - low > _FINEST:
+    halvings = math.ceil(math.log2(max(1.0, (high - low) / _FINEST)))
+    for _ in bar(range(halvings), "looking for the smallest", progress, unit="allocation"):
         middle = (low + high) / 2
         candidate = allocated(middle)
         if drop(candidate) <= budget.max_drop:

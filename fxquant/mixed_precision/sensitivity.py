@@ -23,11 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxquant.calibration.arguments import arguments_of
-from fxquant.calibration.batching import Batches
 from fxquant.calibration.first_calls import stop_comparing
 from fxquant.calibration.input_keeper import stop_keeping_inputs, unbatched_rank_of
 from fxquant.calibration.regrouping import takes_size
+from fxquant.calling.arguments import arguments_of
+from fxquant.calling.batching import Batches
+from fxquant.calling.explanation import explained
+from fxquant.calling.loaders import require_batches
 from fxquant.errors import CalibrationError
 from fxquant.graph.states import require_prepared
 from fxquant.mixed_precision.options import Options
@@ -67,7 +69,7 @@ def measure_sensitivities(
             the squares of about normal variables, one for each batch and draw: of 64 it is off by
             √(2/64), 18 %.
         seed: of the signs.
-        progress: show a bar; None means where there is a terminal.
+        progress: show a bar; None means where there is a terminal or a notebook.
 
     Returns:
         A sequence of options that prints as a table, and has `worst`, `select`, `to_csv` and so on:
@@ -78,6 +80,7 @@ def measure_sensitivities(
         CalibrationError: it has seen no batch, `batches` is empty, the outputs have no gradient, or
             one is not finite.
     """
+    require_batches(batches, "measure_sensitivities")
     calls = (
         arguments_of(prepared, batch, f"batch {number}") for number, batch in enumerate(batches)
     )
@@ -130,13 +133,22 @@ def sensitivities_on(
     samples = sum(gather_objects(samples))
     if samples == 0:
         raise CalibrationError("measure_sensitivities: `batches` is empty: give at least one batch")
-    return Options(tuple(each for probe in probes for each in probe.options(samples, draws)))
+    options = Options(tuple(each for probe in probes for each in probe.options(samples, draws)))
+    unreached = [probe.name for probe in probes if probe.is_unreached]
+    if unreached:
+        _logger.warning(
+            "no gradient of the outputs reaches %d weights, which keep their bits: %s",
+            len(unreached),
+            ", ".join(unreached[:3]) + (", …" if len(unreached) > 3 else ""),
+        )
+    return options
 
 
 def _outputs(model: nn.Module, arguments: Arguments, where: str) -> list[Tensor]:
     """Run the model; return those of its outputs that have a gradient."""
-    with torch.enable_grad():
-        found = tensors_in(model(*copied_to(device_of(model), arguments)))
+    copied = copied_to(device_of(model), arguments)
+    with torch.enable_grad(), explained(where, arguments):
+        found = tensors_in(model(*copied))
     outputs = [each for each in found if each.requires_grad]
     if not outputs:
         raise CalibrationError(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxquant.calibration.arguments import Forward, call_on_batch
+from fxquant.calling.arguments import Forward, call_on_batch
 from fxquant.errors import CalibrationError
 from fxquant.numerics.containers import tensors_in
 from fxquant.reporting.running_copies import copy_to_run
@@ -52,10 +52,10 @@ class Agreement:
         """Return where the largest values are, of all samples and positions."""
         running = copy_to_run(model)
         decided = [
-            self._logits(call_on_batch(running, batch, self._where, self._forward))
+            self._logits(call_on_batch(running, batch, f"{self._where}: batch {n}", self._forward))
             .argmax(dim=1)
             .flatten()
-            for batch in self._batches
+            for n, batch in enumerate(self._batches)
         ]
         return torch.cat(decided)
 

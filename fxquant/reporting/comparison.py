@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fxquant.display.figures import Bar, Bars, Figure
 from fxquant.display.shown import Listed
 from fxquant.display.table import Column, Table, Value
 from fxquant.numerics.decibels import decibels
+from fxquant.reporting.drawn.losses import noise_percent
 
 _MIN_ALONE_SQNR = 60.0  # dB; a float node alone differs by its arithmetic only
 
@@ -106,6 +108,19 @@ class Comparison(Listed):
     def tables(self) -> list[Table]:
         """Return a row for each node: alone on the first model's values, and in its place."""
         return [Table(_COLUMNS, tuple(map(_cells, self.rows)))]
+
+    def figures(self) -> list[Figure]:
+        """Return how far each node is off, alone and in its place."""
+        bars = tuple(
+            Bar(
+                row.name,
+                (noise_percent(row.alone.sqnr), noise_percent(row.in_place.sqnr)),
+                f"{row.kind}{'; departs' if row.departs else ''}",
+            )
+            for row in self.rows
+        )
+        note = "Difference against the first model's value, root mean squares: 1 % is 40 dB."
+        return [Bars("Where the two differ", ("alone", "in place"), bars, "{:.3g} %", note)]
 
 
 def _in_steps(number: float) -> str:

@@ -12,13 +12,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fxquant.calibration.arguments import Forward
-from fxquant.calibration.examples import batch_call, run_examples
+from fxquant.calling.arguments import Forward
+from fxquant.calling.description import described_layer, sizes_of_layer
+from fxquant.calling.examples import batch_call, run_examples
+from fxquant.calling.loaders import no_batches, require_batches
 from fxquant.capture.given_models import require_module, unwrapped
 from fxquant.capture.naming import find_regions, target_name
 from fxquant.capture.partition import capture
-from fxquant.errors import CalibrationError, PassError
+from fxquant.errors import PassError, kind_of
 from fxquant.graph.journal import read_recipe
+from fxquant.graph.states import require_graphs
 from fxquant.modules.own import as_own
 from fxquant.numerics.decibels import sqnr
 from fxquant.passes.float_passes import float_passes
@@ -33,12 +36,13 @@ def first_of(batches: Iterable[Any], caller: str) -> tuple[Any, Iterator[Any]]:
     """Return the first of `batches`, and all of them, the first included.
 
     Raises:
-        CalibrationError: there is none.
+        CalibrationError: there is none, or they are no batches.
     """
+    require_batches(batches, caller)
     iterator = iter(batches)
     for first in iterator:
         return first, itertools.chain([first], iterator)
-    raise CalibrationError(f"{caller}: `batches` is empty: give at least one batch")
+    raise no_batches(batches, caller)
 
 
 def graphs_of_both(
@@ -56,6 +60,9 @@ def graphs_of_both(
     Raises:
         PassError: they are not forms of one model.
     """
+    require_graphs(model, caller, "give what prepare, convert, to_qdq or lower made")
+    if not isinstance(reference, nn.Module):
+        raise PassError(f"{caller}: got {kind_of(reference)}: give two forms of one model")
     copied = copy_to_run(model)
     recipe = read_recipe(copied)
     if recipe is None or read_recipe(reference) is not None:
@@ -70,7 +77,20 @@ def graphs_of_both(
             f"{caller}: {type(reference).__name__} has the graphs {_names(mine)}, "
             f"{type(model).__name__} {_names(theirs)}: give two forms of one model"
         )
+    _require_sizes(formed, copied, caller)
     return formed, copied
+
+
+def _require_sizes(reference: nn.Module, model: nn.Module, caller: str) -> None:
+    """Raise if layers of one name take or give other numbers of channels in two models."""
+    others = dict(reference.named_modules())
+    for name, module in model.named_modules():
+        mine, theirs = sizes_of_layer(module), sizes_of_layer(others.get(name, nn.Identity()))
+        if mine and theirs and mine != theirs:
+            raise PassError(
+                f"{caller}: {name!r} is {described_layer(others[name])} in the one model, and "
+                f"{described_layer(module)} in the other: give two forms of one model"
+            )
 
 
 def _names(graphs: dict[str, Any]) -> str:
@@ -81,19 +101,27 @@ def _float_form(
     reference: nn.Module, model: nn.Module, recipe: Recipe, batch: Any, forward: Forward | None
 ) -> nn.Module:
     """Return a copy of the caller's model, captured as `model` was, and prepared as it was."""
-    require_module(reference)
-    call, paths = batch_call(reference, batch, forward), list(find_regions(model))
-    form = capture(
-        reference,
-        leaf_modules=list(_leaves(unwrapped(reference), model)),
-        regions=None if "" in paths else paths,
-        call=call,
-    ).model
+    form = captured_form(reference, model, batch, forward)
+    call = batch_call(reference, batch, forward)
     if call is not None:
         run_examples(form, call)
     for gm in find_regions(form).values():
         Pipeline(*float_passes(recipe))(gm)
     return copy_to_run(form)
+
+
+def captured_form(
+    reference: nn.Module, model: nn.Module, batch: Any, forward: Forward | None
+) -> nn.Module:
+    """Return the caller's float model in the graphs of `model`, with nothing folded yet."""
+    require_module(reference)
+    paths = list(find_regions(model))
+    return capture(
+        reference,
+        leaf_modules=list(_leaves(unwrapped(reference), model)),
+        regions=None if "" in paths else paths,
+        call=batch_call(reference, batch, forward),
+    ).model
 
 
 def _leaves(reference: nn.Module, model: nn.Module) -> Iterator[str]:

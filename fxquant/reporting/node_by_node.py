@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxquant.calibration.arguments import Forward, call_on_batch
+from fxquant.calling.arguments import Forward, call_on_batch
 from fxquant.capture.naming import find_regions, node_name
 from fxquant.graph.operations import module_of
 from fxquant.graph.records import record, value_of

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxquant.calibration.arguments import Forward, call_on_batch
+from fxquant.calling.arguments import Forward, call_on_batch
 from fxquant.errors import PassError
 from fxquant.modules.layers import layer_type
 from fxquant.modules.own import own_modules
@@ -90,13 +90,15 @@ def measure_outputs(
                 if outputs.wanted:
                     outputs.differs = f"{len(outputs.wanted)} calls fewer"
                     outputs.wanted.clear()
-    for name, outputs in found.items():
-        if outputs.differs:
-            _logger.warning(
-                "report: %s: its output is not measured: in `model` it gives %s",
-                name,
-                outputs.differs,
-            )
+    differing = {name: outputs.differs for name, outputs in found.items() if outputs.differs}
+    if differing:
+        name, what = next(iter(differing.items()))
+        _logger.warning(
+            "report: %s: its output is not measured: in `model` it gives %s%s",
+            name,
+            what,
+            f"; and {len(differing) - 1} more" if len(differing) > 1 else "",
+        )
     return {
         name: decibels(max(each.power, 1e-300), each.noise)
         for name, each in found.items()

@@ -156,23 +156,31 @@ def _remarks(known: Record) -> tuple[str, ...]:
 
 def has_rounded_operands(gm: fx.GraphModule, node: fx.Node) -> bool:
     """Say whether all tensors that `node` computes with were rounded."""
-    return all(_quantizers_of(gm, each) for each in node.all_input_nodes)
+    return all(_quantizer_of(gm, each) is not None for each in node.all_input_nodes)
 
 
-def _quantizers(gm: fx.GraphModule, node: fx.Node) -> list[Figures]:
-    """Return figures of the tensors that `node` works on, looking past calls that keep values."""
+def quantizers_before(gm: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
+    """Return what rounds the tensors that `node` works on, looking past calls that keep values."""
     sources = [data_input(node)]
     if is_add(gm, node) or is_product(gm, node):
         sources = [*node.all_input_nodes]
-    return [figures for source in sources for figures in _quantizers_of(gm, source)]
+    found = [_quantizer_of(gm, source) for source in sources]
+    return [quantizer for quantizer in found if quantizer is not None]
 
 
-def _quantizers_of(gm: fx.GraphModule, source: fx.Node | None) -> list[Figures]:
+def _quantizers(gm: fx.GraphModule, node: fx.Node) -> list[Figures]:
+    return [
+        figures
+        for quantizer in quantizers_before(gm, node)
+        for figures in as_own(module_of(gm, quantizer)).output_figures()
+    ]
+
+
+def _quantizer_of(gm: fx.GraphModule, source: fx.Node | None) -> fx.Node | None:
     while isinstance(source, fx.Node):
-        figures = as_own(module_of(gm, source)).output_figures()
-        if figures:
-            return list(figures)
+        if as_own(module_of(gm, source)).output_figures():
+            return source
         is_behind = record(source).fused_into is not None  # a dynamic one is before its ReLU
         before = [data_input(source)] if is_behind else sources_of_values(gm, source)
         source = before[0] if before else None
-    return []
+    return None

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
-from fxquant.calibration.arguments import Forward
-from fxquant.capture.naming import Untraced, find_regions
+from fxquant.calling.arguments import Forward
+from fxquant.capture.naming import Untraced
 from fxquant.capture.recording.requirements import requirements
 from fxquant.capture.region import Region
+from fxquant.display.figures import Figure, Histogram
 from fxquant.display.shown import Listed
 from fxquant.display.table import Column, Table, Value
-from fxquant.errors import CalibrationError, PassError
+from fxquant.errors import CalibrationError
 from fxquant.graph.journal import read_recipe, read_untraced
+from fxquant.graph.states import require_graphs
 from fxquant.reporting.coverage import Coverage, coverage_of
+from fxquant.reporting.drawn.page import figures_of_models, figures_of_rows
+from fxquant.reporting.float_form import first_of
 from fxquant.reporting.output_sqnr import measure_outputs
 from fxquant.reporting.rows import RegionRow, Row, is_listed, row_of_call, row_of_region
 from fxquant.reporting.sizes import Sizes, sizes_of
@@ -64,6 +68,8 @@ class Report(Listed):
 
     fixed: tuple[str, ...] = ()
     """What tracing decided by the example: calls in which it is another are refused."""
+    drawn: tuple[Figure, ...] = field(default=(), repr=False)
+    """Histograms and graphs, for `to_html`."""
 
     @property
     def num_quantized(self) -> int:
@@ -98,6 +104,14 @@ class Report(Listed):
             )
             tables.append(Table(columns_left, rows))
         return tables
+
+    def figures(self) -> list[Figure]:
+        """Return key numbers, shares, what each call loses, histograms of these calls, graphs."""
+        names = {row.name for row in self.rows}
+        of_rows = [
+            each for each in self.drawn if not isinstance(each, Histogram) or each.name in names
+        ]
+        return [*figures_of_rows(self.rows, self.coverage, self.sizes), *of_rows]
 
 
 def _cells(row: Row) -> tuple[Value, ...]:
@@ -177,9 +191,7 @@ def report(
     >>> [(row.name, row.kind, row.weights, row.notes) for row in report(quantized).rows]
     [('0', 'Linear', '8 bits minmax', 'fused _1')]
     """
-    graphs = find_regions(model)
-    if not graphs:
-        raise PassError(f"report: got a {type(model).__name__}: give what prepare or convert made")
+    graphs = require_graphs(model, "report", "give what prepare, convert or lower made")
     read_recipe(model)
     if (reference is None) != (batches is None):
         given, missing = ("batches", "reference")[:: 1 if reference is None else -1]
@@ -187,7 +199,9 @@ def report(
             f"report: `{given}` without `{missing}`: give both, and outputs are compared, or none"
         )
     measured: dict[str, float] = {}
+    first = None
     if reference is not None and batches is not None:
+        first, batches = first_of(batches, "report")
         measured = measure_outputs(reference, model, batches, forward)
     rows = [
         row_of_call(gm, node, measured)
@@ -204,5 +218,6 @@ def report(
         coverage=coverage_of(model),
         sizes=sizes_of(model),
         fixed=tuple(fixed),
+        drawn=figures_of_models(model, reference, first, forward),
     )
     return replace(report, summary=_summary(report))

@@ -4,7 +4,7 @@ from fxquant.rounding.blocks.find import Block, find_blocks
 from fxquant.rounding.blocks.learner import BlockLearner
 from fxquant.rounding.blocks.sides import BlocksSideBySide, ends_in_float
 from fxquant.rounding.grouped_layer import Rounding
-from fxquant.rounding.in_turn import learn_in_turn
+from fxquant.rounding.in_turn import TITLES, learn_in_turn
 from fxquant.rounding.learners import Learned, learn
 from fxquant.rounding.pool import RowPool
 from fxquant.rounding.side_by_side import LayersSideBySide, Lesson
@@ -16,6 +16,7 @@ from fxquant.rounding.smoothing.unchanged import SameResults
 from fxquant.rounding.subgraphs import Call, Subgraph, find_subgraphs
 
 __all__ = [
+    "TITLES",
     "Block",
     "BlockLearner",
     "BlocksSideBySide",

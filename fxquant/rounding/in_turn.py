@@ -20,9 +20,11 @@ from fxquant.modules.figures import LearnedRounding
 from fxquant.rounding.side_by_side import SideBySide
 from fxquant.streaming.checkpoint import Checkpoint
 from fxquant.streaming.distributed import object_from_first_rank, rank
-from fxquant.streaming.long_runs import Run, bar_of_costs
+from fxquant.streaming.long_runs import Run, UnitsBar
 
 _logger = logging.getLogger("fxquant")
+TITLES = {"adaround": "AdaRound", "adaquant": "AdaQuant", "gram": "Gram matrix"}
+"""Of bars, by `Reconstruction.method`."""
 
 
 class Unit(Protocol):
@@ -58,6 +60,8 @@ def learn_in_turn(
     sides: SideBySide[_Unit],
     learn: Callable[[_Unit, int], None],
     run: Run,
+    title: str,
+    plural: str = "layers",
 ) -> bool:
     """Learn each unit on what those in front of it give; return whether one of them changed.
 
@@ -66,13 +70,16 @@ def learn_in_turn(
         sides: the data, which `learn` takes of each unit, or the loop skips.
         learn: called with a unit and its number; writes what it learned into the unit.
         run: where finished units are kept, and whether a bar is shown.
+        title: of the bar.
+        plural: what the units are called there.
     """
     changed = False
-    total = sum(unit.cost for unit in units)
-    with _opened(run, sides) as checkpoint, bar_of_costs(total, run.progress) as bar:
+    costs = [unit.cost for unit in units]
+    bar = UnitsBar(title, plural, costs, run.progress)
+    with _opened(run, sides) as checkpoint, bar:
         for number, unit in enumerate(units):
             name = target_name(sides.gm, unit.name)
-            bar.set_description(name)
+            bar.begin(name)
             before = unit.values()
             saved = _load(checkpoint, number, unit.name)
             if saved:
@@ -82,8 +89,7 @@ def learn_in_turn(
                 learn(unit, number)
                 if checkpoint is not None:
                     checkpoint.save(number, unit.name, unit.state())
-            bar.set_postfix_str(f"{name} {unit.rounding}")
-            bar.update(unit.cost)
+            bar.end()
             _logger.info("%s: %s", name, unit.rounding)
             changed |= _differ(before, unit.values())
     return changed

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 from torch import Tensor, fx
 
-from fxquant.calibration.batching import Batches
+from fxquant.calling.batching import Batches
 from fxquant.errors import CalibrationError, PassError
 from fxquant.graph.operations import module_of, source_of
 from fxquant.modules.own import as_own

@@ -29,7 +29,7 @@ from torch import Tensor
 from fxquant.errors import StorageError
 from fxquant.storage.fields import matches
 from fxquant.storage.plain_values import Json
-from fxquant.streaming.whole_files import flush, temporary_folder
+from fxquant.whole_files import flush, temporary_folder
 
 VERSION = 3
 MAX_HEADER = 2**26

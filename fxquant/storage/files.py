@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxquant.errors import StorageError
+from fxquant.errors import StorageError, kind_of
 from fxquant.graph.journal import read_recipe, write_journals
 from fxquant.storage.allowed import Allowed
 from fxquant.storage.container import Content, open_file, write_file
@@ -55,7 +55,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     True
     """
     if not isinstance(model, nn.Module):
-        raise StorageError(f"save: model is a {type(model).__name__}: give a torch.nn.Module")
+        raise StorageError(f"save: model is {kind_of(model)}: give a torch.nn.Module")
+    _require_path(path, "save")
     encoder = Encoder()
     try:
         tree = encoder.encode(model, "model")
@@ -109,6 +110,7 @@ def load(
         StorageError: the file is missing, not of fxquant, cut off, altered, of another version, or
             names a class or function that is not allowed.
     """
+    _require_path(path, "load")
     allowed, device = Allowed(custom), torch.device(map_location)
     torch.empty(0, device=device)  # PyTorch's own error if there is no such device
     try:
@@ -131,6 +133,11 @@ def load(
         raise StorageError(
             f"load: {path}: its header is none: {type(error).__name__}: {error}"
         ) from error
+
+
+def _require_path(path: Any, caller: str) -> None:
+    if not isinstance(path, (str, os.PathLike)):
+        raise StorageError(f"{caller}: path is {kind_of(path)}: give the path of a file")
 
 
 def _read_model(content: Content, tensors: Sequence[Tensor], allowed: Allowed) -> nn.Module:

@@ -12,7 +12,7 @@ from fxquant.streaming.distributed import (
     together,
 )
 from fxquant.streaming.identity import identity_of
-from fxquant.streaming.long_runs import Run, bar, bar_of_costs
+from fxquant.streaming.long_runs import Run, UnitsBar, bar
 from fxquant.streaming.rank_facts import (
     facts_of_graphs,
     facts_of_model,
@@ -26,11 +26,12 @@ from fxquant.streaming.running import (
     device_of,
     interpreted,
     laid_out_for,
+    positional,
     run,
 )
+from fxquant.streaming.said_once import said_once
 from fxquant.streaming.stream import Stream
 from fxquant.streaming.value_store import ValueStore
-from fxquant.streaming.whole_files import flush, temporary_folder
 
 __all__ = [
     "Arguments",
@@ -38,27 +39,27 @@ __all__ = [
     "Run",
     "Stream",
     "SumsOfSteps",
+    "UnitsBar",
     "ValueStore",
     "bar",
-    "bar_of_costs",
     "copied_to",
     "copy_from_first_rank",
     "device_of",
     "facts_of_graphs",
     "facts_of_model",
     "facts_of_recipe",
-    "flush",
     "gather_objects",
     "identity_of",
     "interpreted",
     "laid_out_for",
     "num_ranks",
     "object_from_first_rank",
+    "positional",
     "rank",
     "require_same",
     "run",
+    "said_once",
     "sum_over_ranks",
     "take_first_ranks",
-    "temporary_folder",
     "together",
 ]

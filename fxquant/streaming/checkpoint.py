@@ -2,7 +2,7 @@
 
 A folder belongs to one model, recipe and data set: `identity.json` holds a digest of each. One
 process at a time works in it (`fxquant.streaming.held_folder`). A layer's file appears whole or not
-at all (`fxquant.streaming.whole_files`).
+at all (`fxquant.whole_files`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from fxquant.errors import StorageError
 from fxquant.streaming.held_folder import HeldFolder
 from fxquant.streaming.identity import digest
-from fxquant.streaming.whole_files import write_whole
+from fxquant.whole_files import write_whole
 
 _VERSION = 1
 _REMEDIES = {

@@ -9,7 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fxquant.errors import StorageError
-from fxquant.streaming.processes import Process, open_locked
+from fxquant.streaming.processes import Process
+from fxquant.whole_files import open_locked
 
 _HOLDER = "holder.json"
 

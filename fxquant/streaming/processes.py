@@ -1,21 +1,12 @@
-"""Who works on something: a process on a host, named in files and messages; and locks on files.
-
-A lock ends with the process that holds it, however that ends, so none is ever stale.
-"""
+"""Who works on something: a process on a host, named in files and messages."""
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 _NAMESPACE = Path("/proc/self/ns/pid")
 """Of the numbers of processes: a container has its own."""
@@ -57,21 +48,3 @@ class Process:
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
-
-
-def open_locked(path: Path) -> int:
-    """Open a file or folder, lock it until it is closed, and return the descriptor.
-
-    Raises:
-        BlockingIOError: another has locked it.
-        OSError: it cannot be opened, or the file system has no locks.
-    """
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        if fcntl is None:
-            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor

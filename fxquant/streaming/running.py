@@ -24,7 +24,7 @@ def interpreted(gm: fx.GraphModule, interpreter: fx.Interpreter) -> Iterator[Non
 
     @functools.wraps(gm.forward)  # whoever asks for its arguments finds them
     def run_through(*args: Any, **kwargs: Any) -> Any:
-        return _writable(interpreter.run(*_positional(gm, args, kwargs)))
+        return _writable(interpreter.run(*positional(gm, args, kwargs)))
 
     gm.forward = run_through
     try:
@@ -47,7 +47,7 @@ def _writable(value: Any) -> Any:
     return plain if isinstance(value, immutable_dict) else made_like(value, plain)
 
 
-def _positional(gm: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+def positional(gm: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
     """Return what a call gives to the placeholders, defaults filled in."""
     rest = gm.graph.find_nodes(op="placeholder")[len(args) :]
     named = [kwargs.get(str(node.target), *node.args[:1]) for node in rest]

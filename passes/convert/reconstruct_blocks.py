@@ -35,7 +35,7 @@ from fxquant.passes.starting_points import CONVERTED
 from fxquant.rounding.blocks.find import Block, find_blocks
 from fxquant.rounding.blocks.learner import BlockLearner
 from fxquant.rounding.blocks.sides import BlocksSideBySide, ends_in_float
-from fxquant.rounding.in_turn import learn_in_turn
+from fxquant.rounding.in_turn import TITLES, learn_in_turn
 from fxquant.rounding.side_by_side import Lesson
 from fxquant.streaming.distributed import num_ranks
 from fxquant.streaming.value_store import ValueStore
@@ -68,7 +68,8 @@ class ReconstructBlocks(Lesson, Pass):
         blocks = find_blocks(gm)
         with ValueStore(self.options.max_bytes) as store:
             sides = BlocksSideBySide(self, gm, blocks, store)
-            return learn_in_turn(blocks, sides, partial(self._learn, sides), self.how)
+            one, title = partial(self._learn, sides), TITLES[self.options.method]
+            return learn_in_turn(blocks, sides, one, self.how, title, "blocks")
 
     def _learn(self, sides: BlocksSideBySide, block: Block, number: int) -> None:
         start = time.perf_counter()

@@ -30,7 +30,7 @@ from fxquant.numerics.decibels import sqnr
 from fxquant.passes.pipeline import Pass
 from fxquant.passes.starting_points import CONVERTED
 from fxquant.rounding.grouped_layer import Rounding
-from fxquant.rounding.in_turn import learn_in_turn
+from fxquant.rounding.in_turn import TITLES, learn_in_turn
 from fxquant.rounding.learners import Learned, learn
 from fxquant.rounding.pool import RowPool
 from fxquant.rounding.side_by_side import LayersSideBySide, Lesson
@@ -59,7 +59,8 @@ class ReconstructRounding(Lesson, Pass):
             subgraphs = [_all_ahead(subgraph) for subgraph in subgraphs]
         with ValueStore(self.options.max_bytes) as store:
             sides = LayersSideBySide(self, gm, subgraphs, store)
-            return learn_in_turn(subgraphs, sides, partial(self._learn, sides), self.how)
+            one, title = partial(self._learn, sides), TITLES[self.options.method]
+            return learn_in_turn(subgraphs, sides, one, self.how, title)
 
     def _learn(self, sides: LayersSideBySide, subgraph: Subgraph, number: int) -> None:
         start = time.perf_counter()

@@ -8,9 +8,9 @@ from torch import nn
 
 import fxquant
 from fxquant import Recipe
-from fxquant.calibration.batching import Batches
 from fxquant.calibration.observed import find_observers
 from fxquant.calibration.regrouping import regrouped
+from fxquant.calling.batching import Batches
 from tests.helpers import Net, whole
 
 FIXED = {

@@ -70,6 +70,13 @@ WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
 }
 
 
+def test_a_given_graph_with_hooks_is_refused_because_its_copy_would_lose_them() -> None:
+    gm = fx.symbolic_trace(Inner().eval())
+    gm.register_forward_hook(lambda module, args, output: -output)
+    with pytest.raises(CaptureError, match=r"^the given GraphModule has forward hooks, which a "):
+        fxquant.prepare(gm)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
 def test_a_wrapped_model_is_quantized_as_the_model_inside(

@@ -125,8 +125,12 @@ def test_prints_the_specs_of_a_prepared_and_the_numbers_of_a_converted_model() -
 
 
 def test_refuses_a_module_without_a_graph() -> None:
-    with pytest.raises(TypeError, match="text: got a Linear, not a GraphModule: trace it first"):
+    with pytest.raises(fxquant.PassError) as raised:
         fxquant.text(nn.Linear(2, 2))
+    assert str(raised.value) == (
+        "text: got a Linear, which has no graph: text(fxquant.trace(model)) prints that of a float "
+        "model"
+    )
 
 
 def conv() -> nn.Conv2d:

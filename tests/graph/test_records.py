@@ -11,7 +11,16 @@ from torch import fx, nn
 import fxquant
 from fxquant import Recipe
 from fxquant.graph.journal import read_recipe, write_journals
-from fxquant.graph.records import Record, Refusal, annotate, record, refuse, value_of
+from fxquant.graph.records import (
+    Record,
+    Refusal,
+    annotate,
+    record,
+    refusals_of,
+    refuse,
+    tell_refusals,
+    value_of,
+)
 from tests.helpers import Net, node
 
 RECIPE = Recipe.minmax(weight_bits=4)
@@ -46,6 +55,7 @@ def test_a_record_is_frozen() -> None:
 
 def test_a_refusal_is_recorded_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     fc = node(traced(), "fc")
+    caplog.set_level("INFO", logger="fxquant")
     for reason in ("too old", "too new", "too old"):
         refuse(fc, "not folded", reason)
     refuse(fc, "not lowered", "too old")
@@ -59,7 +69,38 @@ def test_a_refusal_is_recorded_and_logged_once(caplog: pytest.LogCaptureFixture)
         "fc: not folded: too new",
         "fc: not lowered: too old",
     ]
-    assert {each.levelname for each in caplog.records} == {"WARNING"}
+    assert {each.levelname for each in caplog.records} == {"INFO"}
+
+
+def test_refusals_are_counted_in_one_line_without_those_known_before(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    gm = traced()
+    nodes = list(gm.graph.nodes)
+    refuse(nodes[0], "not folded", "too old")
+    before = refusals_of([gm])
+    tell_refusals("convert", [gm], before)
+    assert not caplog.messages
+    for each in nodes:
+        refuse(each, "not folded", "too old")
+    refuse(nodes[0], "left in float", "too new")
+    tell_refusals("convert", [gm], before)
+    assert caplog.messages == [
+        f"convert: {len(nodes) - 1} not folded, 1 left in float (left in float: too new); "
+        "fxquant.report tells which and why"
+    ]
+
+
+def test_what_leaves_no_call_in_float_is_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    gm = traced()
+    refuse(node(gm, "fc"), "not folded", "too old")
+    tell_refusals("prepare", [gm])
+    assert not caplog.messages
+    caplog.set_level("INFO", logger="fxquant")
+    tell_refusals("prepare", [gm])
+    assert caplog.messages == [
+        "prepare: 1 not folded (not folded: too old); fxquant.report tells which and why"
+    ]
 
 
 def test_a_node_computes_its_own_value_unless_it_is_told_otherwise() -> None:

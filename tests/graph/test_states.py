@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import fxquant
 from fxquant import CaptureError, PassError, Recipe, Rule
+from fxquant.errors import kind_of
 from fxquant.graph.states import recipe_of, require_converted, require_float, require_prepared
 from tests.helpers import needs_int8
 
@@ -56,7 +57,7 @@ def test_a_prepared_model_gives_its_recipe_and_is_not_float(make: Any, prefix: s
     prepared = fxquant.prepare(make(), RECIPE)
     assert require_prepared(prepared, "convert") == RECIPE
     assert message(PassError, require_float, prepared) == (
-        f"prepare: the model is prepared already: {prefix + 'observers.input_1'!r} is a Observer; "
+        f"prepare: the model is prepared already: {prefix + 'observers.input_1'!r} is an Observer; "
         "give the float model"
     )
 
@@ -141,13 +142,11 @@ def test_what_fxquant_has_not_made_has_no_recipe(model: Any) -> None:
 
 @pytest.mark.parametrize("value", [3, None, 2.5], ids=repr)
 def test_what_is_no_module_is_an_error(value: Any) -> None:
-    kind = type(value).__name__
-    assert message(CaptureError, require_float, value) == (
-        f"model is a {kind}: give a torch.nn.Module"
-    )
+    kind = kind_of(value)
+    assert message(CaptureError, require_float, value) == f"model is {kind}: give a torch.nn.Module"
     assert message(PassError, require_prepared, value, "convert") == (
-        f"convert: got a {kind}: give what fxquant.prepare(model) returned"
+        f"convert: got {kind}: give what fxquant.prepare(model) returned"
     )
     assert message(PassError, require_converted, value, "lower") == (
-        f"lower: got a {kind}: give what fxquant.convert(prepared) returned"
+        f"lower: got {kind}: give what fxquant.convert(prepared) returned"
     )

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from fxquant.display.figures import Points
 from fxquant.errors import RecipeError
 from fxquant.mixed_precision.options import Option
 from fxquant.mixed_precision.pareto import frontier
@@ -78,6 +79,17 @@ def test_prints_all_of_them_by_bytes() -> None:
     )
 
 
+def test_each_allocation_is_one_row() -> None:
+    found = frontier(OPTIONS, [Budget(max_bytes=size) for size in (88, 88, 89, 500)])
+    assert [each.bytes for each in found.mixed] == [88, 128]
+    assert [(name, each.bytes) for name, each in found.named()] == [
+        ("all 2", 68),
+        ("mixed", 88),
+        ("all 3", 98),
+        ("all 4", 128),
+    ]
+
+
 def test_writes_a_picture_without_a_screen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     monkeypatch.delenv("DISPLAY", raising=False)
@@ -99,3 +111,12 @@ def test_without_matplotlib_the_error_says_what_to_install(
         RecipeError, match=r"matplotlib is not installed: pip install fxquant\[plot\]"
     ):
         found.plot(tmp_path / "frontier.png")
+
+
+def test_a_page_draws_loss_against_size(tmp_path: Path) -> None:
+    found = frontier(OPTIONS, steps=3)
+    (points,) = found.figures()
+    assert isinstance(points, Points)
+    assert len(points.points) == len(found.mixed) + len(found.uniform)
+    assert [each.x for each in points.points] == sorted(each.x for each in points.points)
+    assert found.to_html(tmp_path / "frontier.html").exists()

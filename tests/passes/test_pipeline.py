@@ -1,17 +1,15 @@
 """Passes and pipelines run alone, in each other, and in PyTorch's PassManager."""
 
-import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
 from torch import fx, nn
-from torch.fx.passes.infra.pass_base import PassBase
+from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from torch.fx.passes.infra.pass_manager import PassManager, this_before_that_pass_constraint
 
 import fxquant
-from fxquant import CalibrationError, Pass, PassError, Pipeline, StorageError
+from fxquant import CalibrationError, Pass, PassError, Pipeline
 from fxquant.passes import (
     AbsorbBatchNorm,
     ChooseRanges,
@@ -22,6 +20,7 @@ from fxquant.passes import (
     LiftFunctionals,
     MarkFusedRelu,
     QuantizeWeights,
+    SmoothInputs,
 )
 from tests.helpers import apply, graph_text, outputs, randomize_batchnorms, relative_error
 
@@ -170,37 +169,6 @@ def test_pytorchs_pass_manager_repeats_until_nothing_changes() -> None:
     assert graph_text(gm).count("torch.neg") == 3
 
 
-def test_dumps_the_graph_after_every_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "made" / "here"
-    monkeypatch.setenv("FXQUANT_DUMP", str(folder))
-    gm = fxquant.trace(model())
-    Pipeline(DropIdentities(), Pipeline(FoldBatchNorm()), MarkFusedRelu())(gm)
-    files = sorted(folder.iterdir())
-    assert [file.name for file in files] == [
-        "000_DropIdentities.txt",
-        "001_FoldBatchNorm.txt",
-        "002_MarkFusedRelu.txt",
-    ]
-    assert re.findall("BatchNorm2d", files[0].read_text())
-    assert files[-1].read_text() == fxquant.text(gm)
-
-
-def test_a_dump_that_cannot_be_written_is_an_error_that_names_the_variable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("FXQUANT_DUMP", str(tmp_path / "file"))
-    with pytest.raises(StorageError, match=r"^DropIdentities: FXQUANT_DUMP=.* or unset it$"):
-        DropIdentities()(fxquant.trace(model()))
-
-
-def test_dumps_nothing_unless_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("FXQUANT_DUMP", raising=False)
-    monkeypatch.chdir(tmp_path)
-    DropIdentities()(fxquant.trace(model()))
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_logs_one_line_a_pass(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="fxquant")
     Pipeline(DropIdentities(), LiftFunctionals())(fxquant.trace(model()))
@@ -213,3 +181,69 @@ def test_passes_run_on_a_copy_of_every_graph_and_leave_the_model() -> None:
     copied = Pipeline(DropIdentities()).on_copy_of(gm)
     assert graph_text(gm) == before
     assert len(graph_text(copied).splitlines()) < len(before.splitlines())
+
+
+def use_silu(gm: fx.GraphModule) -> None:
+    for node in gm.graph.nodes:
+        if node.op == "call_module" and isinstance(gm.get_submodule(str(node.target)), nn.ReLU):
+            gm.add_module(str(node.target), nn.SiLU())
+
+
+class Torchs(PassBase):
+    """A pass of PyTorch's kind, which returns another module."""
+
+    def call(self, graph_module: fx.GraphModule) -> PassResult:
+        made = fx.GraphModule(graph_module, fx.Tracer().trace(graph_module))
+        use_silu(made)
+        return PassResult(made, True)
+
+
+def test_a_function_is_a_pass_of_its_name() -> None:
+    gm, x = fxquant.trace(model()), torch.randn(2, 3, 6, 6)
+    pipeline = Pipeline(DropIdentities(), use_silu, Torchs(), PassManager([MarkFusedRelu()]))
+    assert str(pipeline) == "DropIdentities → use_silu → Torchs → PassManager"
+    assert repr(pipeline) == "Pipeline(DropIdentities(), use_silu, Torchs, PassManager)"
+    before = outputs(gm, x)
+    assert apply(pipeline, gm)
+    assert "SiLU" in graph_text(gm)
+    assert not torch.equal(outputs(gm, x), before)
+
+
+def test_what_another_pass_returns_is_taken_over() -> None:
+    gm = fxquant.trace(model())
+    result = Pipeline(Torchs())(gm)
+    assert result is not None
+    assert result.graph_module is gm
+    assert "SiLU" in graph_text(gm)
+
+
+@pytest.mark.parametrize("kind", [KeyError, OSError, RuntimeError])
+def test_an_error_in_a_function_names_it(kind: type[Exception]) -> None:
+    def failing(gm: fx.GraphModule) -> None:
+        raise kind(2, "why") if kind is OSError else kind("why")
+
+    with pytest.raises(Exception, match=r"failing: .*why"):
+        Pipeline(failing)(fxquant.trace(model()))
+
+
+def test_a_function_that_leaves_a_broken_graph_is_named() -> None:
+    def dangling(gm: fx.GraphModule) -> None:
+        gm.graph.find_nodes(op="call_module")[0].target = "nowhere"
+
+    with pytest.raises(RuntimeError, match=r"^dangling: .* nowhere"):
+        Pipeline(dangling)(fxquant.trace(model()))
+
+
+def test_what_is_no_pass_is_refused_before_anything_runs() -> None:
+    with pytest.raises(PassError, match=r"^FoldBatchNorm is a class: give an instance"):
+        Pipeline(FoldBatchNorm)  # type: ignore[arg-type]
+
+
+def test_the_repr_of_a_pass_shows_what_is_not_the_default() -> None:
+    gm = fxquant.trace(nn.ReLU())
+    assert repr(AppendNegation()) == "AppendNegation()"
+    assert repr(AppendNegation(3)) == "AppendNegation(times=3)"
+    assert repr(InsertObservers()) == "InsertObservers()"
+    assert repr(CorrectBias(gm)) == "CorrectBias(reference=<graph of 3 nodes>)"
+    assert repr(SmoothInputs(fxquant.Recipe(), [])).endswith("batches=<list of 0>)")
+    assert repr(Pipeline(FoldBatchNorm(), Pipeline())) == "Pipeline(FoldBatchNorm(), Pipeline())"

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import fxquant
 from fxquant import CalibrationError, PassError, Recipe
+from fxquant.display.figures import Bars
 from fxquant.int8.modules import Int8Conv
 from fxquant.numerics.decibels import sqnr
 from fxquant.reporting.comparison import NodeComparison
@@ -140,6 +141,16 @@ def test_leaves_both_models_as_they_are() -> None:
     assert torch.equal(simulated(batch()), before[0])
     assert torch.equal(lowered(batch()), before[1])
     assert (fxquant.text(simulated), fxquant.text(lowered)) == texts
+
+
+def test_a_page_draws_how_far_each_node_is_off() -> None:
+    simulated = quantized()
+    found = compare(simulated, fxquant.lower(simulated), [batch()])
+    (bars,) = found.figures()
+    assert isinstance(bars, Bars)
+    assert [bar.name for bar in bars.bars] == [row.name for row in found.rows]
+    sqnr_alone = found.rows[-1].alone.sqnr
+    assert bars.bars[-1].values[0] == pytest.approx(100 * 10 ** (-sqnr_alone / 20))
 
 
 def test_the_table_marks_what_departs() -> None:

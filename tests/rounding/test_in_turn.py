@@ -55,7 +55,7 @@ def learn_all(
             change(subgraph)
             done.append((subgraph.name, number))
 
-        return learn_in_turn(subgraphs, sides, learn, run), done
+        return learn_in_turn(subgraphs, sides, learn, run, "learning"), done
 
 
 def record_alone(subgraph: Subgraph) -> None:
@@ -112,7 +112,7 @@ def test_each_unit_is_one_line_in_the_log_and_stands_in_the_bar(
     assert caplog.messages[-3:] == [f"{name}: {LEARNED}" for name in ("0", "2", "3")]
     assert capsys.readouterr().err == ""
     learn_all(gm, reference, Run(progress=True))
-    assert f"3 {LEARNED}" in capsys.readouterr().err
+    assert "learning 3 of 3 layers: 100%|" in capsys.readouterr().err
 
 
 def block_of(gm: fx.GraphModule) -> Block:

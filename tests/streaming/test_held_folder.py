@@ -47,7 +47,7 @@ def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr("fxquant.streaming.processes.fcntl.flock", refuse)
+    monkeypatch.setattr("fxquant.whole_files.fcntl.flock", refuse)
 
 
 @pytest.mark.usefixtures("no_locks")

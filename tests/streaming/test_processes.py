@@ -3,11 +3,8 @@
 import os
 import signal
 from dataclasses import replace
-from pathlib import Path
 
-import pytest
-
-from fxquant.streaming.processes import Process, open_locked
+from fxquant.streaming.processes import Process
 from tests.processes import forked
 
 
@@ -36,15 +33,3 @@ def test_of_processes_elsewhere_nothing_is_known() -> None:
     assert ended.has_ended()
     assert not replace(ended, host="elsewhere").has_ended()
     assert not replace(ended, namespace="of a container").has_ended()
-
-
-def test_a_lock_holds_until_it_is_closed_or_its_process_ends(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.touch()
-    descriptor = open_locked(path)
-    with pytest.raises(BlockingIOError):
-        open_locked(path)
-    os.close(descriptor)
-    os.waitpid(forked(lambda: open_locked(path)), 0)
-    for each in (path, tmp_path):
-        os.close(open_locked(each))

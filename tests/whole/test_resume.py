@@ -17,7 +17,7 @@ from fxquant import Recipe, StorageError
 from fxquant.rounding import learners
 from fxquant.rounding.adaround import learn_rounding
 from fxquant.streaming.checkpoint import Checkpoint
-from fxquant.streaming.whole_files import write_whole
+from fxquant.whole_files import write_whole
 from tests.helpers import whole
 
 LAYERS = 5

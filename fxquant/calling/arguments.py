@@ -9,13 +9,17 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from fxquant.capture.example import Call
+from fxquant.calling.batch_hints import way_from_keys, way_to_tensors
+from fxquant.calling.description import in_brackets
+from fxquant.calling.explanation import explained
+from fxquant.capture.example import Call, call_of
 from fxquant.errors import CalibrationError
 from fxquant.numerics.containers import cloned
 from fxquant.streaming.running import Arguments
 
 Forward = Callable[[nn.Module, Any], Any]
 """Calls a model with a batch; what it returns are the model's outputs."""
+_LEAVE_OUT = "leave out what it does not take, or pass forward=lambda model, batch: … to calibrate"
 
 
 def positional(gm: fx.GraphModule, keywords: dict[str, Any], where: str) -> Arguments:
@@ -29,7 +33,7 @@ def positional(gm: fx.GraphModule, keywords: dict[str, Any], where: str) -> Argu
     if unknown:
         raise CalibrationError(
             f"{where}: the model has no argument {', '.join(sorted(unknown))}; it has "
-            f"{', '.join(placeholders)}"
+            f"{', '.join(placeholders)}: {_LEAVE_OUT}"
         )
     missing = [name for name, node in placeholders.items() if not (name in keywords or node.args)]
     if missing:
@@ -62,17 +66,33 @@ def call_of_batch(model: nn.Module, batch: Any, where: str) -> Call:
     if isinstance(model, fx.GraphModule):
         names = [str(node.target) for node in model.graph.find_nodes(op="placeholder")]
         given = {**dict(zip(names, args, strict=False)), **kwargs}
-        return Call(positional(model, given, where))
+        return Call(positional(model, given, f"{where} {in_brackets(batch)}"))
     try:
         return _bound(model.forward, args, kwargs)
     except TypeError as error:
-        kind = type(model).__name__
+        parameters, kind = inspect.signature(model.forward).parameters, type(model).__name__
         if kwargs:
-            raise CalibrationError(f"{where}: {kind}.forward: {error}") from error
+            unknown = kwargs.keys() - parameters.keys()
+            way = _LEAVE_OUT if unknown else "give dicts with what it needs"
+            raise CalibrationError(
+                f"{where} {in_brackets(batch)}: {kind}.forward({', '.join(parameters)}): {error}: "
+                f"{way}"
+            ) from error
         count = "one argument" if len(args) == 1 else f"{len(args)} arguments"
         raise CalibrationError(
-            f"{where}: {kind} cannot be called with {count}: {error}; give dicts of keywords"
+            f"{where} {in_brackets(batch)}: {kind} cannot be called with {count}: {error}; give "
+            "dicts of keywords"
         ) from error
+
+
+def plain_call(model: nn.Module, batch: Any, where: str) -> Call:
+    """Return `call_of_batch` without what is left to defaults.
+
+    Decorators of transformers add keywords, and would find them given twice.
+    """
+    call = call_of_batch(model, batch, where)
+    is_plain = isinstance(model, fx.GraphModule) or not isinstance(batch, Mapping)
+    return call if is_plain else call_of(example_of(model, batch))
 
 
 def arguments_of(model: nn.Module, batch: Any, where: str) -> Arguments:
@@ -95,12 +115,17 @@ def call_on_batch(model: nn.Module, batch: Any, where: str, forward: Forward | N
         batch: as `call_of_batch` takes it, or `forward`.
         where: for errors.
         forward: calls the model with the batch, if not None.
+
+    Raises:
+        CalibrationError: there is no such call, or the model raised an error, which is its cause.
     """
     copied = cloned(batch)
     if forward is not None:
-        return forward(model, copied)
-    call = call_of_batch(model, copied, where)
-    return model(*call.args, **call.kwargs)
+        with explained(where, batch):
+            return forward(model, copied)
+    call = plain_call(model, copied, where)
+    with explained(where, batch):
+        return model(*call.args, **call.kwargs)
 
 
 def example_of(model: nn.Module, example_inputs: Any) -> tuple[Any, ...] | dict[str, Any]:
@@ -129,10 +154,9 @@ def _checked_inputs(model: nn.Module, batch: Any, where: str) -> Arguments:
     inputs = _inputs_in(model, batch, where)
     kinds = (Tensor, tuple, list, Mapping) if _takes_items(model) else Tensor
     if not (inputs and all(isinstance(each, kinds) for each in inputs)):
-        raise CalibrationError(
-            f"{where}: got a {type(batch).__name__}: give tensors, tuples or lists that start with "
-            "one, or dicts of keywords; or pass forward=lambda model, batch: … to calibrate"
-        )
+        is_mapping = isinstance(batch, Mapping)
+        way = way_from_keys(model, batch) if is_mapping else way_to_tensors(batch, where)
+        raise CalibrationError(f"{where} {in_brackets(batch)}: {way}")
     return tuple(inputs)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import _extract_tensor_metadata
 
-from fxquant.calibration.arguments import arguments_of, call_of_batch, example_of
+from fxquant.calling.arguments import arguments_of, call_on_batch, example_of, plain_call
+from fxquant.calling.explanation import explained
+from fxquant.calling.trial import run_calls
 from fxquant.capture.example import Call, call_of
-from fxquant.capture.given_models import unwrapped
+from fxquant.capture.given_models import copy_without_wrappers, unwrapped
 from fxquant.capture.naming import find_regions
 from fxquant.capture.recording.state import left_as_it_is
 from fxquant.errors import PassError
@@ -96,6 +98,7 @@ def check_folding(examples: list[Example]) -> None:
 
 def _judge(agreements: list[float], amplified: list[float]) -> None:
     """Raise for outputs that folding changed, if inputs with other last bits leave them alone."""
+    unknown = []
     for agreement, steady in zip(agreements, amplified, strict=True):
         if agreement >= _MIN_FOLDING_SQNR:
             continue
@@ -104,11 +107,15 @@ def _judge(agreements: list[float], amplified: list[float]) -> None:
                 f"folding changed the outputs on the example inputs: they agree to "
                 f"{agreement:.1f} dB, less than {_MIN_FOLDING_SQNR}: please report the model"
             )
+        unknown.append((agreement, steady))
+    if unknown:
         _logger.warning(
-            "folding: an output agrees to %.1f dB on the example inputs, and to %.1f dB when these "
-            "change in their last bits: what folding did to it cannot be told",
-            agreement,
-            steady,
+            "folding: %d of %d outputs agree to %.1f dB on the example inputs, and to %.1f dB when "
+            "these change in their last bits: what folding did cannot be told; compare with "
+            "fxquant.report(quantized, reference=model, batches=…)",
+            len(unknown),
+            len(agreements),
+            *min(unknown),
         )
 
 
@@ -142,43 +149,64 @@ def _floats(output: Any) -> list[Tensor]:
 
 
 def example_call(model: nn.Module, example_inputs: Any) -> Call:
-    """Return the call that one example stands for: see `fxquant.prepare`."""
-    return call_of(example_of(unwrapped(model), example_inputs))
+    """Return the call that one example stands for, which `model` takes: see `fxquant.prepare`.
+
+    Raises:
+        CalibrationError: the model raised an error, which is its cause.
+    """
+    model = unwrapped(model)
+    call = call_of(example_of(model, example_inputs))
+    require_takes(model, call, "example_inputs", example_inputs)
+    return call
 
 
 def example_arguments(model: nn.Module, example_inputs: Any) -> tuple[Any, ...]:
     """Return the arguments that one example stands for, all by position."""
-    call = example_call(model, example_inputs)
+    call = call_of(example_of(model, example_inputs))
     return arguments_of(model, call.kwargs, "example_inputs") if call.kwargs else call.args
 
 
-def batch_call(model: nn.Module, batch: Any, forward: Callable[..., Any] | None) -> Call | None:
+def batch_call(
+    model: nn.Module, batch: Any, forward: Callable[..., Any] | None, where: str = "batch 0"
+) -> Call | None:
     """Return the call that a batch of a data set stands for; None if `forward` makes none.
 
     Args:
-        model: the caller's; left as it is.
+        model: the caller's, which takes the call; left as it is.
         batch: as `fxquant.calibrate` takes it.
         forward: what calls a model with a batch, if it is no usual one.
+        where: for errors.
 
     Raises:
-        CalibrationError: the batch stands for no call.
+        CalibrationError: the batch stands for no call, or the model raised an error, which is its
+            cause.
     """
-    if forward is not None:
-        return _call_by(forward, model, batch)
     model = unwrapped(model)
-    call = call_of_batch(model, batch, "batch 0")
-    if isinstance(batch, Mapping) and not isinstance(model, fx.GraphModule):
-        return call_of(example_of(model, batch))  # without what the defaults add
+    if forward is not None:
+        return _call_by(forward, model, batch, where)
+    call = plain_call(model, batch, where)
+    require_takes(model, call, where, batch)
     return call
 
 
-def _call_by(forward: Callable[..., Any], model: nn.Module, batch: Any) -> Call | None:
+def require_takes(model: nn.Module, call: Call, where: str, batch: Any) -> None:
+    """Raise `CalibrationError` if a copy of `model` raises an error when it is called so.
+
+    Before anything is traced: so the error speaks of the caller's own modules.
+    """
+    shared = {id(each): each for each in model.parameters()}
+    running = copy_without_wrappers(model, shared).eval()  # a forward that was put in is rebound
+    with explained(where, batch):
+        run_calls(running, [call], seed=0)
+
+
+def _call_by(forward: Callable[..., Any], model: nn.Module, batch: Any, where: str) -> Call | None:
     """Return the first call that `forward` makes of a copy of the model."""
-    running, calls = copy_module(unwrapped(model)).eval(), []
+    running, calls = copy_module(model).eval(), []
     running.register_forward_pre_hook(
         lambda _, args, kwargs: calls.append(Call(*cloned((args, kwargs)))),
         with_kwargs=True,
     )
     with torch.no_grad():
-        forward(running, cloned(batch))
+        call_on_batch(running, batch, where, forward)
     return calls[0] if calls else None

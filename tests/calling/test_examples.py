@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, fx, nn
 
 import fxquant
-from fxquant import PassError
-from fxquant.calibration.examples import Example, check_folding, example_call, run_examples
+from fxquant import CalibrationError, PassError
+from fxquant.calling.examples import Example, check_folding, example_call, run_examples
+from fxquant.capture.example import Call
 from fxquant.capture.naming import find_regions
 from fxquant.capture.partition import capture
 from tests.helpers import Net, node
@@ -58,13 +59,13 @@ def captured() -> nn.Module:
     return capture(Twice()).model
 
 
-def test_what_the_model_raises_on_the_example_comes_out_as_it_is() -> None:
+def test_what_the_model_raises_on_the_example_is_the_cause_of_the_error() -> None:
     model, x = nn.Sequential(nn.Linear(4, 4)), torch.randn(2, 3)
     with pytest.raises(RuntimeError) as own:
         model(x)
-    with pytest.raises(RuntimeError) as found:
+    with pytest.raises(CalibrationError, match=r"^example_inputs \(float32 2×3\): 0 ") as found:
         fxquant.prepare(model, example_inputs=x)
-    assert str(found.value).startswith(str(own.value))
+    assert str(found.value.__cause__) == str(own.value)
 
 
 def examples_of(model: nn.Module, inputs: Any) -> dict[str, Example]:
@@ -121,7 +122,7 @@ def test_the_model_is_left_without_hooks_and_with_its_own_forward() -> None:
     model = captured()
     run_examples(model, example_call(model, ([X],)))
     with pytest.raises(RuntimeError):
-        run_examples(model, example_call(model, ([torch.ones(2, 5)],)))
+        run_examples(model, Call(([torch.ones(2, 5)],)))
     for module in model.modules():
         assert not module._forward_hooks
         assert "forward" not in vars(module)
@@ -154,8 +155,8 @@ def test_of_what_amplifies_rounding_nothing_is_told(caplog: pytest.LogCaptureFix
     check_folding(examples)
     (message,) = [each.message for each in caplog.records if each.levelno == logging.WARNING]
     assert re.fullmatch(
-        r"folding: an output agrees to -?\d\.\d dB on the example inputs, and to -?\d\.\d dB when "
-        "these change in their last bits: what folding did to it cannot be told",
+        r"folding: 1 of 2 outputs agree to -?\d\.\d dB on the example inputs, and to -?\d\.\d dB "
+        "when these change in their last bits: what folding did cannot be told; compare with .*",
         message,
     )
     with torch.no_grad():

@@ -10,15 +10,15 @@ from torch import Tensor, fx, nn
 
 import fxquant
 from fxquant import CalibrationError, Recipe
-from fxquant.calibration.arguments import (
+from fxquant.calibration.input_keeper import find_keeper, keep_inputs
+from fxquant.calling.arguments import (
     arguments_of,
     call_of_batch,
     call_on_batch,
     example_of,
     positional,
 )
-from fxquant.calibration.batching import Batches
-from fxquant.calibration.input_keeper import find_keeper, keep_inputs
+from fxquant.calling.batching import Batches
 from tests.helpers import Several, assert_equal, node
 
 Arguments = tuple[Any, ...]
@@ -145,13 +145,14 @@ def test_a_graph_that_takes_a_list_may_be_given_just_that(batch: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("batch", "kind"), [("text", "str"), (3, "int"), ((), "tuple"), ([{"x": X}], "list")]
+    ("batch", "shown"),
+    [("text", "('text')"), (3, "(3)"), ((), "()"), ([{"x": X}], "[{x: float32 3×4}]")],
 )
-def test_a_batch_of_another_type_is_an_error(batch: Any, kind: str) -> None:
+def test_a_batch_of_another_type_is_an_error(batch: Any, shown: str) -> None:
     with pytest.raises(CalibrationError) as caught:
         arguments_of(fx.symbolic_trace(Several()), batch, "batch 7")
     assert str(caught.value) == (
-        f"batch 7: got a {kind}: give tensors, tuples or lists that start with one, or dicts of "
+        f"batch 7 {shown}: give tensors, tuples or lists that start with one, or dicts of "
         "keywords; or pass forward=lambda model, batch: … to calibrate"
     )
 
@@ -161,17 +162,19 @@ def test_a_batch_of_another_type_is_an_error(batch: Any, kind: str) -> None:
     [
         (
             {"x": X, "y": Y, "scael": 3.0},
-            "the model has no argument scael; it has x, y, scale, text",
+            "{x: float32 3×4, y: float32 3×4, scael: 3.0}: the model has no argument scael; it has "
+            "x, y, scale, text: leave out what it does not take, or pass forward=lambda model, "
+            "batch: … to calibrate",
         ),
-        ({"x": X}, "the model also needs y: give a dict of keywords"),
-        (X, "the model also needs y: give a dict of keywords"),
+        ({"x": X}, "{x: float32 3×4}: the model also needs y: give a dict of keywords"),
+        (X, "(float32 3×4): the model also needs y: give a dict of keywords"),
     ],
     ids=["unknown", "missing", "tensor"],
 )
 def test_arguments_that_do_not_fit_are_an_error(batch: Any, message: str) -> None:
     with pytest.raises(CalibrationError) as caught:
         arguments_of(fx.symbolic_trace(Several()), batch, "batch 7")
-    assert str(caught.value) == f"batch 7: {message}"
+    assert str(caught.value) == f"batch 7 {message}"
 
 
 class AnyNumber(nn.Module):

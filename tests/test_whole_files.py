@@ -9,9 +9,8 @@ from typing import BinaryIO
 
 import pytest
 
-from fxquant.streaming.processes import open_locked
-from fxquant.streaming.whole_files import sweep, temporary_folder, write_whole
-from tests.processes import in_process
+from fxquant.whole_files import open_locked, sweep, temporary_folder, write_whole
+from tests.processes import forked, in_process
 
 
 def names(folder: Path) -> list[str]:
@@ -129,7 +128,7 @@ def test_without_locks_files_are_written_and_nothing_is_swept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / ".fxquant-0.tmp").touch()
-    monkeypatch.setattr("fxquant.streaming.processes.fcntl", None)
+    monkeypatch.setattr("fxquant.whole_files.fcntl", None)
     write_whole(tmp_path / "file", lambda file: file.write(b"one"))
     assert names(tmp_path) == [".fxquant-0.tmp", "file"]
 
@@ -144,6 +143,18 @@ def test_one_that_is_swept_before_it_is_locked_is_made_again(
             sweep(tmp_path)
         return open_locked(path)
 
-    monkeypatch.setattr("fxquant.streaming.whole_files.open_locked", late)
+    monkeypatch.setattr("fxquant.whole_files.open_locked", late)
     write_whole(tmp_path / "file", lambda file: file.write(b"one"))
     assert names(tmp_path) == ["file"]
+
+
+def test_a_lock_holds_until_it_is_closed_or_its_process_ends(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    descriptor = open_locked(path)
+    with pytest.raises(BlockingIOError):
+        open_locked(path)
+    os.close(descriptor)
+    os.waitpid(forked(lambda: open_locked(path)), 0)
+    for each in (path, tmp_path):
+        os.close(open_locked(each))

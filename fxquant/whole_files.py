@@ -1,9 +1,9 @@
 """Files that appear whole or not at all; and what killed processes left of them, swept.
 
 What is not finished has a name of its own, `.fxquant-….tmp`, in the folder of what it will become,
-and is locked by the process that writes it. The lock ends with the process, however that ends: what
-nobody holds is deleted by the next that writes into the folder. Where a file system has no locks,
-nothing is.
+and is locked by the process that writes it. A lock ends with its process, however that ends, so
+none is ever stale: what nobody holds is deleted by the next that writes into the folder. Where a
+file system has no locks, nothing is.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from fxquant.streaming.processes import open_locked
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 _PREFIX, _SUFFIX = ".fxquant-", ".tmp"
 _REMEDIES = {
@@ -126,3 +129,21 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def open_locked(path: Path) -> int:
+    """Open a file or folder, lock it until it is closed, and return the descriptor.
+
+    Raises:
+        BlockingIOError: another has locked it.
+        OSError: it cannot be opened, or the file system has no locks.
+    """
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        if fcntl is None:
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
