@@ -10,17 +10,21 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import tempfile
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import nbformat
-from nbclient import NotebookClient
+# By name: mypy complains of `import` differently where they are installed and where they are not.
+nbformat: Any = import_module("nbformat")
+nbclient: Any = import_module("nbclient")
 
 ROOT = Path(__file__).parents[2]
 GUIDES = ROOT / "fxquant" / "guides"
 COLUMNS = 96  # of printed tables: what a page shows without scrolling
 _SECONDS = 300  # a cell may take
+_TIMES = re.compile(r"\d+(?:\.\d+)?(?= s\b| times\b| runs of\b)")  # of an analysis
 
 
 def executed(path: Path) -> Any:
@@ -38,7 +42,7 @@ def executed(path: Path) -> Any:
     }
     with tempfile.TemporaryDirectory() as folder:
         resources = {"metadata": {"path": folder}}
-        client = NotebookClient(
+        client = nbclient.NotebookClient(
             notebook, timeout=_SECONDS, kernel_name="python3", resources=resources
         )
         client.execute(env=environment)
@@ -54,13 +58,12 @@ def executed(path: Path) -> Any:
 
 
 def as_text(output: Any) -> None:
-    """Leave an output's text alone, in place."""
+    """Leave an output's text alone, in place, its times blanked."""
     if "data" in output:
-        text = output.data.get("text/plain", "")
-        output.data = {"text/plain": text}
-    output.pop("metadata", None)
-    if output.output_type in ("display_data", "execute_result"):
+        output.data = {"text/plain": _TIMES.sub("…", output.data.get("text/plain", ""))}
         output.metadata = {}
+    elif "text" in output:
+        output.text = _TIMES.sub("…", output.text)
 
 
 def printed(cell: Any) -> str:
