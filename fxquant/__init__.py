@@ -11,6 +11,7 @@
 
     print(fxquant.text(quantized))                     # the graph, one line a node
     print(fxquant.report(quantized))                   # what each call lost
+    print(fxquant.analyze(model, loader, recipe))      # what costs the outputs most, what helps
 
     fxquant.save(quantized, "model.fxq")               # packed, no pickle; back with fxquant.load
 
@@ -21,10 +22,12 @@ and `Pass` is what a new one derives from.
 
 from torch import nn  # noqa: F401  `eval(repr(recipe), vars(fxquant))` looks for module types
 
+from fxquant.analysis.result import Analysis
 from fxquant.api import calibrate, convert, prepare, quantize
 from fxquant.capture.tracing import trace
 from fxquant.deploy.export import export_onnx
 from fxquant.deploy.lowering import lower, to_qdq
+from fxquant.diagnosis import analyze
 from fxquant.errors import (
     CalibrationError,
     CaptureError,
@@ -58,6 +61,7 @@ __version__ = "0.1.0"
 __all__ = [
     "TARGETS",
     "Allocation",
+    "Analysis",
     "Budget",
     "CalibrationError",
     "CaptureError",
@@ -77,6 +81,7 @@ __all__ = [
     "Target",
     "TensorSpec",
     "allocate",
+    "analyze",
     "calibrate",
     "card",
     "compare",

@@ -261,32 +261,61 @@ def quantize(
         require_batches(batches, "quantize", forward)
         recipe = as_recipe(recipe)
         _compare_ranks("quantize", recipe, model)
-        capture_with = partial(capture, leaf_modules=leaf_modules, regions=_listed(regions))
-        prepare_with = partial(
-            prepared_copy, model, recipe, capture_with, verify=verify, passes=in_front
+        prepared = calibrated_copy(
+            model,
+            batches,
+            recipe,
+            forward=forward,
+            example_inputs=example_inputs,
+            leaf_modules=leaf_modules,
+            regions=regions,
+            verify=verify,
+            progress=progress,
+            passes=in_front,
         )
-        total = len(batches) if isinstance(batches, Sized) else None
-        calibrate_on = partial(_calibrate, forward=forward, progress=progress, total=total)
-        iterator = iter(batches)
-        first = list(itertools.islice(iterator, 1))
-        if not first:
-            raise no_batches(batches, "quantize")
-        call: Call | None = None
-        if example_inputs is not None:
-            call = example_call(model, example_inputs)
-        else:
-            call = batch_call(model, first[0], forward)
-        prepared = prepare_with(call=call)
-        try:
-            calibrate_on(prepared, itertools.chain(first, iterator))
-        except CaptureError as error:
-            if example_inputs is not None or call is None or iterator is batches:
-                raise
-            _logger.info("batches differ, so the first is no example for the model: %s", error)
-            prepared = calibrate_on(prepare_with(call=None), batches)
         if num_ranks() > 1:
             require_same("quantize, once prepared", facts_of_graphs(prepared))
         return _convert(prepared, None, Run(checkpoint, progress), behind)
+
+
+def calibrated_copy(
+    model: nn.Module,
+    batches: Iterable[Any],
+    recipe: Recipe,
+    *,
+    forward: Forward | None,
+    example_inputs: Any,
+    leaf_modules: Sequence[type[nn.Module] | str],
+    regions: Iterable[str] | None,
+    verify: bool,
+    progress: bool | None,
+    passes: Passes = (),
+) -> nn.Module:
+    """Return `calibrate(prepare(model), batches)`, with the first batch for an example.
+
+    Where a later batch contradicts what the first fixed, all begins again without an example.
+    """
+    capture_with = partial(capture, leaf_modules=leaf_modules, regions=_listed(regions))
+    prepare_with = partial(prepared_copy, model, recipe, capture_with, verify=verify, passes=passes)
+    total = len(batches) if isinstance(batches, Sized) else None
+    calibrate_on = partial(_calibrate, forward=forward, progress=progress, total=total)
+    iterator = iter(batches)
+    first = list(itertools.islice(iterator, 1))
+    if not first:
+        raise no_batches(batches, "quantize")
+    call: Call | None = None
+    if example_inputs is not None:
+        call = example_call(model, example_inputs)
+    else:
+        call = batch_call(model, first[0], forward)
+    prepared = prepare_with(call=call)
+    try:
+        return calibrate_on(prepared, itertools.chain(first, iterator))
+    except CaptureError as error:
+        if example_inputs is not None or call is None or iterator is batches:
+            raise
+        _logger.info("batches differ, so the first is no example for the model: %s", error)
+        return calibrate_on(prepare_with(call=None), batches)
 
 
 def _compare_ranks(name: str, recipe: Recipe, model: nn.Module) -> None:

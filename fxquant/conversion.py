@@ -120,6 +120,15 @@ def converted(
     return model
 
 
+def smoothed(prepared: nn.Module, recipe: Recipe, inputs: _Calls, run: Run) -> nn.Module:
+    """Return a copy of a calibrated model with inputs smoothed, still to be converted."""
+    model = copy_module(prepared)
+    draft = Draft(model, find_regions(model), inputs, run)
+    for step in (OnEachGraph(Pipeline(FoldBatchNorm(), AbsorbBatchNorm())), OnOwnCalls(recipe)):
+        step(draft)
+    return model
+
+
 def _behind(passes: Passes, prepared: nn.Module, recipe: Recipe) -> nn.Module:
     """Return a copy of a calibrated model whose graphs went through passes of the caller's own."""
     copied = copy_module(prepared)

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import cast
 
 from torch import fx, nn
 
-from fxquant.calibration.observed import find_observers, was_called
+from fxquant.calibration.observed import (
+    observers_of_values,
+    place_observers,
+    was_called,
+)
 from fxquant.capture.naming import find_regions
-from fxquant.graph.operations import data_input, module_of, operation_of, sources_of_values
+from fxquant.graph.operations import (
+    data_input,
+    is_product,
+    module_of,
+    operation_of,
+    sources_of_values,
+)
 from fxquant.graph.records import record
 from fxquant.graph.selection import call_name, select_calls
 from fxquant.mixed_precision.options import Side
 from fxquant.mixed_precision.probes import ActivationProbe, Group, Tap, WeightProbe
 from fxquant.modules.channel_observers import ChannelMean
 from fxquant.modules.layers import Layer, as_layer
+from fxquant.modules.observers import Observer
 from fxquant.modules.own import as_own
 from fxquant.modules.quantized_layer import QuantizedLayer, quantize_layer
 from fxquant.passes.convert.choose_ranges import ChooseRanges
@@ -33,9 +43,17 @@ _SIDES: tuple[Side, ...] = ("weights", "activations")
 
 
 def place_probes(
-    model: nn.Module, recipe: Recipe, budget: Budget, rounded: Mapping[int, nn.Module]
+    model: nn.Module,
+    recipe: Recipe,
+    budget: Budget,
+    rounded: Mapping[int, nn.Module],
+    *,
+    keep_rules: bool = True,
 ) -> list[WeightProbe | ActivationProbe]:
-    """Put into `model`, which computes the same after, what the probes read; return these."""
+    """Put into `model`, which computes the same after, what the probes read; return these.
+
+    `keep_rules`: what a rule of the recipe gives a width has no other.
+    """
     layers: dict[str, list[Layer]] = {}
     specs: dict[str, TensorSpec] = {}
     groups: list[Group] = []
@@ -47,14 +65,14 @@ def place_probes(
         _put_taps(gm)
         for node, call in select_calls(gm, recipe).items():
             name, module = call_name(gm, node), module_of(gm, node)
-            fixed |= {(side, name) for side in _fixed_sides(recipe, name, module)}
-            if module is not None and call.weights is None:
-                continue
-            if module is not None and not any(module in known for known in layers.values()):
+            if keep_rules:
+                fixed |= {(side, name) for side in _fixed_sides(recipe, name, module)}
+            is_known = any(module in known for known in layers.values())
+            if module is not None and call.weights is not None and not is_known:
                 layer = as_layer(module)
                 layers.setdefault(name, []).append(layer)
                 places[layer] = path, str(node.target)
-                specs.setdefault(name, cast(TensorSpec, call.weights))
+                specs.setdefault(name, call.weights)
             if call.activations is not None:
                 _join(groups, name, _taps_read(gm, node))
     learned = {bits: find_regions(each) for bits, each in rounded.items()}
@@ -88,13 +106,20 @@ def _put_taps(gm: fx.GraphModule) -> None:
     if not was_called(gm):
         DropObservers()(gm)
         return
-    observers = {
-        str(node.target).rpartition(".")[2]: observer for node, _, observer in find_observers(gm)
-    }
-    Pipeline(KeepFloats(), ChooseRanges())(gm)
+    KeepFloats()(gm)
+    seen = _observers_by_name(gm)
+    ChooseRanges()(gm)
     for name, module in list(gm.named_modules()):
         if as_own(module).rounds:
-            gm.add_submodule(name, Tap(observers[name.rpartition(".")[2]]))
+            gm.add_submodule(name, Tap(seen[name.rpartition(".")[2]]))
+
+
+def _observers_by_name(gm: fx.GraphModule) -> dict[str, list[Observer]]:
+    """Return what each quantizer will be chosen by: of a tensor, or of all that a call joins."""
+    observers = place_observers(gm)
+    found = {node.name: seen for node, seen in observers_of_values(gm, observers).items()}
+    own = {str(node.target).rpartition(".")[2]: [each] for node, each in observers.items()}
+    return found | own
 
 
 def _taps_read(gm: fx.GraphModule, node: fx.Node) -> list[Tap]:
@@ -103,7 +128,7 @@ def _taps_read(gm: fx.GraphModule, node: fx.Node) -> list[Tap]:
     Past calls that keep values; an average's input has the width of its result.
     """
     waiting: list[fx.Node | None] = [data_input(node)]
-    if operation_of(gm, node).kind == "add":
+    if operation_of(gm, node).kind == "add" or is_product(gm, node):
         waiting = list(node.all_input_nodes)
     found: list[Tap] = []
     while waiting:

@@ -65,7 +65,7 @@ class WeightProbe(Probe):
         fixed: bool,
     ) -> None:
         super().__init__(name, widths, fixed=fixed)
-        self._bits, self._layers = bits, rounded
+        self.bits, self.layers = bits, rounded
         layers = list(rounded)
         self._num_weights = sum(layer.weight.numel() for layer in layers)
         self._multiply_accumulates = 0
@@ -90,7 +90,7 @@ class WeightProbe(Probe):
     def add_up(self) -> None:
         """Take in the gradients of one draw, and clear them."""
         products = torch.zeros(len(self.widths))
-        for layer, rounded in self._layers.items():
+        for layer, rounded in self.layers.items():
             if layer.weight.grad is not None:
                 self._was_reached = True
                 weights = (each.weight for each in rounded)
@@ -108,7 +108,7 @@ class WeightProbe(Probe):
         is_known = any(gather_objects(self._was_reached))
         if not is_known:
             self.is_unreached = True
-            found = {self._bits: 0.0}
+            found = {self.bits: 0.0}
         multiply_accumulates = sum(gather_objects(self._multiply_accumulates)) / samples
         for bits, loss in found.items():
             yield Option(
@@ -131,24 +131,25 @@ def _products(gradient: Tensor, exact: Tensor, rounded: Iterable[Tensor]) -> Ten
 class Tap(nn.Module):
     """Hand on an activation; in the backward pass, compare it with its rounded forms."""
 
-    def __init__(self, observer: Observer) -> None:
+    def __init__(self, seen: Sequence[Observer]) -> None:
         super().__init__()
-        self.bits = observer.spec.bits
+        self.bits = max(observer.spec.bits for observer in seen)
         self.products = torch.zeros(0)
-        self._seen = [observer]  # a list: it is no part of the model
-        self._quantizers: list[nn.Module] = []
+        self.seen = list(seen)  # a list: they are no part of the model
+        self.quantizers: list[nn.Module] = []
 
     def choose(self, widths: Sequence[int]) -> None:
         """Say to which widths to round."""
         self.products = torch.zeros(len(widths))
         for bits in widths:
-            observer = copy.copy(self._seen[0])
-            observer.spec = replace(observer.spec, bits=bits)
-            self._quantizers.append(quantizer_of(observer))
+            seen = [copy.copy(observer) for observer in self.seen]
+            for observer in seen:
+                observer.spec = replace(observer.spec, bits=bits)
+            self.quantizers.append(quantizer_of(*seen))
 
     def forward(self, x: Any) -> Any:
         """Return `x`, as a copy that calls behind may change in place."""
-        if not isinstance(x, Tensor) or not x.is_floating_point() or not self._quantizers:
+        if not isinstance(x, Tensor) or not x.is_floating_point() or not self.quantizers:
             return x
         exact = x.detach()
         watched = (x if x.requires_grad else x.detach().requires_grad_()).clone()
@@ -156,7 +157,7 @@ class Tap(nn.Module):
         return watched
 
     def _compare(self, exact: Tensor, gradient: Tensor) -> None:
-        rounded = (quantizer(exact) for quantizer in self._quantizers)
+        rounded = (quantizer(exact) for quantizer in self.quantizers)
         self.products += _products(gradient, exact, rounded)
 
 
@@ -174,14 +175,14 @@ class ActivationProbe(Probe):
     def __init__(self, group: Group, widths: Sequence[int] | None) -> None:
         most = max(tap.bits for tap in group.taps)
         super().__init__(group.readers[0], widths or (most,), fixed=widths is None)
-        self._group = group
+        self.group = group
         for tap in group.taps:
             tap.choose(widths or (tap.bits,))
 
     def add_up(self) -> None:
         """Take in the inner products of one draw, and clear them."""
-        self.add(torch.stack([tap.products for tap in self._group.taps]).sum(dim=0))
-        for tap in self._group.taps:
+        self.add(torch.stack([tap.products for tap in self.group.taps]).sum(dim=0))
+        for tap in self.group.taps:
             tap.products.zero_()
 
     def options(self, samples: int, draws: int) -> Iterator[Option]:
@@ -192,6 +193,6 @@ class ActivationProbe(Probe):
                 side="activations",
                 bits=bits,
                 loss=loss,
-                readers=tuple(self._group.readers),
+                readers=tuple(self.group.readers),
                 fixed=self.fixed,
             )

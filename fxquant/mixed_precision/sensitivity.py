@@ -101,11 +101,12 @@ def sensitivities_on(
     batch_size: int = 8,
     seed: int = 0,
     rounded: Mapping[int, nn.Module] | None = None,
+    keep_rules: bool = True,
 ) -> Options:
     """Return `measure_sensitivities` for the arguments of calls.
 
     `rounded` are models with weights and biases learned at each width, whose errors count in place
-    of those of rounding to nearest.
+    of those of rounding to nearest. Without `keep_rules` what a rule gives a width has others too.
     """
     recipe = require_prepared(prepared, "measure_sensitivities")
     model = copy_module(prepared)
@@ -113,7 +114,7 @@ def sensitivities_on(
     stop_keeping_inputs(model)
     rank = unbatched_rank_of(model)
     model.requires_grad_(False)
-    probes = place_probes(model, recipe, budget, rounded or {})
+    probes = place_probes(model, recipe, budget, rounded or {}, keep_rules=keep_rules)
     generator = torch.Generator().manual_seed(seed)
     samples, is_split = 0, True
     for number, arguments in enumerate(calls):

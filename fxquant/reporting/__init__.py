@@ -1,6 +1,6 @@
 """What quantization lost: tables, and models compared node by node."""
 
-from fxquant.reporting.agreement import Agreement
+from fxquant.reporting.agreement import Agreement, has_decisions, largest
 from fxquant.reporting.changes import changes
 from fxquant.reporting.model_card import card
 from fxquant.reporting.node_by_node import compare
@@ -14,5 +14,7 @@ __all__ = [
     "changes",
     "compare",
     "copy_to_run",
+    "has_decisions",
+    "largest",
     "report",
 ]

@@ -51,20 +51,34 @@ class Agreement:
     def _decisions(self, model: nn.Module) -> Tensor:
         """Return where the largest values are, of all samples and positions."""
         running = copy_to_run(model)
-        decided = [
-            self._logits(call_on_batch(running, batch, f"{self._where}: batch {n}", self._forward))
-            .argmax(dim=1)
-            .flatten()
+        outputs = [
+            call_on_batch(running, batch, f"{self._where}: batch {n}", self._forward)
             for n, batch in enumerate(self._batches)
         ]
-        return torch.cat(decided)
+        return torch.cat([largest(output, self._where) for output in outputs])
 
-    def _logits(self, output: object) -> Tensor:
-        tensors = [each for each in tensors_in(output) if each.dim() > 0]  # a loss is none
-        if tensors and tensors[0].dim() > 1 and tensors[0].shape[1] > 1:
-            return tensors[0]
-        shown = f"a tensor {tuple(tensors[0].shape)}" if tensors else type(output).__name__
-        raise CalibrationError(
-            f"{self._where}: the model returns {shown}, which has no largest of several values: "
-            "only a metric of your own can tell how much is lost"
-        )
+
+def has_decisions(output: object) -> bool:
+    """Say whether the first tensor of what a model returned has several values along axis 1."""
+    logits = _first_tensor(output)
+    return logits is not None and logits.dim() > 1 and logits.shape[1] > 1
+
+
+def largest(output: object, where: str) -> Tensor:
+    """Return the index of the largest value along axis 1, flattened, of the first tensor with axes.
+
+    Raises:
+        CalibrationError: there is no such axis; it starts with `where`.
+    """
+    logits = _first_tensor(output)
+    if logits is not None and has_decisions(output):
+        return logits.argmax(dim=1).flatten()
+    shown = type(output).__name__ if logits is None else f"a tensor {tuple(logits.shape)}"
+    raise CalibrationError(
+        f"{where}: the model returns {shown}, which has no largest of several values: "
+        "only a metric of your own can tell how much is lost"
+    )
+
+
+def _first_tensor(output: object) -> Tensor | None:
+    return next((each for each in tensors_in(output) if each.dim() > 0), None)  # a loss is none

@@ -229,6 +229,19 @@ def test_rules_of_an_allocation_set_the_widths_of_all_quantizers(bits: int) -> N
     assert [layer.weight_spec.bits for layer in layers] == [3] * 4
 
 
+@pytest.mark.parametrize("recipe", [Recipe.minmax(), Recipe.aciq(activation_bits=4)])
+def test_tensors_that_a_concatenation_joins_are_measured_in_its_range(recipe: Recipe) -> None:
+    model = Net(
+        lambda m, x: m.last(torch.cat([m.one(x).relu(), m.other(x).relu()], 1)),
+        one=nn.Conv2d(2, 4, 1), other=nn.Conv2d(2, 4, 1), last=nn.Conv2d(8, 3, 1),
+    )  # fmt: skip
+    with torch.no_grad():
+        model.get_submodule("other").weight.mul_(100)  # type: ignore[operator, union-attr]
+    found = measured(model, [torch.randn(8, 2, 4, 4) for _ in range(4)], recipe, BOTH)
+    coarse, fine = losses(found, "last", "activations").values()
+    assert coarse > 20 * fine > 0
+
+
 def test_in_place_calls_behind_a_watched_activation_are_taken() -> None:
     model = nn.Sequential(
         nn.Conv2d(2, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3), nn.Flatten()
