@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 GUIDES = ROOT / "fxquant" / "guides"
 COLUMNS = 96  # of printed tables: what a page shows without scrolling
 _SECONDS = 300  # a cell may take
-_TIMES = re.compile(r"\d+(?:\.\d+)?(?= s\b| times\b| runs of\b)")  # of an analysis
+_TIMES = re.compile(r"\d+(?:\.\d+)?(?= s\b)")
 
 
 def executed(path: Path) -> Any:
