@@ -236,7 +236,7 @@ def test_tensors_that_a_concatenation_joins_are_measured_in_its_range(recipe: Re
         one=nn.Conv2d(2, 4, 1), other=nn.Conv2d(2, 4, 1), last=nn.Conv2d(8, 3, 1),
     )  # fmt: skip
     with torch.no_grad():
-        model.get_submodule("other").weight.mul_(100)  # type: ignore[operator, union-attr]
+        model.get_submodule("other").weight.mul_(100)  # type: ignore[operator]
     found = measured(model, [torch.randn(8, 2, 4, 4) for _ in range(4)], recipe, BOTH)
     coarse, fine = losses(found, "last", "activations").values()
     assert coarse > 20 * fine > 0
