@@ -256,6 +256,7 @@ def _unwatched(gm: fx.GraphModule, recipe: Recipe) -> set[str]:
     """Return the names of the tensors that `recipe` quantizes and no observer of `gm` watches."""
     anew = copy_module(gm, {id(each): each for each in gm.parameters()})
     DropObservers().run(anew)
+    anew.delete_all_unused_submodules()  # observers that a pass took out of the graph alone
     InsertObservers(recipe).run(anew)
     there = {watched.name for _, watched, _ in find_observers(gm)}
     return {watched.name for _, watched, _ in find_observers(anew)} - there

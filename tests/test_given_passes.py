@@ -90,6 +90,14 @@ def drop_observer(gm: fx.GraphModule) -> None:
     gm.graph.erase_node(observer)
 
 
+def drop_all_observers(gm: fx.GraphModule) -> None:
+    """Take them out of the graph; the modules stay in `gm`."""
+    for node in list(gm.graph.nodes):
+        if str(node.target).startswith("observers."):
+            node.replace_all_uses_with(node.args[0])
+            gm.graph.erase_node(node)
+
+
 def enlarge(gm: fx.GraphModule) -> None:
     """Change what an observer sees, and how much of it, but nothing behind."""
     (mean,) = gm.graph.find_nodes(op="call_method", target="mean")
@@ -182,6 +190,10 @@ OBSERVES = (
 BEHIND: dict[str, tuple[Callable[[fx.GraphModule], Any], str]] = {
     "new layer": (add_layer, f"add_layer: no observer has seen fc, {OBSERVES}"),
     "observer": (drop_observer, f"drop_observer: no observer has seen mean, {OBSERVES}"),
+    "all": (
+        drop_all_observers,
+        f"drop_all_observers: no observer has seen conv, mean, x, {OBSERVES}",
+    ),
     "fused relu": (use_sigmoid, f"use_sigmoid: no observer has seen relu, {OBSERVES}"),
     "outputs": (
         drop_head,

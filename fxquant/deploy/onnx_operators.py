@@ -32,12 +32,14 @@ def average_globally(model: ModelProto) -> None:
 
     links, shapes = Links(model), _shapes(model)
     nodes: list[NodeProto] = []
+    given: set[str] = set()
     for node in model.graph.node:
         axes = _places(links, shapes, node)
         if not axes:
             nodes.append(node)
             continue
         (result,) = node.output
+        given.update(node.input[1:])
         if attribute(node, "keepdims", 1):
             nodes.append(make_node("GlobalAveragePool", node.input[:1], [result], node.name))
             continue
@@ -46,6 +48,9 @@ def average_globally(model: ModelProto) -> None:
         nodes.append(make_node("GlobalAveragePool", node.input[:1], [pooled], node.name))
         nodes.append(make_node("Squeeze", [pooled, dropped], [result], f"{node.name}_squeeze"))
     replace_nodes(model, nodes)
+    # onnxruntime warns of what nothing reads.
+    left = Links(model)
+    replace_initializers(model, {name for name in given if not left.readers(name)}, ())
 
 
 def _places(links: Links, shapes: Shapes, node: NodeProto) -> list[int]:

@@ -74,6 +74,14 @@ def test_a_mean_over_all_places_works_on_integers(
     assert kinds(made) == again
 
 
+@pytest.mark.parametrize("others", ["", "again = ReduceMax<keepdims=1>(yd, axes)"])
+def test_axes_that_nothing_reads_any_more_are_gone(others: str) -> None:
+    made = model(f"{MAP}\n{others}\nout = ReduceMean<keepdims=0>(yd, axes)", axes=np.array([2, 3]))
+    average_globally(made)
+    assert ("axes" in {each.name for each in made.graph.initializer}) == bool(others)
+    run(made)
+
+
 @pytest.mark.parametrize(
     ("text", "axes"),
     [
