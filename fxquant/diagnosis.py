@@ -87,7 +87,7 @@ def analyze(
     if samples < 1:
         raise RecipeError(f"analyze: samples={samples}: give a positive number")
     require_float(model)
-    require_batches(batches, "analyze", forward)
+    require_batches(batches, "analyze", model, forward)
     asked = as_recipe(recipe)
     model, kept = unwrapped(model), list(batches)
     if not kept:

@@ -139,10 +139,13 @@ def test_what_forward_makes_of_the_outputs_is_judged() -> None:
     def sums(model: nn.Module, batch: Any) -> Tensor:
         return torch.stack([each["boxes"].sum() for each in model(batch[0])])
 
+    def of_a_part(model: Any, batch: Any) -> Any:
+        return model.backbone(batch[0][0])
+
     found = fxquant.analyze(model, data, recipe, forward=sums)
     assert found.scores["both"].decibels is not None
     with pytest.raises(CalibrationError, match="calls parts of the model, and never the model"):
-        fxquant.analyze(model, data, recipe, forward=lambda model, x: model.backbone(x[0][0]))
+        fxquant.analyze(model, data, recipe, forward=of_a_part)
 
 
 @pytest.mark.parametrize(

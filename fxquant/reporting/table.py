@@ -201,7 +201,7 @@ def report(
     measured: dict[str, float] = {}
     first = None
     if reference is not None and batches is not None:
-        first, batches = first_of(batches, "report")
+        first, batches = first_of(batches, model, forward, "report")
         measured = measure_outputs(reference, model, batches, forward)
     rows = [
         row_of_call(gm, node, measured)

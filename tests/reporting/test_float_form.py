@@ -41,7 +41,8 @@ def test_the_first_batch_is_not_lost() -> None:
     def numbers() -> Iterator[int]:
         yield from (1, 2, 3)
 
-    first, remaining = first_of(numbers(), "test")
+    model = nn.Linear(1, 1)
+    first, remaining = first_of(numbers(), model, None, "test")
     assert (first, list(remaining)) == (1, [1, 2, 3])
     with pytest.raises(CalibrationError, match="test: `batches` is empty: give at least one"):
-        first_of([], "test")
+        first_of([], model, None, "test")
