@@ -33,6 +33,8 @@ def way_to_tensors(value: Any, where: str) -> str:
     if is_array(value) or (is_array(first) and isinstance(value, tuple)):
         x = "x" if first is value else "batch[0]"
         return f"give tensors: torch.from_numpy({x}){_in_float32(first)}"
+    if is_array(first) and len({getattr(each, "shape", None) for each in value}) > 1:
+        return f"give tensors: [torch.from_numpy(x){_in_float32(first)} for x in batch]"
     if is_array(first):
         return f"give tensors: torch.from_numpy(numpy.stack(batch)){_in_float32(first)}"
     if is_image(first):

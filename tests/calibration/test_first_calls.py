@@ -1,6 +1,7 @@
 """The first calls of a prepared model are compared with the caller's, however they are made."""
 
 import copy
+import functools
 import logging
 import pickle
 from collections.abc import Callable
@@ -223,3 +224,29 @@ def test_a_call_that_agrees_says_nothing(caplog: pytest.LogCaptureFixture) -> No
     with caplog.at_level(logging.INFO, "fxquant"):
         prepared(X)
     assert not caplog.messages
+
+
+def cached(forward: Any) -> Any:
+    """Decorate a forward as transformers does: it gives a keyword of its own."""
+
+    @functools.wraps(forward)
+    def call(self: Any, *args: Any, **keywords: Any) -> Any:
+        return forward(self, *args, **{"use_cache": False, **keywords})
+
+    return call
+
+
+class Cached(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    @cached
+    def forward(self, x: Tensor, mask: Any = None, use_cache: Any = None) -> Any:
+        return self.fc(x) if mask is None else self.fc(x) * mask
+
+
+def test_a_decorator_may_add_keywords_that_the_graph_has_at_their_defaults() -> None:
+    prepared = fxquant.prepare(Cached(), "minmax", example_inputs={"x": X})
+    fxquant.calibrate(prepared, [{"x": X}, {"x": X[:3]}])
+    assert not is_compared(prepared)

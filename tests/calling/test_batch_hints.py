@@ -22,11 +22,16 @@ IMAGE = torch.zeros(3, 8, 8)
     ("value", "where", "expected"),
     [
         (np.zeros(4, np.float32), "batch 0", "give tensors: torch.from_numpy(x)"),
+        (
+            [np.zeros(4), np.zeros(3)],
+            "batch 0",
+            "give tensors: [torch.from_numpy(x).float() for x in",
+        ),
         ((1, 3, 8, 8), "example_inputs", "a shape is no input: give torch.randn(1, 3, 8, 8)"),
         ("hello world", "batch 0", "give tensors, tuples or lists that start with one, or dicts"),
         (4, "lower: example_inputs", "give one batch: a tensor, a tuple of arguments, or a dict"),
     ],
-    ids=["array", "shape", "text", "number"],
+    ids=["array", "arrays", "shape", "text", "number"],
 )
 def test_there_is_a_way_to_tensors(value: Any, where: str, expected: str) -> None:
     assert way_to_tensors(value, where).startswith(expected)
