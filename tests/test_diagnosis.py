@@ -139,13 +139,17 @@ def test_what_forward_makes_of_the_outputs_is_judged() -> None:
     def sums(model: nn.Module, batch: Any) -> Tensor:
         return torch.stack([each["boxes"].sum() for each in model(batch[0])])
 
-    def of_a_part(model: Any, batch: Any) -> Any:
-        return model.backbone(batch[0][0])
-
     found = fxquant.analyze(model, data, recipe, forward=sums)
     assert found.scores["both"].decibels is not None
+
+
+def test_a_forward_that_never_calls_the_model_is_refused() -> None:
+    def part(model: Any, batch: Any) -> Any:
+        return model.backbone(batch[0][0])
+
+    data = [([torch.randn(64, 8)],) for _ in range(4)]
     with pytest.raises(CalibrationError, match="calls parts of the model, and never the model"):
-        fxquant.analyze(model, data, recipe, forward=of_a_part)
+        fxquant.analyze(Objects(), data, Recipe.minmax(weight_bits=2), forward=part)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,6 @@ X = torch.zeros(4, 3, 8, 8)
         (nn.ReLU(), "a ReLU"),
         (torch.finfo(torch.half), "a finfo"),
     ],
-    ids=str,
 )
 def test_types_and_shapes_are_named(value: Any, expected: str) -> None:
     assert described(value) == expected
