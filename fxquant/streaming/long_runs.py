@@ -121,11 +121,11 @@ def _made(progress: bool | None, **options: Any) -> tqdm[Any]:
     """Return a bar for where the output goes: a notebook, a terminal, or a file."""
     is_notebook = _is_notebook()
     is_terminal = sys.stderr is not None and sys.stderr.isatty()
-    is_hidden = not (is_notebook or is_terminal) if progress is None else not progress
-    kind = _of_notebooks() if is_notebook else tqdm
     is_kept = is_notebook or is_terminal  # each line of a file stays
+    if progress is not None or not is_kept:  # else tqdm's own TQDM_DISABLE says
+        options["disable"] = not progress
+    kind = _of_notebooks() if is_notebook else tqdm
     return kind(
-        disable=is_hidden,
         leave=not getattr(kind, "_instances", ()),  # those inside of others go
         dynamic_ncols=is_terminal,
         mininterval=0.1 if is_kept else _SELDOM,

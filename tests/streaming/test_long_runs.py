@@ -11,8 +11,10 @@ import termios
 import warnings
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
+from tqdm import tqdm
 
 from fxquant.streaming.long_runs import Run, UnitsBar, bar
 
@@ -55,6 +57,24 @@ def test_a_quiet_bar_passes_values_on(
 ) -> None:
     assert list(bar("abc", "counting", progress)) == ["a", "b", "c"]
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("progress", "given"), [(None, {}), (True, {"disable": False})])
+def test_unless_a_bar_is_asked_for_tqdms_own_switch_may_hide_it(
+    progress: bool | None, given: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, Any]] = []
+
+    class Recorded(tqdm):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            seen.append(options)
+            super().__init__(*args, **options)
+
+    terminal = Terminal(monkeypatch)
+    monkeypatch.setattr("fxquant.streaming.long_runs.tqdm", Recorded)
+    assert list(bar("abc", "counting", progress)) == ["a", "b", "c"]
+    terminal.shown()
+    assert [{k: each[k] for k in each if k == "disable"} for each in seen] == [given]
 
 
 def test_units_are_counted_and_the_last_line_says_that_all_are_done(
