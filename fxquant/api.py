@@ -121,7 +121,7 @@ def calibrate(
     multiply-adds.
 
     Args:
-        prepared: what `prepare` returned.
+        prepared: what `prepare` returned; in training mode it is put in eval mode.
         batches: any iterable; left as they are. Of a tensor, the model gets a copy; of a tuple or
             list the first items, as many as it needs; of a dict keywords, or, where none of them is
             an argument and the model takes but one, all as that.
@@ -149,7 +149,12 @@ def _calibrate(
 ) -> nn.Module:
     """Return what `calibrate` does; `total` is the number of batches, if they do not tell."""
     require_prepared(prepared, "calibrate")
-    require_batches(batches, "calibrate", forward)
+    require_batches(batches, "calibrate", prepared, forward)
+    if prepared.training:
+        _logger.warning(
+            "calibrate: put in eval mode: in training, dropout changes what is observed"
+        )
+        prepared.eval()
     number, num_empty, keeper = -1, 0, find_keeper(prepared)
     with said_once(), torch.no_grad(), counted_first_call(prepared):
         for number, batch in enumerate(bar(batches, "calibrating", progress, total=total)):
@@ -222,7 +227,7 @@ def convert(
     with said_once(), together("convert"):
         recipe = require_prepared(prepared, "convert")
         if batches is not None:
-            require_batches(batches, "convert")
+            require_batches(batches, "convert", prepared)
         _compare_ranks("convert", recipe, prepared)
         return _convert(prepared, batches, Run(checkpoint, progress), given)
 
@@ -258,7 +263,7 @@ def quantize(
     in_front, behind = as_passes(prepare_passes), as_passes(convert_passes)
     with said_once(), together("quantize"):
         require_float(model)
-        require_batches(batches, "quantize", forward)
+        require_batches(batches, "quantize", model, forward)
         recipe = as_recipe(recipe)
         _compare_ranks("quantize", recipe, model)
         prepared = calibrated_copy(

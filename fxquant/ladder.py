@@ -207,7 +207,7 @@ def search(
             "score"
         )
     require_module(model)
-    require_batches(batches, "search", forward)
+    require_batches(batches, "search", model, forward)
     model, kept = unwrapped(model), list(batches)
     _require_all(model, kept, forward)
     if evaluate is None:

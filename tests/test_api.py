@@ -356,6 +356,17 @@ def test_bad_input_gets_an_error_that_says_what_it_was(
         call()
 
 
+def test_calibration_in_training_mode_would_observe_what_dropout_makes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.9), nn.Linear(4, 2))
+    x = torch.ones(8, 4)
+    prepared = fxquant.prepare(model, "minmax").train()
+    fxquant.calibrate(prepared, [x, x])
+    assert "calibrate: put in eval mode: in training, dropout changes" in caplog.text
+    assert torch.equal(fxquant.convert(prepared)(x), fxquant.quantize(model, [x], "minmax")(x))
+
+
 def test_nan_in_the_input_is_named_and_the_batch_left_out() -> None:
     prepared, clean = prepared_net(), prepared_net()
     bad = images()

@@ -99,7 +99,7 @@ def _weight_channels(probe: WeightProbe) -> Outlier | None:
     times, count = _wide(peaks)
     if times < _WIDE:
         return None
-    advice = "give each channel its own scale (per_channel), or equalization=True"
+    advice = "weight_per_channel=True, or equalization=True"
     return Outlier(probe.name, "weights", f"{count} of {len(peaks)} channels wide", times, advice)
 
 
@@ -112,7 +112,7 @@ def _weight_tail(probe: WeightProbe) -> Outlier | None:
     times = (rows.abs().amax(dim=1) / rows.std(dim=1).clamp(min=1e-12)).max().item()
     if times < _SPIKE:
         return None
-    advice = 'weights of range="mse" clip them, as Recipe.adaround\'s do'
+    advice = 'weight_range="mse" clips it'
     return Outlier(probe.name, "weights", "a weight far from its channel's, in σ", times, advice)
 
 
@@ -132,9 +132,9 @@ def _activation_tail(probe: ActivationProbe) -> Outlier | None:
             continue
         clips = seen[0].spec.range in ("mse", "aciq", "percentile")
         advice = (
-            f'range="{seen[0].spec.range}" clips it already'
+            f'activation_range="{seen[0].spec.range}" clips it already'
             if clips
-            else 'activations of range="mse" clip it; with few bits, 8 bits here'
+            else 'activation_range="mse" clips it; with few bits, 8 bits here'
         )
         what = f"range {low:.3g} to {high:.3g}; 99.9 % within {first:.3g} to {last:.3g}"
         worst = Outlier(probe.name, "activations", what, times, advice)
@@ -152,7 +152,7 @@ def _input_channels(
     times, count = _wide(known)
     if times < _WIDE:
         return None
-    advice = "8 bits here, or per_channel=True" if recipe.smoothing else "smoothing=True"
+    advice = "8 bits here, or activation_per_channel=True" if recipe.smoothing else "smoothing=True"
     return Outlier(
         probe.name, "activations", f"{count} of {len(known)} channels wide", times, advice
     )

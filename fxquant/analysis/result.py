@@ -160,6 +160,10 @@ class Analysis(Listed):
             said += f" (give or take {margin:.1f})"
         return f"{said}; ranked by {effort.num_ranked}, with gradients, in {effort.seconds:.0f} s."
 
+    def tables(self) -> list[Table]:
+        """Return the ranked tensors, the remedies, the outliers."""
+        return [self._ranked(), self._remedies(), self._outliers()]
+
     def figures(self) -> list[Figure]:
         """Return key numbers, what tensors cost, and histograms of those in the table."""
         both = self.scores["both"]

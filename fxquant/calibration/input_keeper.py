@@ -18,6 +18,7 @@ from fxquant.capture.naming import find_regions
 from fxquant.errors import CalibrationError
 from fxquant.graph.operations import data_input, module_of
 from fxquant.graph.submodules import free_name
+from fxquant.modules.copies import copy_module
 from fxquant.modules.layers import layer_type
 from fxquant.modules.own import OwnModule, as_own
 from fxquant.numerics.containers import map_leaves
@@ -176,9 +177,10 @@ def collect_inputs(
         given = (arguments_of(model, batch, f"batch {n}") for n, batch in enumerate(batches))
         kept = Batches.taken(given, options.samples, keeper.unbatched_rank)
     if batches is not None or not any(map(_observes, find_regions(model).values())):
+        running = copy_module(model)
         for number, arguments in enumerate(kept.arguments):
             with explained(f"batch {number}", arguments):
-                run_unobserved(model, arguments)
+                run_unobserved(running, arguments)
     samples = kept.num_samples
     if samples == 0 and batches is not None:
         raise no_batches(batches, "convert")

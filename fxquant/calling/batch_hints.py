@@ -75,7 +75,7 @@ def hint_of_axes(failed: FailedCall) -> str:
     """Say that there is no batch axis, where the model has a layer that wants one more axis."""
     if not failed.tensors or failed.model is None:
         return ""
-    x, module, first = failed.tensors[0], failed.module, first_taken(failed)
+    x, module, first = failed.tensors[0], failed.module, first_taken(failed.model)
     if first is not None:
         name, taken = first
         makes_batches = failed.inputs and failed.inputs[0].dim() == taken.num_axes

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -22,18 +22,19 @@ import torch
 from fxquant.calling.batch_hints import hint_of_axes, hint_of_form
 from fxquant.calling.description import described_tensor, in_brackets
 from fxquant.calling.failed_call import FailedCall, failed_call
-from fxquant.calling.layer_hints import hint_of_device, hint_of_layer, hint_of_type
+from fxquant.calling.layer_hints import hint_of_layer
+from fxquant.calling.tensor_hints import hint_of_device, hint_of_type
 from fxquant.errors import CalibrationError, CaptureError, FxquantError
 
 _MOST_LETTERS = 200
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 
-@contextlib.contextmanager
-def explained(where: str, batch: Any) -> Iterator[None]:
+class explained(contextlib.AbstractContextManager[None]):
     """Let what the caller's model raises in the block say where, on what, and what to do.
 
-    Errors of fxquant's own, Ctrl-C and what says that there is no memory come out as they are.
+    Errors of fxquant's own, Ctrl-C and what says that there is no memory come out as they are. A
+    class: of a generator `contextlib` lets StopIteration out, which would end the caller's loop.
 
     Args:
         where: "batch 0", "example_inputs".
@@ -42,18 +43,26 @@ def explained(where: str, batch: Any) -> Iterator[None]:
     Raises:
         CalibrationError: the block raised an error, which is its cause.
     """
-    try:
-        with contextlib.redirect_stderr(_ButGraphs(sys.stderr)):
-            yield
-    except CaptureError as error:
-        _put_in_front(where, batch, error)
-        raise
-    except FxquantError:
-        raise
-    except Exception as error:  # the caller's code, which may raise anything
-        if _is_of_memory(error):
-            raise
-        raise CalibrationError(_message(where, failed_call(error, batch, where))) from error
+
+    def __init__(self, where: str, batch: Any) -> None:
+        self._where, self._batch = where, batch
+
+    def __enter__(self) -> None:
+        self._quiet = contextlib.redirect_stderr(_ButGraphs(sys.stderr))
+        self._quiet.__enter__()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        frames: TracebackType | None,
+    ) -> None:
+        self._quiet.__exit__(kind, error, frames)
+        if isinstance(error, CaptureError):
+            _put_in_front(self._where, self._batch, error)
+        if isinstance(error, Exception) and not _is_ours(error) and not _is_of_memory(error):
+            failed = failed_call(error, self._batch, self._where)
+            raise CalibrationError(_message(self._where, failed)) from error
 
 
 def _message(where: str, failed: FailedCall) -> str:
@@ -98,6 +107,10 @@ def _first_line(error: Exception) -> str:
     if len(line) > _MOST_LETTERS:
         line = f"{line[:_MOST_LETTERS]}…"
     return f"{kind}: {line}" if line else kind
+
+
+def _is_ours(error: Exception) -> bool:
+    return isinstance(error, FxquantError)
 
 
 def _is_of_memory(error: Exception) -> bool:

@@ -42,7 +42,7 @@ class FailedCall:
     batch: Any
     """As the caller gave it."""
     where: str = ""
-    """"batch 0", or "example_inputs"."""
+    """Which call: "batch 0", "example_inputs"."""
     models: tuple[nn.Module, ...] = ()
     """What was called, each inside of the one before it; the last one raised."""
     given: tuple[Any, ...] = ()

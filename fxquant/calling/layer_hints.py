@@ -1,7 +1,7 @@
 """What the layer that raised an error takes, and what it got: ways out that its own facts support.
 
 A way is proposed only where it leads to what the layer takes: to permute axes, where the channels
-that it wants are found on another; a type, where its weight has that type.
+that it wants are found on another; to flatten, where that gives the features.
 """
 
 from __future__ import annotations
@@ -13,15 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fxquant.calling.description import described_layer, type_name
+from fxquant.calling.description import described_layer
 from fxquant.calling.failed_call import FailedCall, named_modules
-from fxquant.modules.layers import LAYERS
 
 _AXES = {1: "length", 2: "height, width", 3: "depth, height, width"}
 _LAST_TO_SECOND = {1: "0, 2, 1", 2: "0, 3, 1, 2", 3: "0, 4, 1, 2, 3"}
-_TYPES = ("dtype", "type", "Byte", "Double", "Half", "BFloat16", "unsigned char")
-_DEVICES = ("device", "cuda", "meta")
-_CONVERTED = {torch.float32: "float()", torch.float64: "double()", torch.float16: "half()"}
 
 
 def hint_of_layer(failed: FailedCall) -> str:
@@ -56,70 +52,11 @@ class Taken:
         return f"(batch, {self.channels}, {_AXES[self.sides]})"
 
 
-def first_taken(failed: FailedCall) -> tuple[str, Taken] | None:
+def first_taken(model: nn.Module | None) -> tuple[str, Taken] | None:
     """Return the name of the model's first convolution, and what it takes; None if it has none."""
-    modules = () if failed.model is None else named_modules(failed.model)
+    modules = () if model is None else named_modules(model)
     found = ((name, Taken.by(module)) for name, module in modules)
     return next(((name, taken) for name, taken in found if taken is not None), None)
-
-
-def hint_of_device(failed: FailedCall) -> str:
-    """Say how to bring the model and the batch together."""
-    if not any(sign in str(failed.error) for sign in _DEVICES):
-        return ""
-    mine = {each.device for each in _held(failed.model)}
-    theirs = {each.device for each in failed.tensors}
-    if any(device.type == "meta" for device in mine):
-        return "the model is on meta, where tensors hold no values: load its weights first"
-    if any(device.type == "meta" for device in theirs):
-        return "tensors on meta hold no values: give batches of data"
-    if len(mine) == 1 and theirs - mine:
-        device = mine.pop()
-        others = ", ".join(sorted(str(each) for each in theirs - {device}))
-        return f"the model is on {device}, and the batch on {others}: x.to({str(device)!r})"
-    return ""
-
-
-def _held(model: nn.Module | None) -> Iterator[Tensor]:
-    if model is not None:
-        yield from model.parameters()
-        yield from model.buffers()
-
-
-def hint_of_type(failed: FailedCall) -> str:
-    """Say which type the layer takes, where its input has another."""
-    module, tensors = failed.module, failed.inputs
-    if not isinstance(module, LAYERS):  # a function that the caller's code or a graph calls
-        if not any(sign in str(failed.error) for sign in _TYPES):
-            return ""
-        module, tensors = failed.model, failed.tensors
-    wanted = _wanted_type(module)
-    if wanted is None or not tensors or tensors[0].dtype == wanted:
-        return ""
-    got = tensors[0].dtype
-    if all(each.dtype != got for each in failed.tensors):
-        return f"{failed.path} has weights of {type_name(wanted)}, and is given {type_name(got)}"
-    takes = f"the model takes {type_name(wanted)}"
-    if got is torch.uint8:
-        return (
-            f"{takes}: convert and normalize, as in training: x.{_conversion(wanted)} / 255, then "
-            "minus the mean, over the deviation"
-        )
-    if got is torch.float64:
-        return f"{takes}, and arrays of NumPy are often float64: x.{_conversion(wanted)}"
-    if got is torch.float32:
-        return f"{takes}: x.{_conversion(wanted)}, or give model.float()"
-    return f"{takes}: x.{_conversion(wanted)}"
-
-
-def _wanted_type(module: nn.Module | None) -> torch.dtype | None:
-    """Return the type of the floating-point tensors of a module, if all have the same."""
-    types = {each.dtype for each in _held(module) if each.is_floating_point()}
-    return types.pop() if len(types) == 1 else None
-
-
-def _conversion(wanted: torch.dtype) -> str:
-    return _CONVERTED.get(wanted, f"to({wanted})")
 
 
 def _channels(failed: FailedCall) -> str:
@@ -192,7 +129,7 @@ def _features(failed: FailedCall) -> str:
 
 def _sides_of_images(failed: FailedCall) -> str:
     """Return "32×32", if images are what the first convolution reads; else ""."""
-    first = first_taken(failed)
+    first = first_taken(failed.model)
     if first is None or not failed.tensors:
         return ""
     x, taken = failed.tensors[0], first[1]
@@ -211,7 +148,7 @@ def _size(failed: FailedCall) -> str:
 
 def _channels_last(failed: FailedCall) -> str:
     """Say that channels are last where code in front of the first convolution fails on that."""
-    first = first_taken(failed)
+    first = first_taken(failed.model)
     if first is None or not failed.tensors or not isinstance(failed.error, RuntimeError):
         return ""
     x, (name, taken) = failed.tensors[0], first

@@ -13,23 +13,31 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from fxquant.calling.arguments import Forward
 from fxquant.calling.description import described, is_array
+from fxquant.calling.layer_hints import first_taken
 from fxquant.errors import CalibrationError, kind_of
 from fxquant.numerics.containers import tensors_in
 from fxquant.recipe.recipe import Recipe
 
 
-def require_batches(batches: Any, caller: str, forward: Any = None) -> None:
+def require_batches(batches: Any, caller: str, model: Any, forward: Forward | None = None) -> None:
     """Raise `CalibrationError` if `batches` are none, with what they are and what to give.
 
-    So, too, if `forward`, which is to call the model with them, is no function.
+    So, too, if `forward`, which is to call the model with them, is no function. A tensor may hold
+    batches, if its rows have as many axes as the model takes.
 
-    >>> require_batches(iter, "calibrate")
+    >>> require_batches(iter, "calibrate", nn.Linear(4, 2))
     Traceback (most recent call last):
     fxquant.errors.CalibrationError: calibrate: `batches` is a builtin_function_or_method: give a \
 loader, called, or a list of batches
     """
     why = _why_none(batches, caller)
+    if isinstance(batches, Tensor) and forward is None and _holds_samples(batches, model):
+        why = (
+            f"a tensor, {described(batches)}, and its rows would be the batches: give [x], or "
+            "x.split(32)"
+        )
     if why:
         raise CalibrationError(f"{caller}: `batches` is {why}")
     if not (forward is None or callable(forward)):
@@ -53,11 +61,6 @@ def is_empty(batch: Any) -> bool:
 def _why_none(batches: Any, caller: str) -> str:
     """Return what `batches` are and what to give, if they are no batches; else ""."""
     shown = described(batches)
-    if isinstance(batches, Tensor):
-        return (
-            f"a tensor, {shown}, and its rows would be the batches: give [x], or x.split(32); or "
-            "list(x), if its rows are batches"
-        )
     if is_array(batches):
         return f"{shown}: give tensors in a list, [torch.from_numpy(x)], or .split(32) of it"
     if isinstance(batches, (str, os.PathLike)):
@@ -82,6 +85,12 @@ def _why_none(batches: Any, caller: str) -> str:
         called = ", called" if callable(batches) and not isinstance(batches, type) else ""
         return f"{shown}: give a loader{called}, or a list of batches"
     return ""
+
+
+def _holds_samples(batches: Tensor, model: Any) -> bool:
+    """Say whether the rows of a tensor lack the axis of a batch."""
+    first = first_taken(model) if isinstance(model, nn.Module) else None
+    return batches.dim() <= (2 if first is None else first[1].num_axes)
 
 
 def _why_no_mapping(batches: Mapping[Any, Any]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from fxquant.errors import CaptureError
+from fxquant.errors import CaptureError, kind_of
 from fxquant.stored_names import stored_as
 
 
@@ -36,7 +36,7 @@ class CallNotes:
             if key in self.fixed and value is not self.fixed[key] and value != self.fixed[key]:
                 raise CaptureError(
                     f"{self.path}: traced with argument {key!r} fixed at {self.fixed[key]!r}, but "
-                    f"called with a {type(value).__name__}: give `example_inputs` like this call, "
+                    f"called with {kind_of(value)}: give `example_inputs` like this call, "
                     f"or leave it whole with leaf_modules=[{self.path!r}]"
                 )
 

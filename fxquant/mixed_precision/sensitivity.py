@@ -80,7 +80,7 @@ def measure_sensitivities(
         CalibrationError: it has seen no batch, `batches` is empty, the outputs have no gradient, or
             one is not finite.
     """
-    require_batches(batches, "measure_sensitivities")
+    require_batches(batches, "measure_sensitivities", prepared)
     calls = (
         arguments_of(prepared, batch, f"batch {number}") for number, batch in enumerate(batches)
     )

@@ -32,13 +32,21 @@ from fxquant.reporting.running_copies import copy_to_run
 _MOST_OFF = 1.0  # dB
 
 
-def first_of(batches: Iterable[Any], caller: str) -> tuple[Any, Iterator[Any]]:
+def first_of(
+    batches: Iterable[Any], model: Any, forward: Forward | None, caller: str
+) -> tuple[Any, Iterator[Any]]:
     """Return the first of `batches`, and all of them, the first included.
+
+    Args:
+        batches: what is gone through.
+        model: what will be called with them.
+        forward: as in `fxquant.calibrate`.
+        caller: for errors.
 
     Raises:
         CalibrationError: there is none, or they are no batches.
     """
-    require_batches(batches, caller)
+    require_batches(batches, caller, model, forward)
     iterator = iter(batches)
     for first in iterator:
         return first, itertools.chain([first], iterator)

@@ -51,7 +51,7 @@ def compare(
     >>> compare(quantized, lower(quantized), [torch.ones(2, 8)]).first_departure is None
     True
     """
-    first, remaining = first_of(batches, "compare")
+    first, remaining = first_of(batches, b, forward, "compare")
     with torch.inference_mode(False), torch.no_grad(), contextlib.ExitStack() as stack:
         a, b = graphs_of_both(a, b, first, forward, "compare")
         graphs, others = find_regions(a), find_regions(b)

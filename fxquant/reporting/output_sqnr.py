@@ -74,7 +74,7 @@ def measure_outputs(
             "report: layers of a lowered model give integers: measure those of the model that was "
             "lowered, and see compare(quantized, lowered, batches) for what lowering changed"
         )
-    first, remaining = first_of(batches, "report")
+    first, remaining = first_of(batches, model, forward, "report")
     reference, model = graphs_of_both(reference, model, first, forward, "report")
     found = {
         name: _Outputs() for name, module in model.named_modules() if layer_type(module) is not None

@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from fxquant.capture.graph_state import with_state
 from fxquant.capture.recording.sources import forget_sources
 from fxquant.capture.region import build_region, reserve_hook_numbers
-from fxquant.errors import StorageError
+from fxquant.errors import StorageError, kind_of
 from fxquant.storage.allowed import Allowed
 from fxquant.storage.encoding import MADE_ANEW, MAX_KEYS, slot_names
 from fxquant.storage.fields import SEALED, check_fields, check_made, own_method
@@ -149,7 +149,7 @@ class Decoder:
         _require(owner[0] in _OBJECTS, f"a method {name!r} of what is no object")
         found, function = self._value(owner), self._allowed.method_named(name)
         is_own = inspect.getattr_static(type(found), function.__name__, None) is function
-        _require(is_own, f"the method {name!r} of a {type(found).__name__}")
+        _require(is_own, f"the method {name!r} of {kind_of(found)}")
         return MethodType(function, found)
 
     def _object(self, name: str, state: dict[str, Json]) -> Any:

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal, Union
 from torch import Tensor, nn
 
 from fxquant.capture.region import Region
-from fxquant.errors import StorageError
+from fxquant.errors import StorageError, kind_of
 from fxquant.storage.plain_values import is_plain
 from fxquant.stored_names import stored_name
 
@@ -173,7 +173,7 @@ def _parts_match(value: Any, origin: type, args: tuple[Any, ...]) -> bool:
 
 def _require(holds: bool, kind: type, name: str, value: Any, what: str) -> None:
     if not holds:
-        shown = f"{value!r:.60}" if is_plain(value) else f"a {type(value).__name__}"
+        shown = f"{value!r:.60}" if is_plain(value) else kind_of(value)
         raise StorageError(f"{kind.__name__}.{name:.60} is {shown}: {what}")
 
 

@@ -31,12 +31,12 @@ def test_activations_are_shares_and_fall_into_as_many_bins_as_steps() -> None:
     assert abs(sum(inputs.rounded) - 1) < 1e-9
     assert sum(share > 0 for share in inputs.rounded) <= 8
     assert inputs.edges[0] == 0.0
-    clipped = found(Recipe.minmax(activation_bits=3, range="mse"))["2 activations"]
+    clipped = found(Recipe.minmax(activation_bits=3, activation_range="mse"))["2 activations"]
     assert clipped.high < inputs.high
 
 
 def test_ranges_of_each_batch_have_no_histogram() -> None:
-    kinds = {each.side for each in found(Recipe.minmax(dynamic=True)).values()}
+    kinds = {each.side for each in found(Recipe.minmax(activation_dynamic=True)).values()}
     assert kinds == {"weights"}
 
 

@@ -31,9 +31,9 @@ def test_a_long_tail_is_for_a_range_that_clips() -> None:
     x = torch.randn(64, 64)
     x[0, 0] = 1000.0
     tails = [each for each in found(nn.Sequential(nn.Linear(64, 4)), x, Recipe.minmax())]
-    assert any('range="mse" clip it' in each.advice for each in tails)
-    clipping = found(nn.Sequential(nn.Linear(64, 4)), x, Recipe.minmax(range="mse"))
-    assert any('range="mse" clips it already' in each.advice for each in clipping)
+    assert any('range="mse" clips it;' in each.advice for each in tails)
+    clipping = found(nn.Sequential(nn.Linear(64, 4)), x, Recipe.minmax(activation_range="mse"))
+    assert any('activation_range="mse" clips it already' in each.advice for each in clipping)
 
 
 def test_channels_of_weights_count_where_one_scale_serves_all() -> None:
@@ -47,7 +47,7 @@ def test_channels_of_weights_count_where_one_scale_serves_all() -> None:
     assert recipe.weights is not None
     one_scale = replace(recipe, weights=replace(recipe.weights, per_channel=False))
     (wide,) = [each for each in found(model, x, one_scale) if each.side == "weights"]
-    assert "per_channel" in wide.advice
+    assert "weight_per_channel" in wide.advice
 
 
 def test_a_weight_far_from_its_channels_counts_below_8_bits() -> None:

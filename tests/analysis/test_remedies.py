@@ -15,7 +15,9 @@ def test_what_a_recipe_does_already_is_not_proposed() -> None:
         "biases corrected", "batch norms tuned", "channels equalized", "inputs smoothed",
         "roundings learned on Gram matrices",
     ]  # fmt: skip
-    done = Recipe.aciq(range="mse", batchnorm_tuning=True, equalization=True, smoothing=True)
+    done = Recipe.aciq(
+        activation_range="mse", batchnorm_tuning=True, equalization=True, smoothing=True
+    )
     assert titles(done, 8) == []
 
 

@@ -234,7 +234,7 @@ OTHERS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "checkpoint": (
         lambda: {"epoch": 3, "net": Inner()},
-        "model is a dict with a Inner under 'net': give that",
+        "model is a dict with an Inner under 'net': give that",
     ),
     "name": (
         lambda: "resnet18",
@@ -245,7 +245,7 @@ OTHERS: dict[str, tuple[Callable[[], Any], str]] = {
         "model is 'a.pt', a PosixPath: load the model, and give the module",
     ),
     "list": (lambda: [Inner()], "model is a list: give a torch.nn.Module"),
-    "none": (lambda: None, "model is a NoneType: give a torch.nn.Module"),
+    "none": (lambda: None, "model is None: give a torch.nn.Module"),
 }
 
 

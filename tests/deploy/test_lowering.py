@@ -351,7 +351,7 @@ def partly_lowered_model() -> nn.Module:
 GIVE = "give what fxquant.convert(prepared) returned"
 NO_FORM = "lower: the model has no integer form: "
 REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
-    "no module": (lambda: 3, PassError, f"lower: got a int: {GIVE}"),
+    "no module": (lambda: 3, PassError, f"lower: got an int: {GIVE}"),
     "float": (residual, PassError, f"lower: got a Net: {GIVE}"),
     "prepared": (
         lambda: fxquant.prepare(residual()),
@@ -452,7 +452,7 @@ def test_refuses_a_machine_without_kernels(monkeypatch: pytest.MonkeyPatch) -> N
     [
         (
             lambda m: fxquant.prepare(m),
-            "prepare: the model is lowered already: 'a' is a Int8Conv; give the float model",
+            "prepare: the model is lowered already: 'a' is an Int8Conv; give the float model",
         ),
         (
             lambda m: fxquant.convert(m),

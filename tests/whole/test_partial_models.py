@@ -205,19 +205,20 @@ class Two(Keyword):
         (
             detector(),
             "text",
-            "got a str: give tensors, tuples or lists that start with one, or dicts of keywords; "
+            "('text'): give tensors, tuples or lists that start with one, or dicts of keywords; "
             "or pass forward=lambda model, batch: … to calibrate",
         ),
         (
             detector(),
             {"images": images(), "labels": None},
-            "Detector.forward: got an unexpected keyword argument 'labels'",
+            "{images: [float32 3×8×8, float32 3×8×8, float32 3×8×8, float32 3×8×8], labels: None}: "
+            "Detector.forward(images",
         ),
         (
             Two(),
             torch.ones(2, 4),
-            "Two cannot be called with one argument: missing a required argument: 'y'; give dicts "
-            "of keywords",
+            "(float32 2×4): Two cannot be called with one argument: missing a required argument: "
+            "'y'; give dicts of keywords",
         ),
     ],
     ids=["text", "unknown keyword", "two arguments"],
@@ -226,7 +227,7 @@ def test_arguments_that_do_not_fit_are_an_error(model: nn.Module, batch: Any, me
     prepared = fxquant.prepare(model)
     with pytest.raises(CalibrationError) as caught:
         fxquant.calibrate(prepared, [batch])
-    assert str(caught.value).startswith(f"batch 0: {message}")
+    assert str(caught.value).startswith(f"batch 0 {message}")
 
 
 def test_keyword_only_arguments_may_stay_at_their_defaults() -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import fx
 from torch.fx.node import has_side_effect
 
-from fxquant.errors import CaptureError
+from fxquant.errors import CaptureError, kind_of
 from fxquant.stored_names import stored_as
 
 _SIGNS = {
@@ -46,7 +46,7 @@ def require(value: Any, fixed: Any, what: str) -> None:
     >>> require(224, 224, "x.shape[2] == 224")
     """
     if value is not fixed and (isinstance(value, torch.Tensor) or value != fixed):
-        given = f"a {type(value).__name__}" if isinstance(value, torch.Tensor) else repr(value)
+        given = kind_of(value) if isinstance(value, torch.Tensor) else repr(value)
         raise CaptureError(
             f"traced with {what}, but called with {given} in the place of {fixed!r}: give "
             "`example_inputs` like this call, or leave the module whole with `leaf_modules`"
