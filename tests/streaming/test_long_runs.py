@@ -70,9 +70,10 @@ def test_unless_a_bar_is_asked_for_tqdms_own_switch_may_hide_it(
             seen.append(options)
             super().__init__(*args, **options)
 
-    Terminal(monkeypatch)
+    terminal = Terminal(monkeypatch)
     monkeypatch.setattr("fxquant.streaming.long_runs.tqdm", Recorded)
     assert list(bar("abc", "counting", progress)) == ["a", "b", "c"]
+    terminal.shown()
     assert [{k: each[k] for k in each if k == "disable"} for each in seen] == [given]
 
 
