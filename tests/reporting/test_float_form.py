@@ -41,15 +41,8 @@ def test_the_first_batch_is_not_lost() -> None:
     def numbers() -> Iterator[int]:
         yield from (1, 2, 3)
 
-<<<<<<< HEAD
     model = nn.Linear(1, 1)
     first, remaining = first_of(numbers(), model, None, "test")
     assert (first, list(remaining)) == (1, [1, 2, 3])
     with pytest.raises(CalibrationError, match="test: `batches` is empty: give at least one"):
         first_of([], model, None, "test")
-=======
-    first, remaining = first_of(numbers(), None, None, "test")
-    assert (first, list(remaining)) == (1, [1, 2, 3])
-    with pytest.raises(CalibrationError, match="test: `batches` is empty: give at least one"):
-        first_of([], None, None, "test")
->>>>>>> errors
