@@ -26,8 +26,8 @@ class Rule:
     `match` is a glob on the name (`"layer4.*"`, `"fc"`) or a module type (`nn.Linear`). A number in
     place of a spec changes the bits alone; `None` leaves that side in float. Later rules win.
 
-    >>> Rule("layer4.*", weights=4).match
-    'layer4.*'
+    >>> print(Rule("layer4.*", weights=4))
+    Rule('layer4.*', weights=4)
     """
 
     match: str | type[nn.Module]
@@ -41,6 +41,7 @@ class Rule:
 
     def __post_init__(self) -> None:
         is_type = isinstance(self.match, type) and issubclass(self.match, nn.Module)
+        shown = f"Rule({as_code(self.match)})"
         if not (is_type or (isinstance(self.match, str) and self.match)):
             several = "; for several a Rule each" if isinstance(self.match, (list, tuple)) else ""
             raise RecipeError(
@@ -48,20 +49,17 @@ class Rule:
             )
         if type(self.skip) is not bool:
             bits = f"; for bits: weights={self.skip}" if isinstance(self.skip, int) else ""
-            raise RecipeError(f"{self}: skip={self.skip!r}: choose True or False{bits}")
+            raise RecipeError(f"{shown}: skip={self.skip!r}: choose True or False{bits}")
         for side, widths in (("weights", WEIGHT_BITS), ("activations", ACTIVATION_BITS)):
             value = getattr(self, side)
             if isinstance(value, int):
-                check_bits(f"{self}: {side}", value, widths)
+                check_bits(f"{shown}: {side}", value, widths)
             elif not isinstance(value, TensorSpec | None) and value != "inherit":
                 what = "give a TensorSpec, a number of bits, None or 'inherit'"
-                raise RecipeError(f"{self}: {side}={value!r}: {what}")
+                raise RecipeError(f"{shown}: {side}={value!r}: {what}")
 
     def __repr__(self) -> str:
         return short_repr(self)
-
-    def __str__(self) -> str:
-        return f"Rule({as_code(self.match)})"
 
     def matches(self, name: str, module: nn.Module | None) -> bool:
         """Say whether the rule covers the call `name`, which runs `module` (None: a function)."""
