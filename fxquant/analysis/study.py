@@ -79,7 +79,8 @@ class Study:
         next(self._steps, None)
         ranking = rank(bench, num_ranked, own_losses(distributions))
         costs = self._with_singles(ranking.costs)
-        tried = [self._tried(change) for change in self._more_bits(costs)]
+        tried = [self._single(costs)]
+        tried += [self._tried(change) for change in self._more_bits(costs)]
         fewest = min((each.bits for each in costs if each.side == "weights"), default=8)
         tried += [self._tried(change) for change in possible_changes(recipe, fewest)]
         remedies, in_vain = self._parted(tried)
@@ -150,8 +151,15 @@ class Study:
         ordered = [*measured, *(each for each in costs if each not in found)]
         return tuple(replace(each, place=place) for place, each in enumerate(ordered, start=1))
 
+    def _single(self, costs: Sequence[TensorCost]) -> Remedy | None:
+        """Return more bits for the first tensor alone, which was tried."""
+        if not costs or costs[0].measured is None:
+            return None
+        change, won = self._raised(costs[:1], costs), costs[0].measured
+        return Remedy(change, won.points, won.decibels, change.applied_to(self._asked))
+
     def _more_bits(self, costs: Sequence[TensorCost]) -> list[Change]:
-        """Return more bits for the first, and for several of them."""
+        """Return more bits for several of the first."""
         counts = [count for count in _SETS if count < len(costs)]
         return [self._raised(costs[:count], costs) for count in counts]
 

@@ -48,6 +48,7 @@ def test_what_helped_and_what_did_not_is_everything_that_was_tried(
     said = {each.change.title for each in (*found.remedies, *found.in_vain)}
     assert {"biases corrected", "roundings learned on Gram matrices"} <= said
     assert any(title.startswith("8 bits for these 3: ") for title in said)
+    assert f"8 bits for {found.costs[0].label}" in said
 
 
 def test_several_together_lead_only_where_they_win_more(found: fxquant.Analysis) -> None:
