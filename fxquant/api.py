@@ -27,6 +27,7 @@ from fxquant.conversion import converted
 from fxquant.errors import CalibrationError, CaptureError
 from fxquant.given_passes import Passes
 from fxquant.graph.states import require_float, require_prepared
+from fxquant.mixed_precision.allocation import require_scipy
 from fxquant.modules.own import own_modules
 from fxquant.passes.pipeline import AnyPass, as_passes
 from fxquant.preparation import prepare_anew, prepared_copy
@@ -97,13 +98,12 @@ def prepare(
     torch.Size([1, 2])
     """
     require_float(model)
+    recipe = _possible(recipe, "prepare")
     call = None if example_inputs is None else example_call(model, example_inputs)
     capture_with = partial(capture, leaf_modules=leaf_modules, regions=_listed(regions))
     given = as_passes(passes)
     with said_once():
-        return prepared_copy(
-            model, as_recipe(recipe), capture_with, call, verify=verify, passes=given
-        )
+        return prepared_copy(model, recipe, capture_with, call, verify=verify, passes=given)
 
 
 def calibrate(
@@ -264,7 +264,7 @@ def quantize(
     with said_once(), together("quantize"):
         require_float(model)
         require_batches(batches, "quantize", model, forward)
-        recipe = as_recipe(recipe)
+        recipe = _possible(recipe, "quantize")
         _compare_ranks("quantize", recipe, model)
         prepared = calibrated_copy(
             model,
@@ -343,6 +343,14 @@ def _convert(
     model = converted(prepared, recipe, inputs, run, passes)
     take_first_ranks(model)
     return model
+
+
+def _possible(recipe: Recipe | str | None, caller: str) -> Recipe:
+    """Return the recipe that is meant, if all that it needs is installed: before anything runs."""
+    given = as_recipe(recipe)
+    if given.budget is not None:
+        require_scipy(f"{caller}: the recipe has a budget")
+    return given
 
 
 def _listed(names: Iterable[str] | None) -> list[str] | None:

@@ -80,8 +80,8 @@ def analyze(
     >>> model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
     >>> data = [torch.randn(16, 8) for _ in range(8)]
     >>> found = analyze(model, data, Recipe.minmax(weight_bits=2))
-    >>> [(each.name, each.side) for each in found.costs[:2]]
-    [('0', 'weights'), ('2', 'weights')]
+    >>> [each.side for each in found.costs]
+    ['weights', 'weights', 'activations', 'activations']
     """
     started, started_cpu = time.perf_counter(), time.process_time()
     if samples < 1:

@@ -29,7 +29,6 @@ from fxquant.graph.operations import is_layer
 from fxquant.graph.records import tell_refusals
 from fxquant.graph.selection import check_rules, select_calls
 from fxquant.graph.states import require_prepared
-from fxquant.mixed_precision.allocation import require_scipy
 from fxquant.modules.copies import copy_module
 from fxquant.passes.float_passes import float_passes
 from fxquant.passes.pipeline import Pipeline
@@ -62,8 +61,6 @@ def prepared_copy(
     Raises:
         CaptureError, PassError, RecipeError: as `fxquant.prepare`.
     """
-    if recipe.budget is not None:
-        require_scipy("prepare: the recipe has a budget")
     capture_again = partial(capture_with, call=call)
     captured = capture_again(model)
     if verify and call is not None:

@@ -50,7 +50,7 @@ def with_weight_bits(recipe: Recipe, bits: int) -> Recipe:
     """Return `recipe` with weights of `bits` in all layers that it quantizes.
 
     >>> with_weight_bits(Recipe.minmax(weight_bits=4, rules=[Rule("fc", weights=8)]), 6).rules
-    (Rule(match='fc', skip=False, weights=6, activations='inherit'),)
+    (Rule('fc', weights=6),)
     """
     rules = tuple(_of_bits(rule, bits) for rule in recipe.rules)
     least = recipe.end_bits and min(recipe.end_bits, bits)

@@ -130,7 +130,8 @@ def tell_refusals(
     if steps:
         counts = ", ".join(f"{count} {step}" for step, count in steps.items())
         level = logging.WARNING if steps.keys() & _COSTLY else logging.INFO
-        reason = next(str(each) for each in new if level == logging.INFO or each.step in _COSTLY)
+        first = next(each for each in new if level == logging.INFO or each.step in _COSTLY)
+        reason = first.reason if len(steps) == 1 else str(first)
         _logger.log(
             level, "%s: %s (%s); fxquant.report tells which and why", caller, counts, reason
         )

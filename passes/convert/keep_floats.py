@@ -117,7 +117,7 @@ class _Additions:
         for node in additions:
             cost = self._cost(node)
             if cost > ADDED_COSTS:
-                refuse(node, "left in float", f"the steps of its sum are {cost:.0f} dB too coarse")
+                refuse(node, "added in float", f"the steps of its sum are {cost:.0f} dB too coarse")
             if cost > ADDED_COSTS or not any(map(self._is_for_others, self._operands(node))):
                 self._read_floats(node)
         for node in reversed(additions):

@@ -99,7 +99,7 @@ def test_what_leaves_no_call_in_float_is_no_warning(caplog: pytest.LogCaptureFix
     caplog.set_level("INFO", logger="fxquant")
     tell_refusals("prepare", [gm])
     assert caplog.messages == [
-        "prepare: 1 not folded (not folded: too old); fxquant.report tells which and why"
+        "prepare: 1 not folded (too old); fxquant.report tells which and why"
     ]
 
 

@@ -376,12 +376,14 @@ def without(package: str, patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "start",
-    [fxquant.prepare, lambda model, recipe: fxquant.quantize(model, LOADER, recipe)],
-    ids=["prepare", "quantize"],
+    ("name", "start"),
+    [
+        ("prepare", fxquant.prepare),
+        ("quantize", lambda model, recipe: fxquant.quantize(model, LOADER, recipe)),
+    ],
 )
 def test_without_scipy_a_budget_is_refused_before_anything_runs(
-    start: Callable[[nn.Module, Recipe], nn.Module], monkeypatch: pytest.MonkeyPatch
+    name: str, start: Callable[[nn.Module, Recipe], nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without("scipy", monkeypatch)
     model, calls = nn.Sequential(nn.Linear(4, 2)), []
@@ -389,7 +391,7 @@ def test_without_scipy_a_budget_is_refused_before_anything_runs(
     with pytest.raises(FxquantError) as caught:
         start(model, Recipe.mixed(average_bits=3))
     assert str(caught.value) == (
-        "prepare: the recipe has a budget: scipy is not installed: pip install fxquant[mixed]"
+        f"{name}: the recipe has a budget: scipy is not installed: pip install fxquant[mixed]"
     )
     assert not calls
 

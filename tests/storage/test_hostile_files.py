@@ -215,7 +215,7 @@ RUNS_CODE: list[tuple[str, Change]] = [
     ("names the class", own("a", ["module", "torch.fx.graph_module:GraphModule", {}])),
     ("as an object", own("a", ["object", LINEAR, {}])),
     ("a file holds no model", own("a", ["module", "fxquant:FirstCalls", {
-        "held": ["tuple", ["again", 0], RELU], "seen": ["list"], "places": ["set"],
+        "held": ["tuple", ["again", 0], RELU, ["list"]], "seen": ["list"], "places": ["set"],
         "_expected": None}])),
     ("as a value", own("a", ["function", "builtins:getattr"])),
     ("a partial call", own("a", ["partial", ["again", 0], ["tuple"], ["dict", {}]])),

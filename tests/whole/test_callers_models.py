@@ -165,6 +165,9 @@ FUNCTIONS: dict[str, Callable[[Any, Any, Path], Any]] = {
     "measure_sensitivities": lambda g, data, _: fxquant.measure_sensitivities(
         g.prepared, data, Budget(average_bits=4), batch_size=2
     ),
+    "analyze": lambda g, data, _: fxquant.analyze(g.float, data, Recipe.minmax(weight_bits=4)),
+    "card": lambda g, data, _: fxquant.card(g.quantized),
+    "recipe_of": lambda g, data, _: fxquant.recipe_of(g.quantized),
     "report": lambda g, data, _: fxquant.report(g.quantized),
     "report, float": lambda g, data, _: fxquant.report(
         g.quantized, reference=g.float, batches=data

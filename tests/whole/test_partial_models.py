@@ -300,13 +300,18 @@ def test_the_report_lists_calls_regions_and_what_stays_in_python() -> None:
         ("head", "Head"),
         ("many", "Conv2d"),
     ]
-    lines = str(report).splitlines()
-    assert lines[0] == "multiply-adds: 120 k a sample; 100 % in quantized layers"
-    assert lines[2].startswith("call ")
-    assert sum(line.startswith("head.scores ") for line in lines) == 2
-    assert any(line.startswith("region ") and line.endswith("quantized") for line in lines)
-    assert any(line.startswith("(the model) ") for line in lines)
-    assert sum(line.endswith(report.untraced[1].reason) for line in lines) == 1
+    assert report.heads()[:2] == [
+        "6 of 7 layers quantized",
+        "multiply-adds: 120 k a sample; 100 % in quantized layers",
+    ]
+    calls, _, graphs, in_python = report.tables()
+    assert "head.scores" in calls.values("name")
+    assert "head.scores" in graphs.values("region")
+    assert in_python.values("name")[0] == "(the model)"
+    assert in_python.values("reason")[1] == report.untraced[1].reason
+    shown = str(report)
+    assert shown.count("\nhead.scores ") == 2
+    assert "\n(the model) " in shown
 
 
 def test_the_report_of_a_prepared_model_has_all_regions() -> None:

@@ -162,9 +162,9 @@ def without_a_batch_in_a_loop(rank: int, _: pytest.MonkeyPatch) -> object:
 
 
 FAILING: dict[Callable[[int, pytest.MonkeyPatch], object], str] = {
-    without_a_batch: "CalibrationError: calibrate: `batches` is empty: give at least one batch",
+    without_a_batch: "CalibrationError: quantize: `batches` is empty: give at least one batch",
     with_a_failing_loader: "ZeroDivisionError: a bad file",
-    with_a_failing_model: "ArithmeticError: too large",
+    with_a_failing_model: "CalibrationError: batch 1 .* raised ArithmeticError: too large",
     with_nan: "CalibrationError: batch 0: NaN or infinity .*",
     in_the_middle_of_a_step: "MemoryError: ReconstructRounding: no more",
     between_layers: "MemoryError: ReconstructRounding: no more",
@@ -268,7 +268,7 @@ def test_of_three_ranks_those_concerned_are_named(tmp_path: Path) -> None:
     differing, failed, made = zip(*ranks(3, three, tmp_path), strict=True)
     assert all("weights.bits is 8 on rank 0 and 2, 4 on rank 1:" in each for each in differing)
     assert failed[0] == failed[1]
-    assert failed[0].startswith("rank 2 failed: quantize: CalibrationError: calibrate: `batches`")
+    assert failed[0].startswith("rank 2 failed: quantize: CalibrationError: quantize: `batches`")
     assert len(set(made)) == 1
 
 

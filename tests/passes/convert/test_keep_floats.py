@@ -96,7 +96,7 @@ def test_a_branch_that_adds_little_is_added_in_float(scale: float, is_float: boo
     expected = {"mul", "a"} if is_float else {"observers_mul", "observers_a"}
     assert operands(gm) == expected
     reasons = [reason for each in refusals(gm).values() for reason in each]
-    assert is_float == any("left in float: the steps of its sum are" in each for each in reasons)
+    assert is_float == any("added in float: the steps of its sum are" in each for each in reasons)
     assert ("observers.mul" in dict(gm.named_modules())) != is_float
 
 
