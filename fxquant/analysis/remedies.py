@@ -48,6 +48,16 @@ class Remedy:
         points = self.points or 0.0
         return (round(points / margin) if margin else points), (self.decibels or 0.0)
 
+    def helps(self, margin: float) -> bool:
+        """Say whether it won anything: dB, or points by more than two standard errors.
+
+        Args:
+            margin: the standard error of points; 0: they are exact, as those of a metric are.
+        """
+        is_told = not margin or (self.points or 0.0) > 2 * margin
+        is_closer = self.decibels is None or self.decibels > 0
+        return self.order(margin) > (0.0, 0.0) and (is_closer or is_told)
+
 
 def together(changes: list[Change]) -> Change:
     """Return several changes as one; of a field the last that names it counts."""

@@ -172,9 +172,12 @@ class Analysis(Listed):
         ]
         if both.decibels is not None:
             tiles.append(Tile("left of the outputs", f"{both.decibels:.1f} dB"))
+        shares = {(each.name, each.side): each.share for each in self.costs}
+        names = [each.name for each in self.distributions] + [name for name, _ in shares]
         bars = tuple(
-            Bar(each.name, (each.share, None) if each.side == "weights" else (None, each.share))
-            for each in self.costs
+            Bar(name, (shares.get((name, "weights")), shares.get((name, "activations"))))
+            for name in dict.fromkeys(names)
+            if {(name, "weights"), (name, "activations")} & shares.keys()
         )
         note = "of the change of the outputs that all roundings make together"
         cost = Bars("What each tensor costs", ("weights", "inputs"), bars, "{:.1f} %", note)

@@ -176,16 +176,20 @@ class Study:
     def _parted(self, tried: Sequence[Remedy | None]) -> tuple[list[Remedy], list[Remedy]]:
         """Return what helped, the best first, and what did not; not what changed nothing."""
         known = [each for each in tried if each is not None and (each.points or each.decibels)]
-        helped = [each for each in known if self._order(each) > (0.0, 0.0)]
+        helped = [each for each in known if each.helps(self._margin)]
         return self._sorted(helped), [each for each in known if each not in helped]
 
     def _sorted(self, remedies: Sequence[Remedy]) -> list[Remedy]:
         return sorted(remedies, key=self._order, reverse=True)
 
     def _order(self, remedy: Remedy) -> tuple[float, float]:
+        return remedy.order(self._margin)
+
+    @property
+    def _margin(self) -> float:
+        """The standard error of points; 0 where nobody can tell."""
         count, points = self._judge.num_decisions, self.base.points
-        margin = 0.0 if count is None or points is None else margin_of(points, count)
-        return remedy.order(margin)
+        return 0.0 if count is None or points is None else margin_of(points, count)
 
 
 def _difference(score: Score, base: Score) -> Score:

@@ -59,3 +59,17 @@ def test_slow_steps_are_named_where_bits_are_few() -> None:
     assert len(next_steps(Recipe.minmax(weight_bits=4), 4)) == 2
     assert len(next_steps(Recipe.minmax(activation_bits=4), 8)) == 3
     assert next_steps(Recipe.minmax(weight_bits=None, activation_bits=4), 8) == []
+
+
+def test_points_within_chance_are_no_help_where_outputs_are_no_closer() -> None:
+    def remedy(points: float | None, decibels: float | None) -> Remedy:
+        return Remedy(Change("more"), points, decibels, Recipe.aciq())
+
+    assert remedy(3.0, 0.1).helps(margin=3.0)
+    assert remedy(0.0, 2.0).helps(margin=3.0)
+    assert not remedy(3.0, -1.5).helps(margin=3.0)
+    assert remedy(7.0, -0.5).helps(margin=3.0)
+    assert not remedy(-7.0, 2.0).helps(margin=3.0)
+    assert remedy(0.2, -0.5).helps(margin=0.0)
+    assert remedy(0.2, None).helps(margin=0.0)
+    assert not remedy(None, -0.1).helps(margin=0.0)

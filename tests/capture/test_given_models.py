@@ -147,10 +147,11 @@ def test_script_modules_inside_stay_as_they_are_and_are_reported(is_traceable: b
     quantized = fxquant.quantize(model, [X])
     assert sqnr(model(X), quantized(X)) > 30
     report = fxquant.report(quantized)
-    assert (coverage := report.coverage) is not None
+    coverage = report.coverage
+    assert coverage is not None
     reason = "a RecursiveScriptModule, compiled by torch.jit: give the torch.nn.Module that it was"
     said = [each for row in report.rows for each in row.remarks]
-    said += [each.reason for each in (*report.untraced, *coverage.left)]
+    said += [each.reason for each in report.untraced] + [each.reason for each in coverage.left]
     assert any(reason in each for each in said)
 
 
