@@ -17,12 +17,13 @@ from torch import nn
 from fxquant.analysis.bench import Bench, silent
 from fxquant.analysis.judge import Score
 from fxquant.analysis.shares import Key, Shares, measure_shares
-from fxquant.analysis.variants import glob_of, quantizes_weights, with_weight_bits
+from fxquant.analysis.variants import quantizes_weights, with_weight_bits
 from fxquant.calibration.input_keeper import unbatched_rank_of
 from fxquant.calibration.regrouping import takes_size
 from fxquant.calling.batching import Batches
 from fxquant.capture.naming import find_regions
 from fxquant.graph.selection import select_calls
+from fxquant.mixed_precision.allocation import rules_of
 from fxquant.mixed_precision.options import Option, Side
 from fxquant.mixed_precision.placing import place_probes
 from fxquant.mixed_precision.probes import ActivationProbe, WeightProbe
@@ -141,7 +142,7 @@ def rules_for(
         costs: all of the recipe's.
         recipe: what the rules are to be put behind.
     """
-    wanted: dict[str, dict[str, int | None]] = {}
+    wanted: dict[str, dict[Side, int | None]] = {}
     for cost in chosen:
         for name in cost.readers or (cost.name,):
             wanted.setdefault(name, {})[cost.side] = cost.more_bits
@@ -150,14 +151,7 @@ def rules_for(
             for name in cost.readers or (cost.name,):
                 if name in wanted:
                     wanted[name].setdefault(cost.side, cost.bits)
-    return tuple(
-        Rule(
-            glob_of(name),
-            weights=sides.get("weights", "inherit"),
-            activations=sides.get("activations", "inherit"),
-        )
-        for name, sides in wanted.items()
-    )
+    return rules_of(wanted)
 
 
 def _cost(

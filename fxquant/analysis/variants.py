@@ -8,7 +8,6 @@ Pure data in, pure data out.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -61,15 +60,6 @@ def with_weight_bits(recipe: Recipe, bits: int) -> Recipe:
 def with_rules(recipe: Recipe, rules: Iterable[Rule]) -> Recipe:
     """Return `recipe` with `rules` behind its own."""
     return replace(recipe, rules=(*recipe.rules, *rules))
-
-
-def glob_of(name: str) -> str:
-    """Return the glob that matches `name` alone.
-
-    >>> glob_of("blocks[0]")
-    'blocks[[]0]'
-    """
-    return re.sub(r"([*?[])", r"[\1]", name)
 
 
 def _asks(by: object) -> bool:

@@ -1,6 +1,6 @@
 """Which layer gets how many bits."""
 
-from fxquant.mixed_precision.allocation import Allocation, allocate, require_scipy
+from fxquant.mixed_precision.allocation import Allocation, allocate, require_scipy, rules_of
 from fxquant.mixed_precision.options import Option, Side
 from fxquant.mixed_precision.pareto import frontier
 from fxquant.mixed_precision.placing import place_probes
@@ -20,6 +20,7 @@ __all__ = [
     "measure_sensitivities",
     "place_probes",
     "require_scipy",
+    "rules_of",
     "sensitivities_on",
     "set_bits",
     "with_bits",

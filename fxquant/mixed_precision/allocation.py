@@ -14,9 +14,9 @@ say in full, since all x are 0 or 1.
 
 from __future__ import annotations
 
+import glob
 import importlib.util
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fxquant.display.shown import Listed
@@ -54,15 +54,7 @@ class Allocation(Listed):
         >>> Allocation((chosen,)).rules()[0].match
         'blocks[[]0]'
         """
-        free = _by_call(option for option in self.chosen if not option.fixed)
-        return tuple(
-            Rule(
-                _escaped(name),
-                weights=sides.get("weights", "inherit"),
-                activations=sides.get("activations", "inherit"),
-            )
-            for name, sides in free.items()
-        )
+        return rules_of(_by_call(option for option in self.chosen if not option.fixed))
 
     @property
     def loss(self) -> float:
@@ -112,12 +104,11 @@ class Allocation(Listed):
         rows = []
         for option in self.chosen:
             also = [name for name in option.readers if name != option.name]
-            sides: dict[Side, int] = {option.side: option.bits}
             rows.append(
                 (
                     option.name,
-                    sides.get("weights"),
-                    sides.get("activations"),
+                    option.bits if option.side == "weights" else None,
+                    option.bits if option.side == "activations" else None,
                     100 * option.loss / (self.loss or 1.0),
                     option.bytes or None,
                     ", ".join(also) or None,
@@ -144,9 +135,20 @@ def _by_call(options: Iterable[Option]) -> dict[str, dict[Side, int]]:
     return bits
 
 
-def _escaped(name: str) -> str:
-    """Return the glob that matches `name` alone."""
-    return re.sub(r"([*?[])", r"[\1]", name)
+def rules_of(bits: Mapping[str, Mapping[Side, int | None]]) -> tuple[Rule, ...]:
+    """Return a rule for each call, which matches it alone; of sides that are not named it inherits.
+
+    >>> [rule.match for rule in rules_of({"blocks[0]": {"weights": 8}})]
+    ['blocks[[]0]']
+    """
+    return tuple(
+        Rule(
+            glob.escape(name),
+            weights=sides.get("weights", "inherit"),
+            activations=sides.get("activations", "inherit"),
+        )
+        for name, sides in bits.items()
+    )
 
 
 def allocate(options: Iterable[Option], budget: Budget) -> Allocation:

@@ -3,7 +3,6 @@
 from fxquant import Recipe, Rule, TensorSpec
 from fxquant.analysis.variants import (
     activations_only,
-    glob_of,
     quantizes_activations,
     quantizes_weights,
     weights_only,
@@ -11,6 +10,7 @@ from fxquant.analysis.variants import (
     with_weight_bits,
     without_learning,
 )
+from fxquant.mixed_precision.allocation import rules_of
 
 
 def test_a_side_in_float_is_so_for_rules_too_and_what_is_skipped_stays() -> None:
@@ -54,7 +54,7 @@ def test_without_learning_is_rounding_to_nearest_in_the_same_ranges() -> None:
 
 
 def test_rules_go_behind_and_a_name_with_brackets_matches_itself() -> None:
-    rule = Rule(glob_of("blocks[0].*"), weights=8)
+    (rule,) = rules_of({"blocks[0].*": {"weights": 8}})
     assert with_rules(Recipe.minmax(rules=[Rule("fc", weights=4)]), [rule]).rules[1] is rule
     assert rule.matches("blocks[0].*", None)
     assert not rule.matches("blocks0.fc", None)
