@@ -9,7 +9,7 @@ from fxquant.capture.given_models import (
     unwrapped,
     why_opaque,
 )
-from fxquant.capture.graph_state import StatefulGraph, holds_numbers, with_state
+from fxquant.capture.graph_state import StatefulGraph, holds_numbers, runs_graphs, with_state
 from fxquant.capture.naming import Untraced, find_regions, node_name, path_of, target_name
 from fxquant.capture.partition import Captured, capture
 from fxquant.capture.recording.objects import filled
@@ -43,6 +43,7 @@ __all__ = [
     "require_module",
     "requirements",
     "reserve_hook_numbers",
+    "runs_graphs",
     "target_name",
     "trace",
     "trace_graph",

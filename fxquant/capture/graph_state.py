@@ -34,6 +34,8 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 _FORM = "form"
 _POSITIONS: dict[Any, dict[str, int]] = {}
 """Function or operator → the places of its arguments that are numbers of a state, by name."""
+Runner = Callable[[fx.GraphModule, tuple[Any, ...], dict[str, Any]], Any]
+_RUNNERS: list[Runner] = []
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
@@ -50,10 +52,33 @@ def holds_numbers(*names: str) -> Callable[[_Function], _Function]:
     return mark
 
 
+def runs_graphs(runner: Runner) -> Runner:
+    """Let `runner` compute what a `GraphState` is called for, sooner than its graph does.
+
+    It gets the graph, the arguments and the options of each call, and returns the result, or
+    `NotImplemented` where the graph is to compute it.
+    """
+    _RUNNERS.append(runner)
+    return runner
+
+
 class GraphState(nn.Module):
     """What a `GraphModule` derives from whose state dict holds the numbers of its calls."""
 
     graph: fx.Graph
+    _code: str
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """Return what the graph computes."""
+        if torch.compiler.is_compiling():
+            # What Dynamo read it compares at each call: it traces a graph anew that was recompiled.
+            assert self._code is not None
+            return super().__call__(*arguments, **options)
+        for runner in _RUNNERS:
+            result = runner(self, arguments, options)  # type: ignore[arg-type]
+            if result is not NotImplemented:
+                return result
+        return super().__call__(*arguments, **options)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -35,8 +36,10 @@ from fxquant.passes.lower.sink_dequantize import SinkDequantize
 from fxquant.passes.lower.split_quantizers import SplitQuantizers
 from fxquant.passes.lower.to_qdq import ToQdq
 from fxquant.passes.pipeline import Pipeline
+from fxquant.programs import why_unavailable as why_no_programs
 
 _BACKENDS = ("x86",)
+_logger = logging.getLogger("fxquant")
 
 
 def lower(
@@ -53,8 +56,8 @@ def lower(
 
     Args:
         quantized: what `convert` returned; left as it is.
-        example_inputs: optional: one batch, as `fxquant.prepare` takes it, to run once, which packs
-            the weights for the kernels.
+        example_inputs: optional: one batch, as `fxquant.prepare` takes it, to run twice: that packs
+            the weights for the kernels, and makes the program for inputs of its sizes.
         backend: "x86": oneDNN's kernels, for processors with VNNI.
         verify: check each kernel once on this machine, at the sizes that calibration met and at
             each new one: two calls of random integers must agree with each other and with float32.
@@ -103,6 +106,12 @@ def lower(
         arguments = cloned(example_arguments(lowered, example_inputs))
         with torch.no_grad(), explained("lower: example_inputs", example_inputs):
             lowered(*arguments)
+            lowered(*arguments)  # the second call of its kind makes the program
+    no_programs = why_no_programs()
+    if no_programs is not None:
+        _logger.info(
+            "lower: the graph runs call by call, for there are no programs: %s", no_programs
+        )
     return lowered
 
 

@@ -1,5 +1,6 @@
 """Integer kernels, and the modules and nodes that call them."""
 
+from fxquant.int8.arrangements import Shapes, why_not_direct
 from fxquant.int8.integers import (
     affine_of,
     dequantize,
@@ -13,7 +14,7 @@ from fxquant.int8.integers import (
 from fxquant.int8.kernel_arguments import kernel_activation, max_pool2d_arguments
 from fxquant.int8.modules import Int8Add, Int8Conv, Int8Layer, Int8Linear, Int8Module, why_not_int8
 from fxquant.int8.onednn import why_unavailable
-from fxquant.int8.operands import Clamp
+from fxquant.int8.operands import Clamp, Result
 
 __all__ = [
     "Clamp",
@@ -22,6 +23,8 @@ __all__ = [
     "Int8Layer",
     "Int8Linear",
     "Int8Module",
+    "Result",
+    "Shapes",
     "affine_of",
     "dequantize",
     "drop_unused_dequantize",
@@ -32,6 +35,7 @@ __all__ = [
     "max_pool2d_arguments",
     "quantize",
     "replace_chain",
+    "why_not_direct",
     "why_not_int8",
     "why_unavailable",
 ]

@@ -12,6 +12,7 @@ it, stays unseen.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -71,9 +72,8 @@ def _prepacked(
 ) -> tuple[Tensor, Tensor]:
     integers = weight.integers
     known = _PACKED.get(integers)
-    is_as_before: Callable[[Tensor], bool] = torch._C._is_cow_tensor  # type: ignore[attr-defined]
-    if known is None or not (is_as_before(integers) or known.fits(integers)):
-        known = _PACKED[integers] = _Packed()
+    if known is None or not known.is_of(integers):
+        known = _pack_anew(integers)
     packed: tuple[Tensor, Tensor] | None = known.forms.get(geometry)
     if packed is None:
         if not integers.is_cpu:
@@ -88,8 +88,32 @@ def _prepacked(
     return packed
 
 
+def watched(integers: Tensor) -> Callable[[], bool]:
+    """Return what says whether `integers` are still those that they are now."""
+    known = _PACKED.get(integers)
+    if known is None or not known.is_of(integers):
+        known = _pack_anew(integers)
+        with _LOCK:
+            known.watch(integers)
+    return functools.partial(known.is_of, integers)
+
+
+def _pack_anew(integers: Tensor) -> _Packed:
+    before = _PACKED.get(integers)
+    if before is not None:
+        before.is_outdated = True
+    made = _PACKED[integers] = _Packed()
+    return made
+
+
+_is_lazily_cloned: Callable[[Tensor], bool] = torch._C._is_cow_tensor  # type: ignore[attr-defined]
+
+
 class _Packed:
     """The packed forms of one weight, and what its integers were then."""
+
+    is_outdated = False
+    """Whether the weight was packed again since, for it was written to."""
 
     def __init__(self) -> None:
         self.forms: dict[Geometry | None, tuple[Tensor, Tensor]] = {}
@@ -108,7 +132,11 @@ class _Packed:
             integers.data = integers.clone()
         self._before = torch._lazy_clone(integers)
 
-    def fits(self, integers: Tensor) -> bool:
+    def is_of(self, integers: Tensor) -> bool:
+        """Say whether `integers` are what they were."""
+        return not self.is_outdated and (_is_lazily_cloned(integers) or self._fits(integers))
+
+    def _fits(self, integers: Tensor) -> bool:
         """Compare: somebody had access, to write or, as pickling does, to read."""
         before = self._before
         if before is None or not _have_equal_bytes(before, integers):
