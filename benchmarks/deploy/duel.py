@@ -116,4 +116,5 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="a folder of weights and images")
     parser.add_argument("--peers", type=Path, default=CACHE / "peers", help="their environments")
     parser.add_argument("--max-seconds", type=float, default=1800.0, help="to get ready in")
+    parser.set_defaults(busy=0)
     return parser.parse_args(arguments)

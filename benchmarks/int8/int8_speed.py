@@ -1,11 +1,13 @@
 """Time int8 networks in fxquant, torchao, onnxruntime and OpenVINO, in one run.
 
-    python -m benchmarks.int8.int8_speed [--models resnet18 …] [--batch 4] [--repeats 15]
+    python -m benchmarks.int8.int8_speed [--models resnet18 …] [--batch 1 4] [--busy 2]
 
 Rows are networks, columns contestants; a cell has the milliseconds of a batch and the SQNR of the
-outputs against the float network's, in dB. All take the same images, from float32 NCHW to float32,
-with two threads; the peers live in virtual environments of their own, which are made here. Each has
-a process of its own; they take turns (`benchmarks.running.racing`).
+outputs against the float network's, in dB. The milliseconds are those that two races agree on
+within 5 %; a "?" says that no two of five did. With `--busy` so many other processes compute all
+the while. All take the same images, from float32 NCHW to float32, with two threads; the peers live
+in virtual environments of their own, which are made here. Each has a process of its own; they take
+turns (`benchmarks.running.racing`).
 
 * float, eager: batch norms folded, the faster of NCHW and channels_last;
 * float, torch.compile: the same network, weights frozen;
@@ -26,11 +28,12 @@ import argparse
 import fnmatch
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +42,7 @@ from tabulate import tabulate
 
 from benchmarks.int8.int8_contestants import ANCHOR, ENTRIES, Entry, Files
 from benchmarks.networks.int8_networks import NETWORKS, Network, network
-from benchmarks.running.racing import Contestant, Dropped, race
+from benchmarks.running.racing import Contestant, Dropped, reproduced
 
 HERE = Path(__file__).parents[1]
 CACHE = HERE / ".cache"
@@ -67,12 +70,17 @@ class Cell:
     """Milliseconds of the eager float network in the same race."""
     repeats: int = 0
     """How many runs the milliseconds are the median of."""
+    busy: int = 0
+    """How many other processes computed all the while."""
+    differs: float | None = None
+    """By what share of it the two best races differ, if that is more than 5 %."""
 
     def __str__(self) -> str:
         if self.milliseconds is None:
             return self.note
         noise = "exact" if self.decibels is None else f"{self.decibels:.1f} dB"
-        return f"{self.milliseconds:.1f}\n{noise}"
+        doubt = "" if self.differs is None else " ?"
+        return f"{self.milliseconds:.1f}{doubt}\n{noise}"
 
 
 class Results:
@@ -84,12 +92,14 @@ class Results:
         if path.exists():
             self.cells = [Cell(**each) for each in json.loads(path.read_text())]
 
-    def find(self, wanted: Network, entry: Entry, threads: int, repeats: int) -> Cell | None:
+    def find(
+        self, wanted: Network, entry: Entry, threads: int, repeats: int, busy: int = 0
+    ) -> Cell | None:
         """Return the cell of so many repeats with what is installed now, if there is one."""
-        key = _key(wanted.identity(), entry.name, entry.versions(), threads)
+        key = _key(wanted.identity(), entry.name, entry.versions(), threads, busy)
         for cell in self.cells:
             is_enough = cell.milliseconds is None or cell.repeats >= repeats
-            mine = _key(cell.network, cell.contestant, cell.versions, cell.threads)
+            mine = _key(cell.network, cell.contestant, cell.versions, cell.threads, cell.busy)
             if mine == key and is_enough:
                 return cell
         return None
@@ -97,11 +107,11 @@ class Results:
     def add(self, cells: Iterable[Cell]) -> None:
         """Keep the cells, in the place of older ones with other versions."""
         for cell in cells:
-            place = (cell.network, cell.contestant, cell.threads)
+            place = (cell.network, cell.contestant, cell.threads, cell.busy)
             self.cells = [
                 each
                 for each in self.cells
-                if (each.network, each.contestant, each.threads) != place
+                if (each.network, each.contestant, each.threads, each.busy) != place
             ]
             self.cells.append(cell)
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -135,26 +145,45 @@ def measure(wanted: Network, entries: Sequence[Entry], options: argparse.Namespa
             outcome = "ready" if entry.name in ready else "out"
             seconds = time.perf_counter() - start
             say(f"{entry.name}: {outcome} after {seconds:.0f} s {notes[entry.name]}")
-        times = race(ready, options.repeats)
-        return [_cell(wanted, entry, options, times, notes[entry.name], files) for entry in entries]
+        for _ in range(options.busy):
+            stack.enter_context(_busy_process())
+        times, doubts = reproduced(ready, options.repeats)
+        return [
+            _cell(wanted, entry, options, (times, doubts), notes[entry.name], files)
+            for entry in entries
+        ]
+
+
+@contextmanager
+def _busy_process() -> Iterator[None]:
+    """Let another process compute, on one thread, until the context ends."""
+    process = subprocess.Popen([sys.executable, "-c", "while True: sum(range(10000))"])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 def _cell(
     wanted: Network,
     entry: Entry,
     options: argparse.Namespace,
-    times: dict[str, float | Dropped],
+    measured: tuple[dict[str, float | Dropped], dict[str, float]],
     note: str,
     files: Files,
 ) -> Cell:
+    times, doubts = measured
     place = (wanted.identity(), entry.name, entry.versions(), options.threads)
+    busy, differs = options.busy, doubts.get(entry.name)
     seconds, anchor = times.get(entry.name), times.get(ANCHOR.name)
     anchor = anchor * 1000 if isinstance(anchor, float) else None
     if not isinstance(seconds, float):
-        return Cell(*place, note=str(seconds) if seconds else note, anchor=anchor)
+        return Cell(*place, note=str(seconds) if seconds else note, anchor=anchor, busy=busy)
     noise = files.agreement(entry)
     decibels = None if noise == float("inf") else noise
-    return Cell(*place, seconds * 1000, decibels, note, anchor, options.repeats)
+    figures = (seconds * 1000, decibels, note, anchor, options.repeats)
+    return Cell(*place, *figures, busy, differs)
 
 
 def table(
@@ -188,9 +217,12 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--models", nargs="+", default=NETWORKS)
     parser.add_argument("--contestants", nargs="+", default=[], metavar="GLOB", help="of names")
-    parser.add_argument("--batch", type=int, default=4, help="of classifiers; of others it is 1")
+    parser.add_argument(
+        "--batch", type=int, nargs="+", default=[1, 4], help="of classifiers; of others it is 1"
+    )
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--busy", type=int, default=0, help="other processes that compute")
     parser.add_argument("--weights-dir", type=Path, help="of NAME.safetensors or NAME.pth")
     parser.add_argument("--results", type=Path, default=HERE / "results" / "int8_speed.json")
     parser.add_argument("--again", action="store_true", help="measure what is in --results too")
@@ -222,10 +254,15 @@ def main() -> None:
     if load > _BUSY:
         say(f"others are at work (load {load:.1f}): OpenMP's threads wait for each other then")
     entries, results = chosen(options.contestants), Results(options.results)
-    networks = [network(name, options.batch, options.weights_dir) for name in options.models]
+    wanted = [
+        network(name, batch, options.weights_dir)
+        for name in options.models
+        for batch in options.batch
+    ]
+    networks = list(dict.fromkeys(wanted))  # those that take one image have one row
 
     def find(wanted: Network, entry: Entry) -> Cell | None:
-        return results.find(wanted, entry, options.threads, options.repeats)
+        return results.find(wanted, entry, options.threads, options.repeats, options.busy)
 
     for each in networks:
         found = [entry for entry in entries if find(each, entry) and not options.again]

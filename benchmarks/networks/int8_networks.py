@@ -30,16 +30,19 @@ from benchmarks.peers.torch_arrays import tensors
 from benchmarks.ranges import cifar10
 from benchmarks.ranges.imagenet import PREPROCESS
 
+YOLO_BODY = "yolov8n_body"
+"""No network of torchvision: `benchmarks.networks.yolo_body`."""
 NETWORKS = (
     "resnet18",
     "resnet50",
     "mobilenet_v2",
     "squeezenet1_1",
+    "efficientnet_b0",
+    YOLO_BODY,
     "deeplabv3_resnet50",
+    "vit_b_16",
     "retinanet_resnet50_fpn",
 )
-YOLO_BODY = "yolov8n_body"
-"""No network of torchvision: `benchmarks.networks.yolo_body`."""
 CIFAR = "resnet20"
 """For images of 32²: `benchmarks.networks.cifar_resnet`."""
 LINEAR_LAYERS = "linear_layers"

@@ -7,6 +7,7 @@ until each has had so many.
 from __future__ import annotations
 
 import json
+import math
 import os
 import select
 import statistics
@@ -22,6 +23,7 @@ from tqdm import tqdm
 from benchmarks.running.allocator import SETTINGS
 
 _ROOT = Path(__file__).parents[2]
+_AGREE = 0.05
 _LAST_WORDS = 300  # characters of a log
 
 
@@ -125,3 +127,34 @@ def race(contestants: dict[str, Contestant], repeats: int) -> dict[str, float | 
                 dropped[name] = reason
             time.sleep(0.01)  # threads of OpenMP spin for some milliseconds after their work
     return {name: dropped.get(name) or statistics.median(seconds[name]) for name in contestants}
+
+
+def reproduced(
+    contestants: dict[str, Contestant], repeats: int, most_races: int = 5
+) -> tuple[dict[str, float | Dropped], dict[str, float]]:
+    """Return the seconds of each that two races agree on, and by how much those two differ.
+
+    What disturbs a race only makes it longer: the two shortest medians count, and they agree if
+    they are within 5 % of each other. Who has no such two runs again, up to `most_races` times.
+    """
+    medians: dict[str, list[float]] = {name: [] for name in contestants}
+    result: dict[str, float | Dropped] = {}
+    differences = dict.fromkeys(contestants, math.inf)
+    for _ in range(most_races):
+        left = {
+            name: each
+            for name, each in contestants.items()
+            if differences[name] > _AGREE and not isinstance(result.get(name), Dropped)
+        }
+        if not left:
+            break
+        for name, seconds in race(left, repeats).items():
+            result[name] = seconds
+            if isinstance(seconds, Dropped):
+                continue
+            medians[name] = sorted([*medians[name], seconds])
+            if len(medians[name]) > 1:
+                first, second = medians[name][:2]
+                differences[name] = second / first - 1
+            result[name] = medians[name][0]
+    return result, {name: each for name, each in differences.items() if each > _AGREE}

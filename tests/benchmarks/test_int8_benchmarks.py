@@ -3,6 +3,7 @@
 import argparse
 import copy
 import json
+import math
 import os
 import subprocess
 import sys
@@ -20,7 +21,14 @@ from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 import fxquant
-from benchmarks.int8 import int8_contestants, int8_own, int8_parity, int8_sizes, int8_speed
+from benchmarks.int8 import (
+    int8_contestants,
+    int8_own,
+    int8_parity,
+    int8_sizes,
+    int8_speed,
+    where_time_goes,
+)
 from benchmarks.int8.int8_contestants import ANCHOR, ENTRIES, Files, digest_of_sources, least_sqnr
 from benchmarks.int8.int8_speed import Cell, Results, chosen, measure, table
 from benchmarks.networks import int8_networks
@@ -30,9 +38,11 @@ from benchmarks.peers.serving import Task
 from benchmarks.peers.torch_arrays import tensors
 from benchmarks.running import environments
 from benchmarks.running.environments import Environment
-from benchmarks.running.racing import Contestant, Dropped, race
+from benchmarks.running.racing import Contestant, Dropped, race, reproduced
 from fxquant.int8.onednn import why_unavailable
+from fxquant.programs import why_unavailable as why_no_programs
 
+needs_programs = pytest.mark.skipif(why_no_programs() is not None, reason=str(why_no_programs()))
 needs_kernels = pytest.mark.skipif(why_unavailable() is not None, reason=str(why_unavailable()))
 
 
@@ -112,6 +122,17 @@ def test_a_race_gives_medians_and_goes_on_without_who_drops_out() -> None:
     times = race(runners, repeats=3)
     assert times["a"] == 2.0
     assert str(times["b"]) == "crashes: signal 9"
+
+
+def test_what_two_races_agree_on_counts_and_the_others_run_again() -> None:
+    steady, unlucky, wild = Runner(1.0, 1.02), Runner(9.0, 2.0, 2.05), Runner(4.0, 3.0, 2.0, 1.0)
+    runners: dict[str, Any] = {"steady": steady, "unlucky": unlucky, "wild": wild}
+    times, doubts = reproduced({**runners, "out": Runner()}, repeats=1, most_races=4)
+    assert (times["steady"], times["unlucky"], times["wild"]) == (1.0, 2.0, 1.0)
+    assert str(times["out"]) == "crashes: signal 9"
+    assert doubts == {"wild": 1.0, "out": math.inf}  # 1 s and 2 s
+    assert not steady.seconds
+    assert not unlucky.seconds
 
 
 def test_the_last_batch_is_filled_up() -> None:
@@ -375,7 +396,7 @@ def test_a_race_on_a_network_gives_a_cell_for_each(
     monkeypatch.setattr(files, "start", start)
     monkeypatch.setattr(files, "agreement", lambda entry: 30.0 if entry is ENTRIES[2] else np.inf)
     monkeypatch.setattr(int8_speed, "Files", lambda *_: files)
-    options = argparse.Namespace(peers=tmp_path, threads=1, repeats=2, max_seconds=60.0)
+    options = argparse.Namespace(peers=tmp_path, threads=1, repeats=2, max_seconds=60.0, busy=1)
     anchor, dropped, other = measure(files.network, ENTRIES[:3], options)
     assert anchor.milliseconds == anchor.anchor == other.anchor
     assert (anchor.decibels, other.decibels) == (None, 30.0)
@@ -394,7 +415,15 @@ def test_only_what_is_missing_is_measured(
         return [cell(entry, wanted, milliseconds=1.0 * len(raced)) for entry in entries]
 
     monkeypatch.setattr(int8_speed, "measure", race_all)
-    command = ["int8_speed", "--models", "resnet18", "--results", str(tmp_path / "r.json")]
+    command = [
+        "int8_speed",
+        "--models",
+        "resnet18",
+        "--batch",
+        "4",
+        "--results",
+        str(tmp_path / "r.json"),
+    ]
     command += ["--repeats", "5", "--json", "--contestants"]
     printed = []
     for globs in (["float, eager", "fxquant"], ["fxquant", "onnxruntime"], ["fxquant"]):
@@ -446,3 +475,14 @@ def test_sizes_of_a_network_fill_its_row(tmp_path: Path, monkeypatch: pytest.Mon
     sizes = {name: float(text.split()[0]) for name, text in cells.items() if "Error" not in text}
     assert sizes["2 bits"] <= sizes["8 bits"] <= sizes["float"]
     assert "it has a loop" in int8_sizes.table({"tiny": cells}).replace("\n", " ")
+
+
+@needs_programs
+def test_where_the_time_goes_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    where_time_goes.main(["--models", "resnet20", "--repeats", "2", "--threads", "1"])
+    printed = capfd.readouterr().out
+    row = next(line for line in printed.splitlines() if line.startswith("resnet20 1×32²"))
+    _, _, steps, graph, program, kernels, *_ = row.split()
+    assert int(steps) > 20
+    assert 0 < float(kernels) < float(program) < float(graph)
+    assert "convolution, " in printed
