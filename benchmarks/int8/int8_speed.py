@@ -182,8 +182,8 @@ def _cell(
         return Cell(*place, note=str(seconds) if seconds else note, anchor=anchor, busy=busy)
     noise = files.agreement(entry)
     decibels = None if noise == float("inf") else noise
-    figures = (seconds * 1000, decibels, note, anchor, options.repeats)
-    return Cell(*place, *figures, busy, differs)
+    milliseconds, repeats = seconds * 1000, options.repeats
+    return Cell(*place, milliseconds, decibels, note, anchor, repeats, busy, differs)
 
 
 def table(

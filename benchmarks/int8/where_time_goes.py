@@ -16,7 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ def kernel_times(run: Callable[[], object]) -> dict[str, float]:
         lines = [line.split(",") for line in path.read_text().splitlines()]
     runs = [line for line in lines if line[1:4] == ["v1", "primitive", "exec"]]
     size = len(runs) // _RUNS
-    times: Counter[str] = Counter()
+    times: defaultdict[str, float] = defaultdict(float)
     for number in range(size):
         same = runs[number::size]
         seconds = statistics.median(float(each[-1]) for each in same)
