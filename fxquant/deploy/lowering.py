@@ -56,7 +56,7 @@ def lower(
 
     Args:
         quantized: what `convert` returned; left as it is.
-        example_inputs: optional: one batch, as `fxquant.prepare` takes it, to run twice: that packs
+        example_inputs: optional: one batch, as `fxquant.prepare` takes it, to run once, which packs
             the weights for the kernels, and makes the program for inputs of its sizes.
         backend: "x86": oneDNN's kernels, for processors with VNNI.
         verify: check each kernel once on this machine, at the sizes that calibration met and at
@@ -106,7 +106,6 @@ def lower(
         arguments = cloned(example_arguments(lowered, example_inputs))
         with torch.no_grad(), explained("lower: example_inputs", example_inputs):
             lowered(*arguments)
-            lowered(*arguments)  # the second call of its kind makes the program
     no_programs = why_no_programs()
     if no_programs is not None:
         _logger.info(

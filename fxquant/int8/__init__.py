@@ -1,6 +1,6 @@
 """Integer kernels, and the modules and nodes that call them."""
 
-from fxquant.int8.arrangements import Shapes, why_not_direct
+from fxquant.int8.arrangements import Shapes, in_float, why_not_direct
 from fxquant.int8.integers import (
     affine_of,
     dequantize,
@@ -14,7 +14,8 @@ from fxquant.int8.integers import (
 from fxquant.int8.kernel_arguments import kernel_activation, max_pool2d_arguments
 from fxquant.int8.modules import Int8Add, Int8Conv, Int8Layer, Int8Linear, Int8Module, why_not_int8
 from fxquant.int8.onednn import why_unavailable
-from fxquant.int8.operands import Clamp, Result
+from fxquant.int8.operands import Clamp, Result, Uint8, Weight
+from fxquant.int8.samples import Sample, leave_litter, random_integers
 
 __all__ = [
     "Clamp",
@@ -24,16 +25,22 @@ __all__ = [
     "Int8Linear",
     "Int8Module",
     "Result",
+    "Sample",
     "Shapes",
+    "Uint8",
+    "Weight",
     "affine_of",
     "dequantize",
     "drop_unused_dequantize",
+    "in_float",
     "integers_behind",
     "is_quantize",
     "kernel_activation",
+    "leave_litter",
     "mark_integers",
     "max_pool2d_arguments",
     "quantize",
+    "random_integers",
     "replace_chain",
     "why_not_direct",
     "why_not_int8",

@@ -11,23 +11,21 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fxquant.int8.arrangements import Arrangement, Shapes, direct, in_float, plain, why_not_direct
 from fxquant.int8.operands import Geometry, Result, Uint8, Weight
+from fxquant.int8.samples import Sample, leave_litter, random_integers
 
 _logger = logging.getLogger("fxquant")
 _MOST_IMAGES = 4  # or threads: larger batches are taken for as many, and are not checked again
 _MOST_ROWS = 16  # of linear layers: beyond there is one check for each power of two
 _MOST_VALUES = 2**28  # of an image
 _MOST_CALLS = 4096  # whose arrangements are kept
-_EDGE = 3  # rows at either end and in the middle that are compared; of one axis 9
 
 
 class Call(NamedTuple):
@@ -224,93 +222,27 @@ def _why_wrong(arrangement: Arrangement, call: Call) -> str | None:
     scale = torch.rand(call.num_scales, generator=generator, dtype=torch.float32) + 0.5
     step = math.sqrt(math.prod(call.weight[1:])) * 74 * 78 / 30  # results spread over ±90
     bias = torch.randn(call.weight[0], generator=generator, dtype=torch.float32) * 30 * step
-    integers = _integers(call.weight, generator).view(torch.int8)
+    integers = random_integers(call.weight, generator).view(torch.int8)
     weight = Weight(integers, scale, bias if call.has_bias else None)
     result = Result(step, 128, 0, 255) if call.gives_integers else Result.of(None)
-    other = Uint8(_integers(_result_shape(call), generator), step, 100) if call.adds else None
-    x = Uint8(_integers(call.x, generator), 1.0, 101 if call.has_zero_point else 0)
+    other = Uint8(random_integers(_result_shape(call), generator), step, 100) if call.adds else None
+    x = Uint8(random_integers(call.x, generator), 1.0, 101 if call.has_zero_point else 0)
 
-    part, geometry, rows = _some_rows(x, call)
-    channels = _some_channels(call)
-    weights = Weight(
-        integers[channels],
-        scale if call.num_scales == 1 else scale[channels],
-        bias[channels] if call.has_bias else None,
-    )
-
-    def picked(y: Tensor) -> Tensor:
-        return rows(y)[:, channels]
-
-    others = None if other is None else other._replace(values=picked(other.values))
-    expected = in_float(part, weights, geometry, call.activation, result, others)
+    sample = Sample(x, weight, call.geometry)
+    others = None if other is None else other._replace(values=sample.of(other.values))
+    expected = in_float(*sample.operands, call.activation, result, others)
     results = []
     for value in (85, 170):
-        _leave_litter(value)
+        leave_litter(value)
         operand = other and other._replace(values=other.values.clone())
         results.append(arrangement(x, weight, call.geometry, call.activation, result, operand))
     if not torch.equal(*results):
         return "two calls of oneDNN's kernel differ"
-    error = (picked(results[0]).double() - expected.double()).abs().max().item()
+    error = (sample.of(results[0]).double() - expected.double()).abs().max().item()
     if error > (1 if call.gives_integers else step / 10):
         unit = 1 if call.gives_integers else step
         return f"oneDNN's kernel is wrong by {error / unit:.0f} steps of 255"
     return None
-
-
-def _leave_litter(value: int) -> None:
-    """Leave memory behind that is not 0, for a kernel may read what it never wrote.
-
-    Without it 13 of 406 wrong kernels passed the check, with it 3.
-    """
-    sizes = [2**power for power in range(8, 21)] * 4
-    litter = [torch.full((size,), value, dtype=torch.uint8) for size in sizes]
-    del litter
-
-
-def _some_channels(call: Call) -> Tensor:
-    """Return the outputs that are compared: of those in groups, whose products are few, all."""
-    is_grouped = call.geometry is not None and call.geometry.groups > 1
-    return _some_of(call.weight[0], call.weight[0] if is_grouped else 3 * _EDGE)
-
-
-def _integers(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Return a uint8 tensor of random integers, eight at a time: drawn singly they take longer."""
-    count = math.prod(shape)
-    words = torch.empty(count // 8 + 1, dtype=torch.int64).random_(generator=generator)
-    return words.view(torch.uint8)[:count].reshape(tuple(shape))
-
-
-def _some_rows(x: Uint8, call: Call) -> tuple[Uint8, Geometry | None, Callable[[Tensor], Tensor]]:
-    """Return what some rows of the result are computed of, by which geometry, and what picks them.
-
-    Of a convolution those at both ends of the first axis and in its middle, of the first and the
-    last image.
-    """
-    if call.geometry is None:
-        rows = _some_of(call.x[0], 3 * _EDGE)
-        return x._replace(values=x.values[rows]), None, lambda y: y[rows]
-    shapes = Shapes(call.x, call.weight, call.geometry, call.has_zero_point)
-    stride, padding, window = (
-        each[0] for each in (call.geometry.stride, call.geometry.padding, shapes.windows())
-    )
-    outputs = shapes.outputs()
-    rows = _some_of(outputs[0], _EDGE if len(outputs) > 1 else 3 * _EDGE)
-    images = torch.tensor([0, call.x[0] - 1][: call.x[0]])
-    sides = [0, 0] * (len(outputs) - 1) + [padding, padding]
-    padded = F.pad(x.values[images], sides, value=x.zero_point)
-    read = rows[:, None] * stride + torch.arange(window)
-    part = x._replace(values=padded.index_select(2, read.flatten()))
-    geometry = call.geometry._replace(
-        stride=(window, *call.geometry.stride[1:]), padding=(0, *call.geometry.padding[1:])
-    )
-    return part, geometry, lambda y: y[images].index_select(2, rows)
-
-
-def _some_of(count: int, edge: int) -> Tensor:
-    """Return the first numbers below `count`, some of the middle and the last ones."""
-    middle = count // 2
-    wanted = {*range(edge), *range(middle, middle + edge), *range(count - edge, count)}
-    return torch.tensor(sorted(wanted & set(range(count))))
 
 
 def _result_shape(call: Call) -> tuple[int, ...]:

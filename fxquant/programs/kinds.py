@@ -18,17 +18,32 @@ from fxquant.graph import module_of, operation_of
 from fxquant.int8 import Int8Add, Int8Conv, kernels
 from fxquant.programs import moves
 from fxquant.programs.buffers import Buffers, is_dense
-from fxquant.programs.primitives import MANY, OTHER, SOURCE, Primitive, is_channels_last
+from fxquant.programs.primitives import (
+    MANY,
+    SOURCE,
+    Primitive,
+    channels_last,
+    is_channels_last,
+)
 
 
-@dataclass(frozen=True)
 class Made:
-    """A primitive, and what it reads and writes."""
+    """Primitives, one after the other, and the memory that the last one writes."""
 
-    primitive: Primitive
-    result: Tensor
-    reads: dict[int, fx.Node]
-    """The node of whose tensor each operand is."""
+    def __init__(self, result: Tensor) -> None:
+        self.result = result
+        self.primitives: list[Primitive] = []
+        self.reads: list[tuple[Primitive, int, fx.Node]] = []
+        """The operands of primitives that are a node's tensor."""
+        self.scratch: list[Tensor] = []
+        """Memory that is free again behind the last one."""
+
+    def then(self, primitive: Primitive, source: fx.Node | None = None) -> Made:
+        """Add a primitive, whose source may be a node's tensor."""
+        self.primitives.append(primitive)
+        if source is not None:
+            self.reads.append((primitive, SOURCE, source))
+        return self
 
 
 @dataclass(frozen=True)
@@ -41,11 +56,10 @@ class Question:
     """What the nodes before compute."""
     buffers: Buffers
 
-    def result_like(self, expected: Tensor) -> Tensor:
-        """Return memory for a result, in the layout of `expected` if that leaves no gaps."""
-        if is_dense(expected):
-            return self.buffers.like(expected)
-        return self.buffers.like(expected.contiguous())
+    def floats_like(self, x: Tensor) -> Tensor:
+        """Return memory for a float of each of a tensor's values, in its layout without gaps."""
+        like = x if is_dense(x) else x.contiguous() if x.dim() < 3 else channels_last(x)
+        return self.buffers.take(like.shape, like.stride(), torch.float32)
 
     @property
     def rest(self) -> tuple[Any, ...]:
@@ -77,39 +91,50 @@ def maker_of(gm: fx.GraphModule, node: fx.Node) -> Callable[[Question, Tensor], 
 
 def _quantize(asked: Question, expected: Tensor) -> Made | None:
     """Round to integers, with channels last where convolutions read them."""
-    found, (scale, zero_point, most) = asked.source(), asked.rest
-    if found is None or found[1].dtype != torch.float32 or most != 255:
+    found = asked.source()
+    if found is None or found[1].dtype != torch.float32 or not is_dense(found[1]):
         return None
     node, x = found
     users = asked.node.users
-    if x.dim() > 2 and all(isinstance(module_of(asked.gm, user), Int8Conv) for user in users):
-        expected = expected.movedim(1, -1).contiguous().movedim(-1, 1)
-    y = asked.result_like(expected)
-    return Made(moves.rounding(x, y, scale, zero_point), y, {SOURCE: node})
+    if not all(isinstance(module_of(asked.gm, user), Int8Conv) for user in users) or (
+        x.dim() < 3 or is_channels_last(x)
+    ):
+        made = Made(asked.buffers.take(x.shape, x.stride(), torch.uint8))
+        return made.then(moves.rounding(x, made.result, *asked.rest), source=node)
+    made = Made(asked.buffers.like(channels_last(x.to(torch.uint8))))
+    rounded = asked.buffers.take(x.shape, x.stride(), torch.uint8)
+    made.scratch.append(rounded)
+    made.then(moves.rounding(x, rounded, *asked.rest), source=node)
+    return made.then(moves.copying(rounded, made.result))
 
 
 def _dequantize(asked: Question, expected: Tensor) -> Made | None:
-    found = asked.source()
-    if found is None or found[1].dtype != torch.uint8:
-        return None
-    y = asked.result_like(expected)
-    return Made(moves.widening(found[1], y, *asked.rest), y, {SOURCE: found[0]})
+    return _widened(asked, *asked.rest)
 
 
 def _widen(asked: Question, expected: Tensor) -> Made | None:
+    return _widened(asked, 1.0, *asked.rest)
+
+
+def _widened(asked: Question, scale: float, zero_point: int) -> Made | None:
+    """Make floats of integers."""
     found = asked.source()
     if found is None or found[1].dtype != torch.uint8:
         return None
-    y = asked.result_like(expected)
-    return Made(moves.widening(found[1], y, 1.0, *asked.rest), y, {SOURCE: found[0]})
+    made = Made(asked.floats_like(found[1]))
+    return made.then(moves.widening(found[1], made.result, scale, zero_point), source=found[0])
 
 
 def _requantize(asked: Question, expected: Tensor) -> Made | None:
-    found, (*numbers, most) = asked.source(), asked.rest
-    if found is None or found[1].dtype != torch.uint8 or most != 255:
+    """Make integers of others, by way of floats."""
+    found, (x_scale, x_zero_point, scale, *ends) = asked.source(), asked.rest
+    if found is None or found[1].dtype != torch.uint8:
         return None
-    y = asked.result_like(expected)
-    return Made(moves.requantizing(found[1], y, *numbers), y, {SOURCE: found[0]})
+    floats = asked.floats_like(found[1])
+    made = Made(asked.buffers.take(floats.shape, floats.stride(), torch.uint8))
+    made.scratch.append(floats)
+    made.then(moves.widening(found[1], floats, x_scale, x_zero_point), source=found[0])
+    return made.then(moves.rounding(floats, made.result, scale, *ends))
 
 
 def _max_pool2d(asked: Question, expected: Tensor) -> Made | None:
@@ -119,19 +144,24 @@ def _max_pool2d(asked: Question, expected: Tensor) -> Made | None:
     node, x = found
     if not (is_channels_last(x) and is_channels_last(expected)):
         return None
-    y = asked.result_like(expected)
-    return Made(moves.max_pool2d(x, y, *asked.rest[:4]), y, {SOURCE: node})
+    made = Made(asked.buffers.like(expected))
+    return made.then(moves.max_pool2d(x, made.result, *asked.rest[:4]), source=node)
 
 
 def _average(asked: Question, expected: Tensor) -> Made | None:
     """Average integers over all positions."""
     found, (zero_point, dims, _, ratio, shift, most) = asked.source(), asked.rest
-    if found is None or most != 255 or not _averages_positions(found[1], dims):
+    if found is None or not _averages_positions(found[1], dims):
         return None
     node, x = found
-    y = asked.buffers.take(expected.shape, _in_order(expected), torch.uint8)
-    factor = ratio / math.prod(x.shape[2:])
-    return Made(moves.average(x, y, zero_point, factor, shift), y, {SOURCE: node})
+    strides, count = _in_order(expected), math.prod(x.shape[2:])
+    if 255 * count >= 2**24:  # beyond, float32 does not hold every sum
+        return None
+    made = Made(asked.buffers.take(expected.shape, strides, torch.uint8))
+    sums = asked.buffers.take(expected.shape, strides, torch.float32)
+    made.scratch.append(sums)
+    made.then(moves.summing(x, sums, zero_point), source=node)
+    return made.then(moves.narrowing(sums, made.result, ratio / count, shift, most))
 
 
 def _float_average(asked: Question, expected: Tensor) -> Made | None:
@@ -142,8 +172,8 @@ def _float_average(asked: Question, expected: Tensor) -> Made | None:
     node, x = found
     if x.dim() != 4 or not _averages_positions(x, averaged[0]):
         return None
-    y = asked.buffers.take(expected.shape, _in_order(expected), torch.float32)
-    return Made(moves.float_average(x, y), y, {SOURCE: node})
+    made = Made(asked.buffers.take(expected.shape, _in_order(expected), torch.float32))
+    return made.then(moves.float_average(x, made.result), source=node)
 
 
 def _averages_positions(x: Tensor, dims: Sequence[int]) -> bool:
@@ -152,18 +182,23 @@ def _averages_positions(x: Tensor, dims: Sequence[int]) -> bool:
 
 
 def _add(asked: Question, expected: Tensor) -> Made | None:
-    """Add integers to integers."""
+    """Add integers, by way of floats."""
     module, nodes = module_of(asked.gm, asked.node), asked.node.all_input_nodes
     assert isinstance(module, Int8Add)
-    if len(nodes) != 2 or tuple(nodes) != asked.node.args:
+    if len(nodes) != 2 or tuple(nodes) != asked.node.args or module.other is None:
         return None
     a, b = (asked.values[node] for node in nodes)
-    alike = all((x.shape, x.stride()) == (expected.shape, expected.stride()) for x in (a, b))
-    if not alike or not is_dense(a) or module.other is None:
+    if a.shape != b.shape or a.numel() == 0:
         return None
-    y = asked.result_like(expected)
-    operands = zip((SOURCE, OTHER), nodes, strict=True)
-    return Made(moves.adding(a, b, y, module.input, module.other, module.result), y, dict(operands))
+    first, second = asked.floats_like(a), asked.floats_like(a)
+    made = Made(asked.buffers.take(first.shape, first.stride(), torch.uint8))
+    made.scratch += [first, second]
+    for x, floats, numbers, node in zip(
+        (a, b), (first, second), (module.input, module.other), nodes, strict=True
+    ):
+        primitive = moves.widening(x, floats, numbers.scale, numbers.zero_point)
+        made.then(primitive, source=node)
+    return made.then(moves.adding(first, second, made.result, module.result))
 
 
 def _concatenate(asked: Question, expected: Tensor) -> Made | None:
@@ -180,9 +215,11 @@ def _concatenate(asked: Question, expected: Tensor) -> Made | None:
         return None
     if expected.dtype not in (torch.uint8, torch.float32) or not is_dense(expected):
         return None
-    y = asked.result_like(expected)
-    reads = {MANY + number: node for number, node in enumerate(nodes)}
-    return Made(moves.concatenating(parts, y, dims[0]), y, reads)
+    made = Made(asked.buffers.like(expected))
+    primitive = moves.concatenating(parts, made.result, dims[0])
+    made.then(primitive)
+    made.reads += [(primitive, MANY + number, node) for number, node in enumerate(nodes)]
+    return made
 
 
 def _in_order(tensor: Tensor) -> tuple[int, ...]:

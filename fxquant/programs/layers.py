@@ -6,15 +6,28 @@ depends on shape, threads and processor, and is found by a race of a few calls.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fxquant.int8 import Int8Conv, Int8Layer, Result, Shapes, why_not_direct
+from fxquant.int8 import (
+    Int8Conv,
+    Int8Layer,
+    Result,
+    Sample,
+    Shapes,
+    Uint8,
+    Weight,
+    in_float,
+    leave_litter,
+    random_integers,
+    why_not_direct,
+)
 from fxquant.programs.library import Axes, library
 from fxquant.programs.primitives import (
     BIAS,
@@ -27,7 +40,6 @@ from fxquant.programs.primitives import (
     Description,
     Layout,
     Primitive,
-    is_channels_last,
     packed,
 )
 
@@ -45,57 +57,110 @@ _CLIP = 0x2E
 _MOST = torch.finfo(torch.float32).max
 
 
-def why_not(layer: Int8Layer, x: Tensor, y: Tensor) -> str | None:
-    """Return why no primitive computes `layer`, given its input and its result; None if one does.
+def result_shape(layer: Int8Layer, x: Tensor) -> tuple[int, ...] | None:
+    """Return the shape of the result, or None if no primitive computes the layer.
 
     What is known to be wrong is left to `fxquant.int8`, which arranges it otherwise.
     """
-    if x.numel() == 0 or x.dtype != torch.uint8:
-        return "its input is empty, or no uint8"
-    if not isinstance(layer, Int8Conv):
-        return None if x.is_contiguous() and y.is_contiguous() else "its rows are not contiguous"
-    if x.dim() != len(layer.stride) + 2:
-        return "its input has no batch"
-    if not (is_channels_last(x) and is_channels_last(y)):
-        return "its channels are not last in memory"
-    has_zero_point = layer.input.zero_point != 0
+    if not isinstance(x, Tensor) or x.numel() == 0 or x.dtype != torch.uint8:
+        return None
     weight = tuple(layer.weight_integers.shape)
-    return why_not_direct(Shapes(tuple(x.shape), weight, layer.geometry, has_zero_point))
+    if not isinstance(layer, Int8Conv):
+        fits = x.dim() > 1 and x.is_contiguous() and x.shape[-1] == weight[1]
+        return (*x.shape[:-1], weight[0]) if fits else None
+    if x.dim() != len(layer.stride) + 2 or x.shape[1] != layer.in_channels:
+        return None
+    shapes = Shapes(tuple(x.shape), weight, layer.geometry, layer.input.zero_point != 0)
+    outputs = shapes.outputs()
+    return None if min(outputs) < 1 or why_not_direct(shapes) else (len(x), weight[0], *outputs)
 
 
-def ways(layer: Int8Layer, x: Tensor, y: Tensor, adds: bool) -> Iterator[Primitive]:
-    """Yield the primitives that compute `layer`.
+def key_of(layer: Int8Layer, x: Tensor, adds: bool) -> tuple[Any, ...]:
+    """Return all that decides how oneDNN computes a layer."""
+    result, output = layer.result, layer.output
+    return (
+        *(tuple(x.shape), tuple(layer.weight_integers.shape), getattr(layer, "geometry", None)),
+        *(layer.input.zero_point != 0, output is not None and output.zero_point != 0),
+        *(layer.weight_scale.numel() > 1, layer.bias is not None, layer.activation, adds),
+        *(result.dtype, _bounds(result) is not None, torch.get_num_threads()),
+    )
+
+
+def ways(layer: Int8Layer, x: Tensor, y: Tensor, adds: bool) -> dict[str, Callable[[], Primitive]]:
+    """Return the ways to compute `layer`, by name, and what makes the primitive of each.
 
     Args:
         layer: with any geometry, activation function and clamp.
         x: its input, which a primitive reads whenever it runs.
         y: its result, which it writes.
         adds: what is there before is added.
-
-    Raises:
-        Refused: oneDNN has no such primitive.
     """
     if not isinstance(layer, Int8Conv):
-        yield _product(layer, x.flatten(0, -2), y.flatten(0, -2), adds)
-        return
-    yield _convolution(layer, x, y, adds)
+        rows, results = x.flatten(0, -2), y.flatten(0, -2)
+        return {"product": functools.partial(_product, layer, rows, results, adds)}
+    found: dict[str, Callable[[], Primitive]] = {
+        "convolution": functools.partial(_convolution, layer, x, y, adds)
+    }
     is_matrix = set(layer.kernel_size) == {1} and layer.groups == 1
     if is_matrix and not any(layer.padding) and set(layer.stride) == {1}:
         rows, results = (each.movedim(1, -1).flatten(0, -2) for each in (x, y))
-        yield _product(layer, rows, results, adds)
+        found["product"] = functools.partial(_product, layer, rows, results, adds)
+    return found
 
 
-def fastest(ways: Sequence[Primitive]) -> Primitive:
-    """Return the primitive that ran soonest, by the best of some runs each."""
+def fastest(ways: Sequence[tuple[str, Primitive]]) -> tuple[str, Primitive]:
+    """Return the primitive that ran soonest, with its name, by the best of some runs each."""
     if len(ways) == 1:
         return ways[0]
-    seconds = dict.fromkeys(ways, math.inf)
+    seconds = [math.inf] * len(ways)
     for _ in range(_ROUNDS):
-        for way in ways:
+        for number, (_, way) in enumerate(ways):
             start = time.perf_counter()
             way.run()
-            seconds[way] = min(seconds[way], time.perf_counter() - start)
-    return min(ways, key=seconds.__getitem__)
+            seconds[number] = min(seconds[number], time.perf_counter() - start)
+    return ways[seconds.index(min(seconds))]
+
+
+def why_wrong(
+    primitive: Primitive, layer: Int8Layer, x: Tensor, y: Tensor, adds: bool
+) -> str | None:
+    """Return how a primitive of `ways` differs from float32 on random integers; None: not at all.
+
+    It runs twice, with other litter in the memory that it may work in, and some of its rows are
+    compared. What `x` holds stays, what `y` holds does not.
+    """
+    kept, generator = x.clone(), torch.Generator().manual_seed(0)
+    x.copy_(random_integers(x.shape, generator))
+    other = random_integers(y.shape, generator) if adds else None
+    buffers: Any = layer._buffers
+    weight = Weight(buffers["weight_integers"], buffers["weight_scale"], buffers["bias"])
+    geometry = layer.geometry if isinstance(layer, Int8Conv) else None
+    rows, results = (x, y) if geometry else (x.flatten(0, -2), y.flatten(0, -2))
+    sample = Sample(Uint8.of(rows, layer.input), weight, geometry)
+    addend = None
+    if other is not None:
+        assert layer.other is not None
+        addend = Uint8.of(sample.of(other), layer.other)
+    exact = in_float(*sample.operands, layer.activation, Result.of(None), addend)
+    result = layer.result
+    if result.scale is not None and _bounds(result) is None:
+        spread = max(exact.abs().max().item(), 1e-30) / 128  # real scales may round all to 0 or 255
+        result = result._replace(scale=spread)
+    expected = in_float(*sample.operands, layer.activation, result, addend)
+    found = []
+    with primitive.scaled_by(result.scale):
+        for litter in (85, 170):
+            leave_litter(litter)
+            if other is not None:
+                y.copy_(other)
+            primitive.run()
+            found.append(results.clone())
+    x.copy_(kept)
+    if not torch.equal(*found):
+        return "two runs of oneDNN's kernel differ"
+    error = (sample.of(found[0]).double() - expected.double()).abs().max().item()
+    step = 1.0 if result.scale is not None else exact.abs().max().item() / 1000
+    return f"oneDNN's kernel is wrong by {error:.3g}" if error > step else None
 
 
 def _product(layer: Int8Layer, x: Tensor, y: Tensor, adds: bool) -> Primitive:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from fxquant.int8 import Result
-from fxquant.numerics import AffineNumbers
 from fxquant.programs.library import Axes, library
 from fxquant.programs.primitives import (
     MANY,
@@ -26,22 +25,22 @@ from fxquant.programs.primitives import (
 )
 
 _INFERENCE, _MAX, _AVERAGE = 96, 0x1FF, 0x2FF  # dnnl_forward_inference, dnnl_pooling_…
-_ADD, _LINEAR, _CLIP = 0x1FFF0, 0x26, 0x2E  # dnnl_binary_add, dnnl_eltwise_…
+_ADD, _MULTIPLY = 0x1FFF0, 0x1FFF1  # dnnl_binary_…
+_LINEAR, _CLIP, _ROUND = 0x26, 0x2E, 0x32  # dnnl_eltwise_…
+_Step = tuple[str, int, float, float]
 
 
-def rounding(x: Tensor, y: Tensor, scale: float, zero_point: int) -> Primitive:
-    """Return what rounds float32 to uint8, in the layout of `y`: y = round(x · (1 / scale)) + z."""
-    attributes = Attributes()
-    attributes.scale(SOURCE)  # as the graph does: not a division by the result's
-    operands = {SCALES | SOURCE: torch.tensor([1 / scale], dtype=torch.float32)}
-    if zero_point:
-        attributes.shift(RESULT)
-        operands[ZERO_POINTS | RESULT] = torch.tensor([zero_point], dtype=torch.int32)
-    return _reorder(x, y, attributes, operands)
+def rounding(x: Tensor, y: Tensor, scale: float, zero_point: int, y_max: int) -> Primitive:
+    """Return what rounds float32 to uint8: y = clamp(round(x · (1 / scale)) + z, 0, y_max).
+
+    By the graph's own steps, each of which rounds as there: so bits are the same. `y` has the
+    layout of `x`.
+    """
+    return _elementwise(x, 1 / scale, y, _MULTIPLY, _to_integers(zero_point, 0, y_max))
 
 
 def widening(x: Tensor, y: Tensor, scale: float, zero_point: int) -> Primitive:
-    """Return what makes float32 of uint8: y = scale · (x - z)."""
+    """Return what makes float32 of uint8, of whatever layouts: y = scale · (x - z)."""
     attributes = Attributes()
     attributes.scale(SOURCE)
     operands = {SCALES | SOURCE: torch.tensor([scale], dtype=torch.float32)}
@@ -51,45 +50,83 @@ def widening(x: Tensor, y: Tensor, scale: float, zero_point: int) -> Primitive:
     return _reorder(x, y, attributes, operands)
 
 
-def requantizing(
-    x: Tensor, y: Tensor, x_scale: float, x_zero_point: int, scale: float, zero_point: int
-) -> Primitive:
-    """Return what makes integers of other integers: y = round(x_scale / scale · (x - x_z)) + z."""
-    attributes = Attributes()
-    attributes.scale(SOURCE)
-    operands = {SCALES | SOURCE: torch.tensor([x_scale / scale], dtype=torch.float32)}
-    for operand, number in ((SOURCE, x_zero_point), (RESULT, zero_point)):
-        if number:
-            attributes.shift(operand)
-            operands[ZERO_POINTS | operand] = torch.tensor([number], dtype=torch.int32)
-    return _reorder(x, y, attributes, operands)
-
-
 def copying(x: Tensor, y: Tensor) -> Primitive:
     """Return what copies `x` into `y`, of whatever layouts."""
     return _reorder(x, y, Attributes(), {})
 
 
-def adding(
-    a: Tensor, b: Tensor, y: Tensor, first: AffineNumbers, second: AffineNumbers, result: Result
+def _reorder(
+    x: Tensor, y: Tensor, attributes: Attributes, operands: dict[int, Tensor]
 ) -> Primitive:
-    """Return what adds integers: y = clamp(round((x̂_a + x̂_b) / s) + z).
+    engine = library().engine
+    layouts = (Layout.of(x), engine, Layout.of(y), engine)
+    description = Description("reorder", *layouts, attributes)
+    return Primitive(description, {SOURCE: x, RESULT: y, **operands})
 
-    With real values s_a · a + s_b · b - c, where c = s_a · z_a + s_b · z_b, and all of one layout.
+
+def adding(a: Tensor, b: Tensor, y: Tensor, result: Result) -> Primitive:
+    """Return what makes integers of a sum: y = clamp(round((a + b) · (1 / s)) + z).
+
+    Args:
+        a: float32.
+        b: the same, of the same layout.
+        y: uint8, of that layout too.
+        result: s, z, and the bounds.
     """
     assert result.scale is not None
+    ends = _to_integers(result.zero_point, result.low, result.high)
+    return _elementwise(a, b, y, _ADD, [_times(1 / result.scale), *ends])
+
+
+def _elementwise(
+    x: Tensor, other: Tensor | float, y: Tensor, kind: int, steps: Sequence[_Step]
+) -> Primitive:
+    """Return what combines `x`, in float32, with a tensor or a number, and then does the steps."""
+    if not isinstance(other, Tensor):
+        other = torch.full((1,) * x.dim(), other, dtype=torch.float32)
     attributes = Attributes()
-    constant = first.scale * first.zero_point + second.scale * second.zero_point
-    steps = [("eltwise", _LINEAR, 1 / result.scale, result.zero_point - constant / result.scale)]
-    if result.low > 0 or result.high < 255:
-        steps.append(("eltwise", _CLIP, float(result.low), float(result.high)))
     attributes.append(*steps)
-    operands = {SOURCE: a, OTHER: b, RESULT: y}
-    for operand, numbers in ((SOURCE, first), (OTHER, second)):
-        attributes.scale(operand)
-        operands[SCALES | operand] = torch.tensor([numbers.scale], dtype=torch.float32)
-    layouts = (Layout.of(a), Layout.of(b), Layout.of(y))
-    return Primitive(Description("binary", library().engine, _ADD, *layouts, attributes), operands)
+    layouts = (Layout.of(x), Layout.of(other), Layout.of(y))
+    description = Description("binary", library().engine, kind, *layouts, attributes)
+    return Primitive(description, {SOURCE: x, OTHER: other, RESULT: y})
+
+
+def _times(factor: float) -> _Step:
+    return ("eltwise", _LINEAR, factor, 0.0)
+
+
+def _to_integers(zero_point: int, low: float, high: float) -> list[_Step]:
+    """Return the steps that round, add a zero-point, and hold what uint8 itself does not."""
+    steps: list[_Step] = [("eltwise", _ROUND, 0.0, 0.0), ("eltwise", _LINEAR, 1.0, zero_point)]
+    if low > 0 or high < 255:
+        steps.append(("eltwise", _CLIP, float(low), float(high)))
+    return steps
+
+
+def summing(x: Tensor, y: Tensor, zero_point: int) -> Primitive:
+    """Return what sums integers over all positions, exactly: a product with ones.
+
+    y = Σ (x - zero_point)
+
+    Args:
+        x: (N, C, *positions), channels last.
+        y: float32, N · C values in their order.
+        zero_point: of x.
+    """
+    values, result = x.flatten(2), y.view(*x.shape[:2], 1)
+    ones = torch.ones(x.shape[0], values.shape[2], 1, dtype=torch.int8)
+    attributes = Attributes()
+    operands = {SOURCE: values, WEIGHT: ones, RESULT: result}
+    if zero_point:
+        attributes.shift(SOURCE)
+        operands[ZERO_POINTS | SOURCE] = torch.tensor([zero_point], dtype=torch.int32)
+    layouts = (Layout.of(values), Layout.of(ones), None, Layout.of(result))
+    return Primitive(Description("matmul", library().engine, *layouts, attributes), operands)
+
+
+def narrowing(x: Tensor, y: Tensor, factor: float, zero_point: int, y_max: int) -> Primitive:
+    """Return what makes integers of sums: y = clamp(round(x · factor) + z, 0, y_max)."""
+    return _elementwise(x, factor, y, _MULTIPLY, _to_integers(zero_point, 0, y_max))
 
 
 def concatenating(parts: Sequence[Tensor], y: Tensor, dim: int) -> Primitive:
@@ -117,45 +154,6 @@ def float_average(x: Tensor, y: Tensor) -> Primitive:
         *(window, window, Axes(0, 0), Axes(0, 0), Axes(0, 0), Attributes()),
     )
     return Primitive(description, {SOURCE: (x, source), RESULT: (y, result)})
-
-
-def _reorder(
-    x: Tensor, y: Tensor, attributes: Attributes, operands: dict[int, Tensor]
-) -> Primitive:
-    engine = library().engine
-    layouts = (Layout.of(x), engine, Layout.of(y), engine)
-    description = Description("reorder", *layouts, attributes)
-    return Primitive(description, {SOURCE: x, RESULT: y, **operands})
-
-
-def average(x: Tensor, y: Tensor, zero_point: int, factor: float, shift: int) -> Primitive:
-    """Return what averages integers over all positions: a product with ones, exact in int32.
-
-    y = round(factor · Σ (x - zero_point)) + shift
-
-    Args:
-        x: (N, C, *positions), channels last.
-        y: N · C values in their order.
-        zero_point: of x.
-        factor: s_x / s_y over the number of positions.
-        shift: zero-point of y.
-    """
-    values, result = x.flatten(2), y.view(*x.shape[:2], 1)
-    ones = torch.ones(x.shape[0], values.shape[2], 1, dtype=torch.int8)
-    attributes = Attributes()
-    attributes.scale(SOURCE)
-    operands = {
-        SOURCE: values,
-        WEIGHT: ones,
-        RESULT: result,
-        SCALES | SOURCE: torch.tensor([factor], dtype=torch.float32),
-    }
-    for operand, number in ((SOURCE, zero_point), (RESULT, shift)):
-        if number:
-            attributes.shift(operand)
-            operands[ZERO_POINTS | operand] = torch.tensor([number], dtype=torch.int32)
-    layouts = (Layout.of(values), Layout.of(ones), None, Layout.of(result))
-    return Primitive(Description("matmul", library().engine, *layouts, attributes), operands)
 
 
 def max_pool2d(

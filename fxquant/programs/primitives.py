@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from ctypes import c_void_p
 from typing import Any
 
@@ -77,6 +78,11 @@ class Layout(Owned):
 def is_channels_last(x: Tensor) -> bool:
     """Say whether the values of a position lie side by side, and the positions in order."""
     return x.movedim(1, -1).is_contiguous()
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Return `x`, or a copy of it, with its channels last in memory."""
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 class Attributes(Owned):
@@ -186,6 +192,18 @@ class Primitive(Owned):
             *(self.handle, library().stream, count, self._arguments),
         )
         """Compute, and return a status, which is 0."""
+
+    @contextmanager
+    def scaled_by(self, scale: float | None) -> Iterator[None]:
+        """Let the result have another scale, if it has any, until the context ends."""
+        memory = self._memories.get(SCALES | RESULT)
+        if memory is None or scale is None:
+            yield
+            return
+        before = memory.tensor.clone()
+        memory.tensor.fill_(scale)
+        yield
+        memory.tensor.copy_(before)
 
     def rebind(self, operand: int) -> Callable[[int], int]:
         """Return what lets an operand lie elsewhere, at an address, in the same layout."""

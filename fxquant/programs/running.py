@@ -1,9 +1,8 @@
 """Which calls of a lowered graph its programs answer.
 
 A program is made for one kind of inputs: their sizes, layouts and types, and the number of threads.
-The first call of a kind runs the graph, the second one makes the program. The graph runs too where
-somebody watches or changes what a call does: hooks, tracing, autocast, modes of PyTorch, weights
-that were written to.
+The first call of a kind makes it. The graph runs where somebody watches or changes what a call
+does: hooks, tracing, autocast, modes of PyTorch.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from fxquant.programs.steps import Unexpected
 
 _logger = logging.getLogger("fxquant")
 _MOST_PROGRAMS = 4  # of a graph, each with memory of its own
-_MOST_TRIES = 16  # to make one; inputs that differ each time are the graph's
+_MOST_MADE = 16  # of a graph: where inputs differ at each call, its calls are the graph's
 _CONSTANTS = (type(None), bool, int, float, str)
 _Kind = tuple[Any, ...]
 
@@ -40,8 +39,8 @@ class Programs:
         placeholders = gm.graph.find_nodes(op="placeholder")
         self._names = [str(node.target) for node in placeholders]
         self._defaults = {str(node.target): node.args[0] for node in placeholders if node.args}
-        self._made: OrderedDict[_Kind, Program | None] = OrderedDict()
-        self._num_tries = 0
+        self._made: OrderedDict[_Kind, Program] = OrderedDict()
+        self._num_made = 0
         self._lock = Lock()
 
     def arguments(self, given: tuple[Any, ...], options: dict[str, Any]) -> Sequence[Any] | None:
@@ -59,17 +58,14 @@ class Programs:
         kind = _kind_of(arguments)
         if kind is None:
             return NotImplemented
-        program = self._made.get(kind, NotImplemented)
-        if program is NotImplemented:
-            self._remember(kind, None)
-            return NotImplemented
+        program = self._made.get(kind)
+        if program is not None and not program.is_valid():
+            self._made.clear()
+            self._num_made = 0
+            program = None
         if program is None:
             program = self._make(gm, kind, arguments)
         if program is None:
-            return NotImplemented
-        if not program.is_valid():
-            self._made.clear()
-            self._num_tries = 0
             return NotImplemented
         try:
             return program.run(arguments)
@@ -82,24 +78,21 @@ class Programs:
         return None if kind is None else self._make(gm, kind, arguments)
 
     def _make(self, gm: fx.GraphModule, kind: _Kind, arguments: Sequence[Any]) -> Program | None:
-        if self._num_tries >= _MOST_TRIES or not self._lock.acquire(blocking=False):
+        if self._num_made >= _MOST_MADE or not self._lock.acquire(blocking=False):
             return None
         try:
-            self._num_tries += 1
+            self._num_made += 1
             program = build(gm, arguments)
-            self._remember(kind, program)
         except (Unfit, Unexpected, Refused) as reason:
             _logger.info("%s runs as a graph: %s", type(gm).__name__, reason)
-            self._num_tries = _MOST_TRIES
+            self._num_made = _MOST_MADE
             return None
         finally:
             self._lock.release()
-        return program
-
-    def _remember(self, kind: _Kind, program: Program | None) -> None:
         self._made[kind] = program
         while len(self._made) > _MOST_PROGRAMS:
             self._made.popitem(last=False)
+        return program
 
 
 def _kind_of(arguments: Sequence[Any]) -> _Kind | None:
