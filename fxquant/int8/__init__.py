@@ -14,11 +14,12 @@ from fxquant.int8.integers import (
 from fxquant.int8.kernel_arguments import kernel_activation, max_pool2d_arguments
 from fxquant.int8.modules import Int8Add, Int8Conv, Int8Layer, Int8Linear, Int8Module, why_not_int8
 from fxquant.int8.onednn import why_unavailable
-from fxquant.int8.operands import Clamp, Result, Uint8, Weight
+from fxquant.int8.operands import Clamp, Geometry, Result, Uint8, Weight
 from fxquant.int8.samples import Sample, leave_litter, random_integers
 
 __all__ = [
     "Clamp",
+    "Geometry",
     "Int8Add",
     "Int8Conv",
     "Int8Layer",

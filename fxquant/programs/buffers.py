@@ -41,6 +41,10 @@ class Buffers:
         """Say whether a tensor lies in a piece that is in use."""
         return place_of(tensor) in self._used
 
+    def used(self) -> set[int]:
+        """Return where the pieces in use lie."""
+        return {*self._used}
+
     def release(self, place: int) -> None:
         """Let a piece be used again."""
         self._free.append(self._used.pop(place))

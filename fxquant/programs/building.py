@@ -30,15 +30,15 @@ from fxquant.graph import (
     module_of,
     reads_values,
 )
-from fxquant.int8 import Int8Conv, Int8Layer, kernels
+from fxquant.int8 import Int8Layer, kernels
 from fxquant.numerics import cloned, tensors_in
 from fxquant.programs import layers, moves
 from fxquant.programs.buffers import Buffers, place_of
 from fxquant.programs.guards import Guards
-from fxquant.programs.kinds import Question, maker_of
+from fxquant.programs.kinds import Made, Maker, Question, maker_of
 from fxquant.programs.library import Refused
 from fxquant.programs.lifetimes import Lifetimes
-from fxquant.programs.primitives import SOURCE, Primitive, channels_last, is_channels_last
+from fxquant.programs.primitives import SOURCE, Primitive, is_channels_last
 from fxquant.programs.program import Program
 from fxquant.programs.steps import (
     Bind,
@@ -205,8 +205,8 @@ class _Builder:
         shape = layers.result_shape(layer, x.value)
         if shape is None or (len(node.args) == 2 and other.value.shape != shape):
             return None
-        if isinstance(layer, Int8Conv) and not is_channels_last(x.value):
-            x = self._channels_last(node.all_input_nodes[0])
+        if not layers.is_laid_out(layer, x.value):
+            x = self._laid_out(node.all_input_nodes[0], layer)
         adds = len(node.args) == 2
         y = self._sum(layer, other, shape) if adds else self._result_of(layer, shape)
         addend = y.clone()
@@ -221,11 +221,9 @@ class _Builder:
         return _Known(y, None)
 
     def _result_of(self, layer: Int8Layer, shape: tuple[int, ...]) -> Tensor:
-        """Return memory for a layer's result, with channels last."""
+        """Return memory for a layer's result."""
         blank = torch.empty(shape, dtype=layer.result.dtype, device="meta")
-        if isinstance(layer, Int8Conv):
-            blank = channels_last(blank)
-        return self.buffers.like(blank)
+        return self.buffers.like(layers.laid_out(layer, blank))
 
     def _sum(self, layer: Int8Layer, other: _Known, shape: tuple[int, ...]) -> Tensor:
         """Return the memory that holds what a layer adds to, where its result is to be."""
@@ -265,19 +263,12 @@ class _Builder:
             return None
         inputs = {each: self._known[each] for each in node.all_input_nodes}
         expected, values = self._run(node), {each: known.value for each, known in inputs.items()}
-        try:
-            made = make(Question(self.gm, node, values, self.buffers), expected)
-        except Refused:
-            made = None
+        before = self.buffers.used()
+        made = self._made(make, Question(self.gm, node, values, self.buffers), expected)
+        for place in self.buffers.used() - before:
+            if made is None or place != place_of(made.result):
+                self.buffers.release(place)
         if made is None:
-            return None
-        for primitive in made.primitives:
-            primitive.run()
-        for scratch in made.scratch:
-            self.buffers.release(place_of(scratch))
-        if not self._is_right(expected, made.result, *values.values()):
-            _logger.warning("%s: oneDNN's primitive is wrong: not used", node.name)
-            self.buffers.release(place_of(made.result))
             return None
         if node.op == "call_module":
             self.guards.no_hooks(self.guards.module(self.gm, str(node.target)))
@@ -292,14 +283,29 @@ class _Builder:
             self._append(node.name, primitive, reads)
         return _Known(made.result, None)
 
-    def _channels_last(self, node: fx.Node) -> _Known:
-        """Return a copy of what a node computes, with channels last: one for all its users."""
+    def _made(self, make: Maker, question: Question, expected: Tensor) -> Made | None:
+        """Return what a maker makes, if oneDNN has a fast kernel for it, and that is right."""
+        try:
+            made = make(question, expected)
+        except Refused:
+            return None
+        if made is None or any(each.is_slow for each in made.primitives):
+            return None
+        for primitive in made.primitives:
+            primitive.run()
+        if self._is_right(expected, made.result, *question.values.values()):
+            return made
+        _logger.warning("%s: oneDNN's primitive is wrong: not used", question.node.name)
+        return None
+
+    def _laid_out(self, node: fx.Node, layer: Int8Layer) -> _Known:
+        """Return a copy of what a node computes in a layer's layout: one for all its users."""
         if node not in self._copies:
             x = self._known[node]
-            y = self.buffers.like(channels_last(x.value))
+            y = self.buffers.like(layers.laid_out(layer, x.value))
             primitive = moves.copying(x.value, y)
             primitive.run()
-            self._append(f"{node.name}, channels last", primitive, {SOURCE: x})
+            self._append(f"{node.name}, laid out", primitive, {SOURCE: x})
             self._copies[node] = _Known(y, None)
             self._lifetimes.begin(node, y)
         return self._copies[node]

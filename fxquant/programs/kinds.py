@@ -75,7 +75,10 @@ class Question:
         return None if 0 in x.stride() or not 0 < x.dim() <= 6 else (node, x)
 
 
-def maker_of(gm: fx.GraphModule, node: fx.Node) -> Callable[[Question, Tensor], Made | None] | None:
+Maker = Callable[[Question, Tensor], Made | None]
+
+
+def maker_of(gm: fx.GraphModule, node: fx.Node) -> Maker | None:
     """Return what makes the primitive for a node, or None."""
     if node.kwargs:
         return None
@@ -227,7 +230,7 @@ def _in_order(tensor: Tensor) -> tuple[int, ...]:
     return tuple(math.prod(tensor.shape[axis + 1 :]) for axis in range(tensor.dim()))
 
 
-_KERNELS: dict[Any, Callable[[Question, Tensor], Made | None]] = {
+_KERNELS: dict[Any, Maker] = {
     kernels.quantize: _quantize,
     kernels.dequantize: _dequantize,
     kernels.widen: _widen,

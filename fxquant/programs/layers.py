@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fxquant.int8 import (
+    Geometry,
     Int8Conv,
     Int8Layer,
     Result,
@@ -40,6 +41,8 @@ from fxquant.programs.primitives import (
     Description,
     Layout,
     Primitive,
+    channels_last,
+    is_channels_last,
     packed,
 )
 
@@ -66,13 +69,23 @@ def result_shape(layer: Int8Layer, x: Tensor) -> tuple[int, ...] | None:
         return None
     weight = tuple(layer.weight_integers.shape)
     if not isinstance(layer, Int8Conv):
-        fits = x.dim() > 1 and x.is_contiguous() and x.shape[-1] == weight[1]
+        fits = x.dim() > 1 and x.shape[-1] == weight[1]
         return (*x.shape[:-1], weight[0]) if fits else None
     if x.dim() != len(layer.stride) + 2 or x.shape[1] != layer.in_channels:
         return None
     shapes = Shapes(tuple(x.shape), weight, layer.geometry, layer.input.zero_point != 0)
     outputs = shapes.outputs()
     return None if min(outputs) < 1 or why_not_direct(shapes) else (len(x), weight[0], *outputs)
+
+
+def is_laid_out(layer: Int8Layer, x: Tensor) -> bool:
+    """Say whether `x` lies in memory as the primitives of a layer want it."""
+    return is_channels_last(x) if isinstance(layer, Int8Conv) else x.is_contiguous()
+
+
+def laid_out(layer: Int8Layer, x: Tensor) -> Tensor:
+    """Return `x` in that layout."""
+    return channels_last(x) if isinstance(layer, Int8Conv) else x.contiguous()
 
 
 def key_of(layer: Int8Layer, x: Tensor, adds: bool) -> tuple[Any, ...]:
@@ -97,9 +110,18 @@ def ways(layer: Int8Layer, x: Tensor, y: Tensor, adds: bool) -> dict[str, Callab
     """
     if not isinstance(layer, Int8Conv):
         rows, results = x.flatten(0, -2), y.flatten(0, -2)
-        return {"product": functools.partial(_product, layer, rows, results, adds)}
+        image, filtered = (each.t()[None, :, :, None] for each in (rows, results))
+        weight = layer.weight_integers[:, :, None, None]
+        geometry = Geometry((1, 1), (0, 0), (1, 1), 1)
+        return {
+            "product": functools.partial(_product, layer, rows, results, adds),
+            "convolution": functools.partial(
+                _convolution, layer, image, filtered, adds, weight, geometry
+            ),
+        }
+    own = (layer.weight_integers, layer.geometry)
     found: dict[str, Callable[[], Primitive]] = {
-        "convolution": functools.partial(_convolution, layer, x, y, adds)
+        "convolution": functools.partial(_convolution, layer, x, y, adds, *own)
     }
     is_matrix = set(layer.kernel_size) == {1} and layer.groups == 1
     if is_matrix and not any(layer.padding) and set(layer.stride) == {1}:
@@ -175,19 +197,22 @@ def _product(layer: Int8Layer, x: Tensor, y: Tensor, adds: bool) -> Primitive:
     return _bound(description, layer, (x, Layout.of(x)), weight, bias, (y, Layout.of(y)))
 
 
-def _convolution(layer: Int8Conv, x: Tensor, y: Tensor, adds: bool) -> Primitive:
-    """Return a convolution of `x` into `y`."""
-    weight, bias, outputs = layer.weight_integers, layer.bias, 1
-    if layer.groups > 1:
-        weight, outputs = weight.reshape(layer.groups, -1, *weight.shape[1:]), 3
+def _convolution(
+    layer: Int8Layer, x: Tensor, y: Tensor, adds: bool, weight: Tensor, geometry: Geometry
+) -> Primitive:
+    """Return a convolution of `x` by `weight` into `y`."""
+    stride, padding, dilation, groups = geometry
+    bias, outputs = layer.bias, 1
+    if groups > 1:
+        weight, outputs = weight.reshape(groups, -1, *weight.shape[1:]), 3
     source, result = Layout.channels_last(x), Layout.channels_last(y)
     description = Description(
         "convolution_forward",
         *(library().engine, _INFERENCE, _DIRECT),
         *(source, Layout.free(weight.shape, torch.int8)),
         *(bias if bias is None else Layout.of(bias), result),
-        *(Axes(*layer.stride), Axes(*(each - 1 for each in layer.dilation))),
-        *(Axes(*layer.padding), Axes(*layer.padding), _attributes(layer, adds, outputs)),
+        *(Axes(*stride), Axes(*(each - 1 for each in dilation))),
+        *(Axes(*padding), Axes(*padding), _attributes(layer, adds, outputs)),
     )
     return _bound(description, layer, (x, source), weight, bias, (y, result))
 

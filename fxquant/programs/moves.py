@@ -82,13 +82,21 @@ def _elementwise(
     x: Tensor, other: Tensor | float, y: Tensor, kind: int, steps: Sequence[_Step]
 ) -> Primitive:
     """Return what combines `x`, in float32, with a tensor or a number, and then does the steps."""
-    if not isinstance(other, Tensor):
-        other = torch.full((1,) * x.dim(), other, dtype=torch.float32)
+    x, y = _in_a_row(x), _in_a_row(y)
+    if isinstance(other, Tensor):
+        other = _in_a_row(other)
+    else:
+        other = torch.full((1, 1), other, dtype=torch.float32)
     attributes = Attributes()
     attributes.append(*steps)
     layouts = (Layout.of(x), Layout.of(other), Layout.of(y))
     description = Description("binary", library().engine, kind, *layouts, attributes)
     return Primitive(description, {SOURCE: x, OTHER: other, RESULT: y})
+
+
+def _in_a_row(x: Tensor) -> Tensor:
+    """Return the values of a tensor without gaps in the order in which they lie in memory."""
+    return x.as_strided((1, x.numel()), (x.numel(), 1))
 
 
 def _times(factor: float) -> _Step:

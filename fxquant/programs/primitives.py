@@ -205,6 +205,11 @@ class Primitive(Owned):
         yield
         memory.tensor.copy_(before)
 
+    @property
+    def is_slow(self) -> bool:
+        """Whether oneDNN has nothing but plain loops for it, a hundred times as slow."""
+        return self.implementation.startswith("ref")
+
     def rebind(self, operand: int) -> Callable[[int], int]:
         """Return what lets an operand lie elsewhere, at an address, in the same layout."""
         handle = self._memories[operand].handle

@@ -403,9 +403,9 @@ def test_memory_that_is_overwritten_before_it_is_read_is_noticed(
 ) -> None:
     def function(m: Any, x: Tensor) -> Any:
         a = m.a(x).relu()
-        return m.c(m.b(a)) + m.b(a)  # a is read again behind b and c
+        return m.d(m.c(m.b(a).relu()).relu()) + m.b(a)  # a is read again behind b, c and d
 
-    parts = {name: nn.Conv2d(3, 3, 1) for name in "abc"}
+    parts = {name: nn.Conv2d(3, 3, 1) for name in "abcd"}
     model, x = lowered(Net(function, **parts)), images()
     right = Lifetimes.end
 
