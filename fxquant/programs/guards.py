@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import operator
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -14,25 +15,31 @@ class Guards:
     """Looks at what a program took for granted: modules, tensors, hooks, the graph's own code."""
 
     def __init__(self, gm: fx.GraphModule) -> None:
-        self._same: list[tuple[Mapping[str, Any], str, Any]] = []
+        self._type, self._forward = type(gm), type(gm).forward
+        """Another one as soon as the graph is compiled anew."""
+        self._same: dict[tuple[int, str], tuple[dict[str, Any], str, object]] = {}
         self._empty: dict[int, Mapping[Any, Any]] = {}
         self._addresses: list[tuple[Tensor, int]] = []
-        self._weights: list[Callable[[], bool]] = []
-        self.same(vars(type(gm)), "forward")  # another one as soon as the graph is compiled anew
+        self._weights = prepacking.Watch()
+        self._columns: tuple[Any, ...] | None = None
 
     def hold(self) -> bool:
         """Say whether nothing has changed."""
-        for mapping, name, value in self._same:
-            if mapping.get(name) is not value:
-                return False
-        for tensor, address in self._addresses:
-            if tensor.data_ptr() != address:
-                return False
-        return not any(self._empty.values()) and all(is_same() for is_same in self._weights)
+        if self._columns is None:
+            tensors, addresses = zip(*self._addresses, strict=True) if self._addresses else ((), ())
+            self._columns = (*zip(*self._same.values(), strict=True), tensors, [*addresses])
+        mappings, names, values, tensors, addresses = self._columns  # loops in C: 0.05 µs each
+        return (
+            self._type.forward is self._forward
+            and all(map(operator.is_, map(dict.get, mappings, names), values))
+            and list(map(Tensor.data_ptr, tensors)) == addresses
+            and not any(self._empty.values())
+            and self._weights.all_as_before()
+        )
 
-    def same(self, mapping: Mapping[str, Any], name: str) -> None:
+    def same(self, mapping: dict[str, Any], name: str) -> None:
         """Require that `mapping` has the same object under a name."""
-        self._same.append((mapping, name, mapping.get(name)))
+        self._same[id(mapping), name] = (mapping, name, mapping.get(name))
 
     def module(self, gm: nn.Module, target: str) -> nn.Module:
         """Require that a graph's target stays the module that it is; return it."""
@@ -55,14 +62,14 @@ class Guards:
 
     def layer(self, layer: Int8Layer) -> None:
         """Require that a layer computes what it did, and that nobody watches it."""
-        for name in ("input", "other", "result", "activation", "geometry"):
+        for name in ("input", "other", "result"):
             self.same(vars(layer), name)
         for name in ("weight_integers", "weight_scale", "bias"):
             self.same(layer._buffers, name)
         for tensor in (layer.weight_scale, layer.bias):
             if tensor is not None:
                 self._address(tensor)
-        self._weights.append(prepacking.watched(layer.weight_integers))
+        self._weights.add(layer.weight_integers)
         self.no_hooks(layer)
 
     def no_hooks(self, module: nn.Module) -> None:

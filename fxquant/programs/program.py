@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from threading import Lock
 from typing import Any
 
 from fxquant.programs.buffers import Buffers
 from fxquant.programs.guards import Guards
 from fxquant.programs.library import Refused
-from fxquant.programs.steps import Slot, Step, Unexpected, filled
+from fxquant.programs.steps import Execute, Slot, Step, Unexpected, filled
 
 
 class Program:
@@ -37,6 +38,11 @@ class Program:
         self._inputs = [(place, slot.number) for place, slot in enumerate(inputs) if slot]
         self._values: list[Any] = [None] * num_values
         self._result = result
+        self._parts: list[Any] = []
+        """Steps, and lists of primitives that run one after the other."""
+        for is_primitive, group in groupby(steps, lambda step: isinstance(step, Execute)):
+            several = [step.run if isinstance(step, Execute) else step for step in group]
+            self._parts += [several] if is_primitive else several
         self._lock = Lock()
 
     def __str__(self) -> str:
@@ -59,9 +65,11 @@ class Program:
         try:
             for place, slot in self._inputs:
                 values[slot] = arguments[place]
-            for step in self.steps:
-                if step(values):
-                    raise Refused(str(step))
+            for parts in self._parts:
+                if callable(parts):
+                    parts(values)
+                elif any([run() for run in parts]):  # a list: all of them run
+                    raise Refused("primitive_execute fails")
             return filled(self._result, values)
         finally:
             for slot in range(len(values)):

@@ -8,6 +8,7 @@ does: hooks, tracing, autocast, modes of PyTorch.
 from __future__ import annotations
 
 import logging
+import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from threading import Lock
@@ -16,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules import module as hooks_of_all
-from torch.utils.weak import WeakIdKeyDictionary
 
 from fxquant.capture import runs_graphs
 from fxquant.int8 import Int8Layer
@@ -110,17 +110,19 @@ def _kind_of(arguments: Sequence[Any]) -> _Kind | None:
     return tuple(kind)
 
 
-_PROGRAMS: Any = WeakIdKeyDictionary()
-"""Graph → its `Programs`, or None for one that is not lowered."""
+_PROGRAMS: dict[int, tuple[weakref.ref[fx.GraphModule], Programs | None]] = {}
+"""Number of a graph → the graph, and its programs, or None for one that is not lowered."""
 
 
 def programs_of(gm: fx.GraphModule) -> Programs | None:
     """Return a graph's programs; None of one that works on no integers, or where there are none."""
-    if gm not in _PROGRAMS:
+    number = id(gm)
+    known = _PROGRAMS.get(number)
+    if known is None or known[0]() is not gm:
         is_lowered = any(isinstance(each, Int8Layer) for each in gm.modules())
-        _PROGRAMS[gm] = Programs(gm) if is_lowered and why_unavailable() is None else None
-    found: Programs | None = _PROGRAMS[gm]
-    return found
+        found = Programs(gm) if is_lowered and why_unavailable() is None else None
+        known = _PROGRAMS[number] = weakref.ref(gm, lambda _: _PROGRAMS.pop(number, None)), found
+    return known[1]
 
 
 @runs_graphs

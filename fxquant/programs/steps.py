@@ -43,11 +43,11 @@ class Execute:
     """Run a primitive."""
 
     def __init__(self, name: str, primitive: Primitive) -> None:
-        self.name, self.primitive, self._run = name, primitive, primitive.run
+        self.name, self.primitive, self.run = name, primitive, primitive.run
 
     def __call__(self, values: Values) -> int:
         """Compute."""
-        return self._run()
+        return self.run()
 
     def __str__(self) -> str:
         return f"{self.name}: {self.primitive.implementation}"
