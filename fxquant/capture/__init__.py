@@ -2,6 +2,7 @@
 
 from fxquant.capture.attention.scores import attention_weights_of
 from fxquant.capture.attributes import KEY
+from fxquant.capture.call_notes import CallNotes
 from fxquant.capture.example import Call, call_of
 from fxquant.capture.given_models import (
     copy_without_wrappers,
@@ -23,6 +24,7 @@ from fxquant.capture.tracing import trace
 __all__ = [
     "KEY",
     "Call",
+    "CallNotes",
     "Captured",
     "Region",
     "StatefulGraph",

@@ -15,7 +15,7 @@ from fxquant.int8.kernel_arguments import kernel_activation, max_pool2d_argument
 from fxquant.int8.modules import Int8Add, Int8Conv, Int8Layer, Int8Linear, Int8Module, why_not_int8
 from fxquant.int8.onednn import why_unavailable
 from fxquant.int8.operands import Clamp, Geometry, Result, Uint8, Weight
-from fxquant.int8.samples import Sample, leave_litter, random_integers
+from fxquant.int8.samples import Sample, random_integers
 
 __all__ = [
     "Clamp",
@@ -37,7 +37,6 @@ __all__ = [
     "integers_behind",
     "is_quantize",
     "kernel_activation",
-    "leave_litter",
     "mark_integers",
     "max_pool2d_arguments",
     "quantize",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -38,6 +38,8 @@ class Int8Module(OwnModule):
     clamp: Clamp
     result: Result
     """What the kernels make of `output` and `clamp`."""
+    times_renumbered: ClassVar[int] = 0
+    """How often any such module took other numbers: programs look at it at each call."""
 
     def __init__(
         self,
@@ -87,6 +89,7 @@ class Int8Module(OwnModule):
         self.other = self.other and taken(self.other, "other_")
         self.output = self.output and taken(self.output, "")
         self.result = Result.of(self.output, self.clamp)
+        Int8Module.times_renumbered += 1
 
     def form(self) -> str:
         """Return which results are integers, of which bits, and the ReLU behind."""

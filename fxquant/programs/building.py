@@ -30,7 +30,7 @@ from fxquant.graph import (
     module_of,
     reads_values,
 )
-from fxquant.int8 import Int8Layer, kernels
+from fxquant.int8 import Int8Layer, Int8Module, kernels
 from fxquant.numerics import cloned, tensors_in
 from fxquant.programs import layers, moves
 from fxquant.programs.buffers import Buffers, place_of
@@ -271,7 +271,10 @@ class _Builder:
         if made is None:
             return None
         if node.op == "call_module":
-            self.guards.no_hooks(self.guards.module(self.gm, str(node.target)))
+            module = self.guards.module(self.gm, str(node.target))
+            self.guards.no_hooks(module)
+            if isinstance(module, Int8Module):
+                self.guards.numbers(module)
         if node.target is kernels.quantize:
             self._steps += [RequireNumbers(known.in_step) for known in inputs.values()]
         for primitive in made.primitives:

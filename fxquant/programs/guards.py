@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from fxquant.int8 import Int8Layer, prepacking
+from fxquant.int8 import Int8Layer, Int8Module, prepacking
 
 
 class Guards:
@@ -18,6 +18,8 @@ class Guards:
         self._type, self._forward = type(gm), type(gm).forward
         """Another one as soon as the graph is compiled anew."""
         self._same: dict[tuple[int, str], tuple[dict[str, Any], str, object]] = {}
+        self._numbers: list[tuple[Int8Module, tuple[object, ...]]] = []
+        self._times_renumbered = Int8Module.times_renumbered
         self._empty: dict[int, Mapping[Any, Any]] = {}
         self._addresses: list[tuple[Tensor, int]] = []
         self._weights = prepacking.Watch()
@@ -35,7 +37,16 @@ class Guards:
             and list(map(Tensor.data_ptr, tensors)) == addresses
             and not any(self._empty.values())
             and self._weights.all_as_before()
+            and (Int8Module.times_renumbered == self._times_renumbered or self._have_numbers())
         )
+
+    def _have_numbers(self) -> bool:
+        """Say whether it was other modules that took other numbers."""
+        times = Int8Module.times_renumbered
+        are_same = all(_numbers_of(module) == numbers for module, numbers in self._numbers)
+        if are_same:
+            self._times_renumbered = times
+        return are_same
 
     def same(self, mapping: dict[str, Any], name: str) -> None:
         """Require that `mapping` has the same object under a name."""
@@ -62,8 +73,7 @@ class Guards:
 
     def layer(self, layer: Int8Layer) -> None:
         """Require that a layer computes what it did, and that nobody watches it."""
-        for name in ("input", "other", "result"):
-            self.same(vars(layer), name)
+        self.numbers(layer)
         for name in ("weight_integers", "weight_scale", "bias"):
             self.same(layer._buffers, name)
         for tensor in (layer.weight_scale, layer.bias):
@@ -72,6 +82,10 @@ class Guards:
         self._weights.add(layer.weight_integers)
         self.no_hooks(layer)
 
+    def numbers(self, module: Int8Module) -> None:
+        """Require that a module keeps its scales and zero-points."""
+        self._numbers.append((module, _numbers_of(module)))
+
     def no_hooks(self, module: nn.Module) -> None:
         """Require that calling a module calls nothing but its `forward`."""
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
@@ -79,3 +93,7 @@ class Guards:
 
     def _address(self, tensor: Tensor) -> None:
         self._addresses.append((tensor, tensor.data_ptr()))
+
+
+def _numbers_of(module: Int8Module) -> tuple[object, ...]:
+    return module.input, module.other, module.result

@@ -25,7 +25,6 @@ from fxquant.int8 import (
     Uint8,
     Weight,
     in_float,
-    leave_litter,
     random_integers,
     why_not_direct,
 )
@@ -148,8 +147,8 @@ def why_wrong(
 ) -> str | None:
     """Return how a primitive of `ways` differs from float32 on random integers; None: not at all.
 
-    It runs twice, with other litter in the memory that it may work in, and some of its rows are
-    compared. What `x` holds stays, what `y` holds does not.
+    It runs twice, with other litter in the memory that it works in and writes to, and some of its
+    rows are compared. What `x` holds stays, what `y` holds does not.
     """
     kept, generator = x.clone(), torch.Generator().manual_seed(0)
     x.copy_(random_integers(x.shape, generator))
@@ -172,7 +171,7 @@ def why_wrong(
     found = []
     with primitive.scaled_by(result.scale):
         for litter in (85, 170):
-            leave_litter(litter)
+            primitive.leave_litter(litter)
             if other is not None:
                 y.copy_(other)
             primitive.run()

@@ -210,6 +210,12 @@ class Primitive(Owned):
         """Whether oneDNN has nothing but plain loops for it, a hundred times as slow."""
         return self.implementation.startswith("ref")
 
+    def leave_litter(self, value: int) -> None:
+        """Fill what it should write before it reads, for a kernel may read what it never wrote."""
+        for operand in (SCRATCHPAD, RESULT):
+            if operand in self._memories:
+                self._memories[operand].tensor.fill_(value)
+
     def rebind(self, operand: int) -> Callable[[int], int]:
         """Return what lets an operand lie elsewhere, at an address, in the same layout."""
         handle = self._memories[operand].handle

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules import module as hooks_of_all
 
-from fxquant.capture import runs_graphs
+from fxquant.capture import CallNotes, runs_graphs
 from fxquant.int8 import Int8Layer
 from fxquant.programs.building import Unfit, build
 from fxquant.programs.library import Refused, why_unavailable
@@ -131,15 +131,22 @@ def run(gm: fx.GraphModule, given: tuple[Any, ...], options: dict[str, Any]) -> 
     programs = programs_of(gm)
     if programs is None or _is_watched(gm):
         return NotImplemented
+    for note in gm._forward_pre_hooks.values():
+        note(gm, given, options)
     arguments = programs.arguments(given, options)
     return NotImplemented if arguments is None else programs.run(gm, arguments)
+
+
+def _is_note(hook: object) -> bool:
+    """Say whether a hook is a region's own, which looks at its arguments."""
+    return isinstance(getattr(hook, "__self__", None), CallNotes)
 
 
 def _is_watched(gm: nn.Module) -> bool:
     """Say whether a call does more than to compute, or is traced."""
     return bool(
         gm._forward_hooks
-        or gm._forward_pre_hooks
+        or any(not _is_note(hook) for hook in gm._forward_pre_hooks.values())
         or hooks_of_all._global_forward_hooks
         or hooks_of_all._global_forward_pre_hooks
         or torch._C._len_torch_dispatch_stack()

@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxquant
-from fxquant.programs import building, layers, programs_of, why_unavailable
+from fxquant.capture.naming import find_regions
+from fxquant.programs import building, layers, programs_of, running, why_unavailable
 from fxquant.programs.lifetimes import Lifetimes
 from fxquant.programs.running import Programs
 from fxquant.programs.steps import Own
+from tests.detectors import BATCHES, assert_equal, detector
+from tests.detectors import run as run_detector
 from tests.helpers import Net, needs_int8
 
 pytestmark = [
@@ -368,6 +371,19 @@ def test_threads_of_the_caller_do_not_meet() -> None:
     for each in threads:
         each.join()
     assert not wrong
+
+
+def test_regions_of_a_detector_have_programs() -> None:
+    model = fxquant.quantize(detector(), BATCHES, progress=False)
+    low: Any = fxquant.lower(model)
+    expected = [region.forward for region in find_regions(low).values()]
+    assert expected
+    first, second = (run_detector(low, BATCHES) for _ in range(2))
+    assert_equal(first, second)
+    assert sum(made(region) for region in find_regions(low).values()) > 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running, "programs_of", lambda gm: None)
+        assert_equal(run_detector(low, BATCHES), first)
 
 
 def test_a_graph_that_changes_its_input_stays_a_graph() -> None:
