@@ -96,9 +96,7 @@ def average(
 ) -> Tensor:
     """Return the mean of a uint8 tensor over `dims` as uint8; `ratio` is s_x/s_y."""
     count = math.prod([x.shape[dim] for dim in dims])
-    # Up to 2²⁴ float32 is exact; PyTorch sums it 5 times as fast as uint8.
-    dtype = torch.float32 if 255 * count < 2**24 else torch.int32
-    sums = x.to(dtype).sum(tuple(dims), keepdim=keepdim, dtype=dtype).sub_(count * x_zero_point)
+    sums = x.sum(tuple(dims), keepdim=keepdim, dtype=torch.int32).sub_(count * x_zero_point)
     return narrow(sums.to(torch.float32), ratio / count, y_zero_point, 0, y_max)
 
 

@@ -87,6 +87,21 @@ def _prepacked(
     return packed
 
 
+def forms_of(integers: Tensor) -> list[Any]:
+    """Return a list, to be added to, of what was made of `integers` as they are now."""
+    return _current(integers).others
+
+
+def _current(integers: Tensor) -> _Packed:
+    """Return what is known of `integers` as they are now, watched from now on."""
+    known: _Packed | None = _PACKED.get(integers)
+    if known is None or not known.is_of(integers):
+        known = _pack_anew(integers)
+        with _LOCK:
+            known.watch(integers)
+    return known
+
+
 class Watch:
     """Looks whether weights are still those that they were: 0.06 µs each."""
 
@@ -97,13 +112,8 @@ class Watch:
 
     def add(self, integers: Tensor) -> None:
         """Watch one more weight."""
-        known = _PACKED.get(integers)
-        if known is None or not known.is_of(integers):
-            known = _pack_anew(integers)
-            with _LOCK:
-                known.watch(integers)
         self._weights.append(integers)
-        self._known.append(known)
+        self._known.append(_current(integers))
 
     def all_as_before(self) -> bool:
         """Say whether nobody wrote to any of them."""
@@ -147,6 +157,8 @@ class _Packed:
     def __init__(self) -> None:
         self.forms: dict[Geometry | None, tuple[Tensor, Tensor]] = {}
         """By geometry, None for a product: the packed weight and its outputs' zero-points."""
+        self.others: list[Any] = []
+        """Forms that others made, with what they need to know of each."""
         self._before: Tensor | None = None
 
     def watch(self, integers: Tensor) -> None:

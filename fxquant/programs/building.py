@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fxquant.graph import (
     data_input,
@@ -58,6 +58,7 @@ from fxquant.programs.steps import (
 _logger = logging.getLogger("fxquant")
 _MOST_OFF = 1e-3  # share of a result's integers that may be one step off
 _FLOAT_ERROR = 1e-5  # of the greatest value
+_KNOWN_PACKAGES = ("torch.", "fxquant.", "torchvision.ops.")
 _CHOSEN: dict[Any, str] = {}
 """Which way was fastest for a layer of some sizes, of those that are right on this machine."""
 
@@ -93,20 +94,34 @@ def build(gm: fx.GraphModule, arguments: Sequence[Any]) -> Program:
         Unfit: there is none, or it computes something else at its second run.
         Refused: oneDNN fails.
     """
+    for node in gm.graph.nodes:
+        if is_opaque(node) or _is_foreign(module_of(gm, node)):
+            raise Unfit(f"{node.name} is code of the model's own, which may count its calls")
+    random = torch.get_rng_state()
     with torch.inference_mode(mode=False), torch.no_grad():
         given = [_plain(each) for each in arguments]
         builder = _Builder(gm, given)
         program = builder.program()
         found = program.run(given)  # with what the first run left in the memory
-        if not all(map(torch.equal, tensors_in(found), builder.results)):
-            raise Unfit("its second run differs from its first one")
+        is_same = all(map(_have_same_bits, tensors_in(found), builder.results))
+    if not torch.equal(random, torch.get_rng_state()):
+        torch.set_rng_state(random)
+        raise Unfit("it draws random numbers")
+    if not is_same:
+        raise Unfit("its second run differs from its first one")
     return program
+
+
+def _is_foreign(module: nn.Module | None) -> bool:
+    return module is not None and not type(module).__module__.startswith(_KNOWN_PACKAGES)
 
 
 def _plain(argument: Any) -> Any:
     """Return a copy that no mode of the caller's has marked."""
     if not isinstance(argument, Tensor):
         return argument
+    if any(stride == 0 for stride in argument.stride()):
+        raise Unfit("an argument has several values in one place")
     copied = torch.empty_strided(argument.shape, argument.stride(), dtype=argument.dtype)
     return copied.copy_(argument)
 
@@ -333,7 +348,7 @@ class _Builder:
     def _constant(self, node: fx.Node) -> _Known | None:
         """Return what is the same at every run: sizes, what follows from them, views of memory."""
         inputs = [self._known[each] for each in node.all_input_nodes]
-        if not inputs or is_opaque(node) or is_inplace(self.gm, node) or node.op == "call_module":
+        if not inputs or is_inplace(self.gm, node) or node.op == "call_module":
             return None
         if not all(known.has_fixed_shape for known in inputs):
             return None
@@ -351,15 +366,12 @@ class _Builder:
 
     def _call(self, node: fx.Node) -> _Known:
         """Return what the graph's own call returns."""
-        changed: Sequence[fx.Node | None] = ()
-        if is_opaque(node):
-            changed, self._overwrites = node.all_input_nodes, True
-        elif is_inplace(self.gm, node):
-            changed, self._overwrites = [data_input(node)], True
-        for each in changed:
-            values = tensors_in(self._known[each].value) if each is not None else []
+        changed = data_input(node)
+        if changed is not None and is_inplace(self.gm, node):
+            self._overwrites = True
+            values = tensors_in(self._known[changed].value)
             if any(place_of(tensor) in self._outside for tensor in values):
-                raise Unfit(f"{node.name} may change what it is given")
+                raise Unfit(f"{node.name} changes what it is given")
         arguments, options = (
             mapped(each, lambda node: self._known[node].in_step)
             for each in (tuple(node.args), dict(node.kwargs))

@@ -25,6 +25,7 @@ from fxquant.int8 import (
     Uint8,
     Weight,
     in_float,
+    prepacking,
     random_integers,
     why_not_direct,
 )
@@ -47,6 +48,7 @@ from fxquant.programs.primitives import (
 
 _INFERENCE, _DIRECT, _UINT8 = 96, 1, 6  # dnnl_forward_inference, dnnl_convolution_direct, dnnl_u8
 _ROUNDS = 5  # of a race: each call takes 10 µs to some milliseconds
+_MOST_IMAGES = 4  # or threads
 _ELTWISE = {
     "tanh": (0x21, 0.0, 0.0),
     "gelu_tanh": (0x2B, 0.0, 0.0),
@@ -88,10 +90,14 @@ def laid_out(layer: Int8Layer, x: Tensor) -> Tensor:
 
 
 def key_of(layer: Int8Layer, x: Tensor, adds: bool) -> tuple[Any, ...]:
-    """Return all that decides how oneDNN computes a layer."""
-    result, output = layer.result, layer.output
+    """Return all that decides how oneDNN computes a layer; large batches count as smaller ones."""
+    result, output, shape = layer.result, layer.output, tuple(x.shape)
+    if isinstance(layer, Int8Conv):
+        shape = (min(shape[0], max(_MOST_IMAGES, torch.get_num_threads())), *shape[1:])
+    else:
+        shape = (1 << (math.prod(shape[:-1]) - 1).bit_length(), shape[-1])
     return (
-        *(tuple(x.shape), tuple(layer.weight_integers.shape), getattr(layer, "geometry", None)),
+        *(shape, tuple(layer.weight_integers.shape), getattr(layer, "geometry", None)),
         *(layer.input.zero_point != 0, output is not None and output.zero_point != 0),
         *(layer.weight_scale.numel() > 1, layer.bias is not None, layer.activation, adds),
         *(result.dtype, _bounds(result) is not None, torch.get_num_threads()),
@@ -268,9 +274,14 @@ def _bound(
 ) -> Primitive:
     """Return the primitive with its operands: scales and bias are read anew at each run."""
     layout = description.weight_layout()
+    forms = prepacking.forms_of(layer.weight_integers)
+    known = [form for each, form in forms if each == layout]  # of another program
+    if not known:
+        known = [packed(weight, layout)]
+        forms.append((layout, known[0]))
     operands: dict[int, Tensor | tuple[Tensor, Layout]] = {
         SOURCE: x,
-        WEIGHT: (packed(weight, layout), layout),
+        WEIGHT: (known[0], layout),
         RESULT: y,
         SCALES | SOURCE: torch.tensor([layer.input.scale], dtype=torch.float32),
         SCALES | WEIGHT: layer.weight_scale,

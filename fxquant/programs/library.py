@@ -30,7 +30,6 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "memory_desc_create_with_strides": (_OUT, c_int, Axes, c_int, Axes),
     "memory_desc_create_with_tag": (_OUT, c_int, Axes, c_int, c_int),
     "memory_desc_clone": (_OUT, c_void_p),
-    "memory_desc_equal": (c_void_p, c_void_p),
     "memory_desc_destroy": (c_void_p,),
     "memory_create": (_OUT, c_void_p, c_void_p, c_void_p),
     "memory_set_data_handle": (c_void_p, c_void_p),
@@ -71,6 +70,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
 }
 """What each function takes; all return a status."""
 _QUERIES: dict[str, tuple[Any, ...]] = {
+    "memory_desc_equal": (c_int, c_void_p, c_void_p),
     "memory_desc_get_size": (c_size_t, c_void_p),
     "primitive_desc_query_md": (c_void_p, c_void_p, c_int, c_int),
     "primitive_desc_query": (c_int, c_void_p, c_int, c_int, c_void_p),

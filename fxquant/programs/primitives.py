@@ -68,6 +68,13 @@ class Layout(Owned):
         sizes = (len(shape), Axes(*shape), _TYPES[dtype], _ANY)
         return cls(library().made("memory_desc_create_with_tag", *sizes))
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Layout):
+            return NotImplemented
+        return bool(library().functions["memory_desc_equal"](self.handle, other.handle))
+
+    __hash__ = None  # type: ignore[assignment]
+
     @property
     def num_bytes(self) -> int:
         """How much memory a tensor takes."""

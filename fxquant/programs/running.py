@@ -40,6 +40,8 @@ class Programs:
         self._names = [str(node.target) for node in placeholders]
         self._defaults = {str(node.target): node.args[0] for node in placeholders if node.args}
         self._made: OrderedDict[_Kind, Program] = OrderedDict()
+        self._refused: set[_Kind] = set()
+        """Kinds that no program computes, at most as many as are made."""
         self._num_made = 0
         self._lock = Lock()
 
@@ -61,6 +63,7 @@ class Programs:
         program = self._made.get(kind)
         if program is not None and not program.is_valid():
             self._made.clear()
+            self._refused.clear()
             self._num_made = 0
             program = None
         if program is None:
@@ -78,14 +81,16 @@ class Programs:
         return None if kind is None else self._make(gm, kind, arguments)
 
     def _make(self, gm: fx.GraphModule, kind: _Kind, arguments: Sequence[Any]) -> Program | None:
-        if self._num_made >= _MOST_MADE or not self._lock.acquire(blocking=False):
+        if kind in self._refused or self._num_made >= _MOST_MADE:
+            return None
+        if not self._lock.acquire(blocking=False):
             return None
         try:
             self._num_made += 1
             program = build(gm, arguments)
         except (Unfit, Unexpected, Refused) as reason:
             _logger.info("%s runs as a graph: %s", type(gm).__name__, reason)
-            self._num_made = _MOST_MADE
+            self._refused.add(kind)
             return None
         finally:
             self._lock.release()
@@ -101,6 +106,8 @@ def _kind_of(arguments: Sequence[Any]) -> _Kind | None:
     for each in arguments:
         if type(each) is Tensor:
             if not each.is_cpu or each.requires_grad or each.layout is not torch.strided:
+                return None
+            if each.is_neg() or each.is_conj():
                 return None
             kind += (each.shape, each.stride(), each.dtype)
         elif type(each) in _CONSTANTS and each == each:

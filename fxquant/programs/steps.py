@@ -65,6 +65,8 @@ class Bind:
         x = values[self._slot]
         if x.shape != self._shape or x.stride() != self._strides or x.dtype is not self._dtype:
             raise Unexpected
+        if x.is_neg():
+            raise Unexpected  # its memory has other signs
         return self._rebind(x.data_ptr())
 
     def __str__(self) -> str:

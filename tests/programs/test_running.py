@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import fxquant
 from fxquant.capture.naming import find_regions
+from fxquant.int8 import Int8Layer, prepacking
 from fxquant.programs import building, layers, programs_of, running, why_unavailable
 from fxquant.programs.lifetimes import Lifetimes
 from fxquant.programs.running import Programs
@@ -376,14 +377,70 @@ def test_threads_of_the_caller_do_not_meet() -> None:
 def test_regions_of_a_detector_have_programs() -> None:
     model = fxquant.quantize(detector(), BATCHES, progress=False)
     low: Any = fxquant.lower(model)
-    expected = [region.forward for region in find_regions(low).values()]
-    assert expected
-    first, second = (run_detector(low, BATCHES) for _ in range(2))
+    regions = [each for each in find_regions(low).values() if programs_of(each) is not None]
+    assert regions
+    first, second = (run_detector(low, BATCHES[0]) for _ in range(2))
     assert_equal(first, second)
-    assert sum(made(region) for region in find_regions(low).values()) > 0
+    assert all(made(region) > 0 for region in regions)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(running, "programs_of", lambda gm: None)
-        assert_equal(run_detector(low, BATCHES), first)
+        assert_equal(run_detector(low, BATCHES[0]), first)
+
+
+def test_programs_of_several_sizes_share_packed_weights() -> None:
+    model = lowered(small())
+    for count in (1, 2, 3):
+        model(images(count))
+    assert made(model) == 3
+    for layer in (each for each in model.modules() if isinstance(each, Int8Layer)):
+        assert 1 <= len(prepacking.forms_of(layer.weight_integers)) <= 2  # product, convolution
+    model.a.weight_integers.neg_()
+    assert torch.equal(model(images(1)), model.forward(images(1)))
+
+
+@fx.wrap
+def _counted(x: Tensor) -> Tensor:
+    _COUNT.append(1)
+    return x
+
+
+_COUNT: list[int] = []
+
+
+def test_code_that_may_count_its_calls_runs_once_a_call() -> None:
+    model = lowered(Net(lambda m, x: _counted(m.a(x)), a=nn.Linear(8, 4)), torch.randn(2, 8))
+    _COUNT.clear()
+    for _ in range(3):
+        model(torch.randn(2, 8))
+    assert len(_COUNT) == 3
+    assert made(model) == 0
+
+
+def test_graphs_that_draw_random_numbers_draw_the_same_ones() -> None:
+    model = lowered(
+        Net(lambda m, x: m.a(x) + torch.rand_like(x), a=nn.Linear(8, 8)), torch.randn(2, 8)
+    )
+    x, drawn = torch.randn(2, 8), []
+    for function in (model.forward, model, model):
+        torch.manual_seed(3)
+        drawn.append([function(x), function(x)])
+    for each in drawn[1:]:
+        assert all(map(torch.equal, each, drawn[0]))
+    assert made(model) == 0
+
+
+@pytest.mark.parametrize("kind", ["expanded", "negative", "sliced", "parameter"])
+def test_inputs_of_all_kinds_are_taken(kind: str) -> None:
+    model, x = lowered(small()), images()
+    warmed(model, x)
+    given = {
+        "expanded": x[:1].expand(2, -1, -1, -1),
+        "negative": torch.complex(torch.zeros(x.shape), -x).conj().imag,
+        "sliced": torch.randn(2, 3, 8, 16)[..., ::2],
+        "parameter": nn.Parameter(x),
+    }[kind]
+    for _ in range(3):
+        assert torch.equal(model(given), model.forward(given))
 
 
 def test_a_graph_that_changes_its_input_stays_a_graph() -> None:
