@@ -86,10 +86,7 @@ def maker_of(gm: fx.GraphModule, node: fx.Node) -> Maker | None:
         return _KERNELS[node.target]
     if isinstance(module_of(gm, node), Int8Add):
         return _add
-    operation = operation_of(gm, node)
-    if operation.concatenated is not None:
-        return _concatenate
-    return _float_average if operation.averaged is not None else None
+    return _concatenate if operation_of(gm, node).concatenated is not None else None
 
 
 def _quantize(asked: Question, expected: Tensor) -> Made | None:
@@ -167,18 +164,6 @@ def _average(asked: Question, expected: Tensor) -> Made | None:
     return made.then(moves.narrowing(sums, made.result, ratio / count, shift, most))
 
 
-def _float_average(asked: Question, expected: Tensor) -> Made | None:
-    """Average floats over all positions of images."""
-    found, averaged = asked.source(), operation_of(asked.gm, asked.node).averaged
-    if found is None or averaged is None or found[1].dtype != torch.float32:
-        return None
-    node, x = found
-    if x.dim() != 4 or not _averages_positions(x, averaged[0]):
-        return None
-    made = Made(asked.buffers.take(expected.shape, _in_order(expected), torch.float32))
-    return made.then(moves.float_average(x, made.result), source=node)
-
-
 def _averages_positions(x: Tensor, dims: Sequence[int]) -> bool:
     positions = {*range(2, x.dim())}
     return {dim % x.dim() for dim in dims} == positions and is_channels_last(x)
@@ -191,7 +176,7 @@ def _add(asked: Question, expected: Tensor) -> Made | None:
     if len(nodes) != 2 or tuple(nodes) != asked.node.args or module.other is None:
         return None
     a, b = (asked.values[node] for node in nodes)
-    if a.shape != b.shape or a.numel() == 0:
+    if a.shape != b.shape or a.numel() == 0 or {a.dtype, b.dtype} != {torch.uint8}:
         return None
     first, second = asked.floats_like(a), asked.floats_like(a)
     made = Made(asked.buffers.take(first.shape, first.stride(), torch.uint8))

@@ -29,7 +29,7 @@ from fxquant.int8 import (
     random_integers,
     why_not_direct,
 )
-from fxquant.programs.library import Axes, library
+from fxquant.programs.library import Axes, Refused, library
 from fxquant.programs.primitives import (
     BIAS,
     RESULT,
@@ -49,6 +49,7 @@ from fxquant.programs.primitives import (
 _INFERENCE, _DIRECT, _UINT8 = 96, 1, 6  # dnnl_forward_inference, dnnl_convolution_direct, dnnl_u8
 _ROUNDS = 5  # of a race: each call takes 10 µs to some milliseconds
 _MOST_IMAGES = 4  # or threads
+_FLOAT = torch.float32
 _ELTWISE = {
     "tanh": (0x21, 0.0, 0.0),
     "gelu_tanh": (0x2B, 0.0, 0.0),
@@ -273,6 +274,12 @@ def _bound(
     y: tuple[Tensor, Layout],
 ) -> Primitive:
     """Return the primitive with its operands: scales and bias are read anew at each run."""
+    for tensor, dtype in ((weight, torch.int8), (layer.weight_scale, _FLOAT), (bias, _FLOAT)):
+        if tensor is not None and (tensor.dtype is not dtype or not tensor.is_cpu):
+            raise Refused(f"{tensor.dtype} on {tensor.device}, where {dtype} on the CPU is wanted")
+    scale = layer.weight_scale
+    if not scale.is_contiguous() or scale.numel() not in (1, len(layer.weight_integers)):
+        raise Refused(f"scales of shape {tuple(scale.shape)}")
     layout = description.weight_layout()
     forms = prepacking.forms_of(layer.weight_integers)
     known = [form for each, form in forms if each == layout]  # of another program
@@ -284,7 +291,7 @@ def _bound(
         WEIGHT: (known[0], layout),
         RESULT: y,
         SCALES | SOURCE: torch.tensor([layer.input.scale], dtype=torch.float32),
-        SCALES | WEIGHT: layer.weight_scale,
+        SCALES | WEIGHT: scale,
     }
     if bias is not None:
         operands[BIAS] = bias

@@ -1,9 +1,9 @@
 """The C functions of the oneDNN that PyTorch carries.
 
-PyTorch's operators make a primitive of oneDNN anew at every call, which takes longer than a small
-layer's arithmetic: 30 of 65 µs for a product of 196×96 by 96×576 on two cores. A program makes it
-once, by oneDNN's own interface (version 3, whose names, numbers and structures stay what they are).
-PyTorch hides these functions from the dynamic linker; `fxquant.programs.symbols` finds them.
+PyTorch's operators make a primitive of oneDNN anew at every call, which takes as long as a small
+layer's arithmetic. A program makes it once, by oneDNN's own interface (version 3, whose names,
+numbers and structures stay what they are). PyTorch hides these functions from the dynamic linker;
+`fxquant.programs.symbols` finds them.
 """
 
 from __future__ import annotations

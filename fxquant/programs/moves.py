@@ -24,7 +24,7 @@ from fxquant.programs.primitives import (
     Primitive,
 )
 
-_INFERENCE, _MAX, _AVERAGE = 96, 0x1FF, 0x2FF  # dnnl_forward_inference, dnnl_pooling_…
+_INFERENCE, _MAX = 96, 0x1FF  # dnnl_forward_inference, dnnl_pooling_max
 _ADD, _MULTIPLY = 0x1FFF0, 0x1FFF1  # dnnl_binary_…
 _LINEAR, _CLIP, _ROUND = 0x26, 0x2E, 0x32  # dnnl_eltwise_…
 _Step = tuple[str, int, float, float]
@@ -144,24 +144,6 @@ def concatenating(parts: Sequence[Tensor], y: Tensor, dim: int) -> Primitive:
     sizes = (library().engine, Layout.of(y), len(parts), dim, handles, Attributes())
     operands = {MANY + number: part for number, part in enumerate(parts)}
     return Primitive(Description("concat", *sizes), {**operands, RESULT: y})
-
-
-def float_average(x: Tensor, y: Tensor) -> Primitive:
-    """Return what averages floats over all positions.
-
-    Args:
-        x: (N, C, H, W), channels last.
-        y: N · C values in their order.
-    """
-    source = Layout.channels_last(x)
-    result = Layout.strided((*x.shape[:2], 1, 1), (x.shape[1], 1, x.shape[1], x.shape[1]), x.dtype)
-    window = Axes(*x.shape[2:])
-    description = Description(
-        "pooling_forward",
-        *(library().engine, _INFERENCE, _AVERAGE, source, result),
-        *(window, window, Axes(0, 0), Axes(0, 0), Axes(0, 0), Attributes()),
-    )
-    return Primitive(description, {SOURCE: (x, source), RESULT: (y, result)})
 
 
 def max_pool2d(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxquant.programs.library import Axes, library
+from fxquant.programs.library import Axes, Refused, library
 
 SOURCE, OTHER, RESULT, WEIGHT, BIAS, MANY = 1, 2, 17, 33, 41, 1024  # DNNL_ARG_…
 SCRATCHPAD, SCALES, ZERO_POINTS = 80, 4096, 8192
@@ -164,6 +164,8 @@ class _Memory(Owned):
     kind = "memory"
 
     def __init__(self, tensor: Tensor, layout: Layout) -> None:
+        if not tensor.is_cpu:
+            raise Refused(f"a tensor on {tensor.device}")
         self.tensor, self._layout = tensor, layout  # which must live as long
         engine, handle = library().engine, tensor.data_ptr()
         super().__init__(library().made("memory_create", layout.handle, engine, handle))

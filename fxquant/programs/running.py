@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules import module as hooks_of_all
 
 from fxquant.capture import CallNotes, runs_graphs
-from fxquant.int8 import Int8Layer
+from fxquant.int8 import Int8Layer, Int8Module
 from fxquant.programs.building import Unfit, build
 from fxquant.programs.library import Refused, why_unavailable
 from fxquant.programs.program import Program
@@ -81,7 +81,7 @@ class Programs:
         return None if kind is None else self._make(gm, kind, arguments)
 
     def _make(self, gm: fx.GraphModule, kind: _Kind, arguments: Sequence[Any]) -> Program | None:
-        if kind in self._refused or self._num_made >= _MOST_MADE:
+        if kind in self._refused or self._num_made >= _MOST_MADE or _has_watched_layers(gm):
             return None
         if not self._lock.acquire(blocking=False):
             return None
@@ -142,6 +142,12 @@ def run(gm: fx.GraphModule, given: tuple[Any, ...], options: dict[str, Any]) -> 
         note(gm, given, options)
     arguments = programs.arguments(given, options)
     return NotImplemented if arguments is None else programs.run(gm, arguments)
+
+
+def _has_watched_layers(gm: fx.GraphModule) -> bool:
+    """Say whether hooks look at a layer that a primitive would compute."""
+    layers = (each for each in gm.modules() if isinstance(each, Int8Module))
+    return any(each._forward_hooks or each._forward_pre_hooks for each in layers)
 
 
 def _is_note(hook: object) -> bool:

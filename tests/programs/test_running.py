@@ -271,6 +271,26 @@ def test_hooks_run_at_every_call() -> None:
     assert len(calls) == 6
 
 
+def test_hooks_that_were_there_before_the_first_call_run_too() -> None:
+    model, x, calls = lowered(small()), images(), []
+    model.a.register_forward_hook(lambda *_: calls.append(1))
+    for _ in range(3):
+        model(x)
+    assert len(calls) == 3
+
+
+def test_weights_on_another_device_are_refused_by_the_graph() -> None:
+    model, x = lowered(small()), images()
+    expected = warmed(model, x)
+    state = model.state_dict()
+    model.to("meta")
+    for _ in range(2):
+        with pytest.raises(fxquant.LoweringError, match="the weight is on meta"):
+            model(x)
+    model.load_state_dict(state, assign=True)
+    assert torch.equal(model(x), expected)
+
+
 def test_nan_is_told_as_by_the_graph() -> None:
     model, x = lowered(small()), images()
     warmed(model, x)
