@@ -28,13 +28,13 @@ from torch import Tensor, nn
 import fxquant
 from benchmarks.networks.int8_networks import NETWORKS, build, images, network
 from benchmarks.running.allocator import keep_memory
-from benchmarks.running.timing import interleaved_medians
 from fxquant.programs import programs_of
 from fxquant.programs.program import Program
 from fxquant.programs.steps import Call, Execute
 
 _CALIBRATION_IMAGES = 8
 _RUNS = 20  # that oneDNN times
+_WARM_UPS = 5
 
 
 def program_of(model: Any, x: Tensor) -> Program | None:
@@ -81,8 +81,11 @@ def measure(name: str, options: argparse.Namespace) -> tuple[list[Any], list[lis
     if program is None:
         return [name, "no program", *[""] * 6], []
     with torch.inference_mode():
-        ways = {"graph": lambda: lowered.forward(x), "program": lambda: lowered(x)}
-        seconds = interleaved_medians(ways, options.repeats)
+        # Each alone, as its kernels are timed: in turns they find each other's data in the caches.
+        seconds = {
+            "graph": _median(lambda: lowered.forward(x), options.repeats),
+            "program": _median(lambda: lowered(x), options.repeats),
+        }
         kernels = kernel_times(lambda: lowered(x))
         guards = _median(program.is_valid)
         called = [
@@ -105,11 +108,11 @@ def measure(name: str, options: argparse.Namespace) -> tuple[list[Any], list[lis
 
 def _median(function: Callable[[], object], repeats: int = 50) -> float:
     times = []
-    for _ in range(repeats):
+    for _ in range(_WARM_UPS + repeats):
         start = time.perf_counter()
         function()
         times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return statistics.median(times[_WARM_UPS:])
 
 
 def _median_in(program: Program, wanted: Call, x: Tensor) -> float:
