@@ -103,7 +103,7 @@ def _current(integers: Tensor) -> _Packed:
 
 
 class Watch:
-    """Looks whether weights are still those that they were: 0.06 µs each."""
+    """Looks whether weights are still those that they were."""
 
     def __init__(self) -> None:
         self._weights: list[Tensor] = []

@@ -56,7 +56,6 @@ from fxquant.programs.steps import (
 )
 
 _logger = logging.getLogger("fxquant")
-_MOST_OFF = 1e-3  # share of a result's integers that may be one step off
 _KNOWN_PACKAGES = ("torch.", "fxquant.", "torchvision.ops.")
 _CHOSEN: dict[Any, str] = {}
 """Which way was fastest for a layer of some sizes, of those that are right on this machine."""
@@ -336,13 +335,8 @@ class _Builder:
         self._steps.append(Execute(name, primitive))
 
     def _is_right(self, expected: Tensor, found: Tensor) -> bool:
-        """Say whether a result is that of the graph's own node, up to one step at some ties."""
-        if torch.equal(expected, found):
-            return True
-        if expected.dtype != torch.uint8 or expected.shape != found.shape:
-            return False
-        error = (expected.double() - found.double()).abs()
-        return bool(error.max() <= 1 and error.mean() <= _MOST_OFF)
+        """Say whether a result has the bits of the graph's own node."""
+        return torch.equal(expected, found)
 
     def _constant(self, node: fx.Node) -> _Known | None:
         """Return what is the same at every run: sizes, what follows from them, views of memory."""

@@ -216,7 +216,7 @@ class Primitive(Owned):
 
     @property
     def is_slow(self) -> bool:
-        """Whether oneDNN has nothing but plain loops for it, a hundred times as slow."""
+        """Whether oneDNN has nothing but plain loops for it."""
         return self.implementation.startswith("ref")
 
     def leave_litter(self, value: int) -> None:
