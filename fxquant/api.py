@@ -14,17 +14,16 @@ from torch import fx, nn
 
 from fxquant.calibration.counted_call import counted_first_call, is_counted
 from fxquant.calibration.first_calls import is_compared
-from fxquant.calibration.input_keeper import collect_inputs, find_keeper
+from fxquant.calibration.input_keeper import collect_inputs, find_keeper, require_takes_all
 from fxquant.calibration.nonfinite import require_finite
 from fxquant.calibration.observed import check_calibrated
 from fxquant.calling.arguments import Forward, arguments_of, call_on_batch
 from fxquant.calling.description import in_brackets
-from fxquant.calling.examples import batch_call, example_call
+from fxquant.calling.examples import batch_call, example_call, example_calls
 from fxquant.calling.loaders import is_empty, no_batches, require_batches
-from fxquant.capture.example import Call
 from fxquant.capture.partition import capture
 from fxquant.conversion import converted
-from fxquant.errors import CalibrationError, CaptureError
+from fxquant.errors import CalibrationError, CaptureError, FxquantError
 from fxquant.given_passes import Passes
 from fxquant.graph.states import require_float, require_prepared
 from fxquant.mixed_precision.allocation import require_scipy
@@ -298,7 +297,9 @@ def calibrated_copy(
 ) -> nn.Module:
     """Return `calibrate(prepare(model), batches)`, with the first batch for an example.
 
-    Where a later batch contradicts what the first fixed, all begins again without an example.
+    A few samples of it, where they do: the batch is then compared in `calibrate`, as the first call
+    of another size. Where a later batch contradicts what the first fixed, all begins again without
+    an example.
     """
     capture_with = partial(capture, leaf_modules=leaf_modules, regions=_listed(regions))
     prepare_with = partial(prepared_copy, model, recipe, capture_with, verify=verify, passes=passes)
@@ -308,19 +309,28 @@ def calibrated_copy(
     first = list(itertools.islice(iterator, 1))
     if not first:
         raise no_batches(batches, "quantize")
-    call: Call | None = None
     if example_inputs is not None:
-        call = example_call(model, example_inputs)
-    else:
-        call = batch_call(model, first[0], forward)
-    prepared = prepare_with(call=call)
-    try:
+        prepared = prepare_with(call=example_call(model, example_inputs))
         return calibrate_on(prepared, itertools.chain(first, iterator))
-    except CaptureError as error:
-        if example_inputs is not None or call is None or iterator is batches:
-            raise
-        _logger.info("batches differ, so the first is no example for the model: %s", error)
-        return calibrate_on(prepare_with(call=None), batches)
+    if iterator is batches:  # it cannot be read again
+        prepared = prepare_with(call=batch_call(model, first[0], forward))
+        return calibrate_on(prepared, itertools.chain(first, iterator))
+    calls = example_calls(model, first[0], forward)
+    for number, call in enumerate(calls):
+        try:
+            prepared = prepare_with(call=call)
+        except CaptureError as error:
+            if number == len(calls) - 1:
+                raise
+            _logger.info("a few samples are no example for the model: %s", error)
+            continue
+        try:
+            return calibrate_on(prepared, itertools.chain(first, iterator))
+        except CaptureError as error:
+            _logger.info("batches differ, so the first is no example for the model: %s", error)
+            iterator = iter(batches)
+            first = []
+    return calibrate_on(prepare_with(call=None), batches)
 
 
 def _compare_ranks(name: str, recipe: Recipe, model: nn.Module) -> None:
@@ -340,7 +350,14 @@ def _convert(
     if num_ranks() > 1:
         check_calibrated(prepared)  # what each has seen by itself
     inputs = collect_inputs(prepared, recipe.data, batches) if recipe.needs_data else []
-    model = converted(prepared, recipe, inputs, run, passes)
+    try:
+        model = converted(prepared, recipe, inputs, run, passes)
+    except FxquantError:
+        raise
+    except Exception:  # of the caller's code, on data of which one batch of a kind was tried
+        keeper = find_keeper(prepared) if batches is None else None
+        require_takes_all(prepared, inputs if keeper is None else keeper.kept.arguments)
+        raise
     take_first_ranks(model)
     return model
 

@@ -109,7 +109,7 @@ class Result:
     float_top1: float | None
     top1: float | None
     decibels: float | None
-    """SQNR of the rounded network's outputs on the first images, if asked."""
+    """SQNR of the rounded network's outputs on `--test`, or on the first images, if asked."""
     layers: list[LayerTime]
 
 
@@ -131,7 +131,7 @@ def main() -> None:
         seconds = perf_counter() - begin
         if not layers:
             raise SystemExit("AIMET rounded no layer, or no longer by AdaroundOptimizer")
-        judged = images[: options.judged_images]
+        judged = test["images"] if test else images[: options.judged_images]
         if options.outputs and test:
             outputs = {
                 bits: predict(quantize(rounded, images, bits, options, folder), test["images"])
@@ -139,11 +139,11 @@ def main() -> None:
             }
             torch.save(outputs, options.outputs)
         rounded_top1, decibels = None, None
-        if test or len(judged):
+        if len(judged):
             (bits,) = options.activation_bits[:1] or (None,)
             quantized = quantize(rounded, images, bits, options, folder)
             rounded_top1 = top1(quantized, test) if test else None
-            decibels = sqnr(model, quantized, judged) if len(judged) else None
+            decibels = sqnr(model, quantized, judged)
     optimizing = sum(layer.optimizing for layer in layers)
     result = Result(
         aimet=aimet_torch.__version__,
@@ -342,8 +342,8 @@ def quantize(
 @torch.no_grad()
 def sqnr(model: nn.Module, quantized: nn.Module, images: Tensor) -> float:
     """Return the power of the float network's outputs over that of the error, in dB."""
-    expected = model(images)
-    error = quantized(images) - expected
+    expected = predict(model, images)
+    error = predict(quantized, images) - expected
     return 10 * math.log10(expected.square().sum().item() / error.square().sum().item())
 
 

@@ -13,11 +13,12 @@ from tabulate import tabulate
 from benchmarks.running.allocator import keep_memory
 from benchmarks.running.timing import interleaved_medians
 from fxquant.numerics.affine import Affine, Grid
-from fxquant.rounding.activations import Activation, Clamp, Identity
-from fxquant.rounding.adaround import RoundingOptimizer
 from fxquant.rounding.grouped_layer import Rounding
-from fxquant.rounding.losses import Rows, cheaper_loss, product_dtype
-from fxquant.rounding.soft_rounding import Schedule
+from fxquant.rounding.methods.activations import Activation, Clamp, Identity
+from fxquant.rounding.methods.adaround import RoundingOptimizer
+from fxquant.rounding.methods.losses import Rows, cheaper_loss
+from fxquant.rounding.methods.products import product_dtype
+from fxquant.rounding.methods.soft_rounding import Schedule
 
 LAYERS: dict[str, tuple[int, int, int, Activation]] = {
     "16→16 3×3, ReLU": (1, 16, 144, Clamp()),

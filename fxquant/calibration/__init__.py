@@ -19,6 +19,7 @@ from fxquant.calibration.input_keeper import (
     collect_inputs,
     find_keeper,
     keep_inputs,
+    require_takes_all,
     stop_keeping_inputs,
     unbatched_rank_of,
 )
@@ -70,6 +71,7 @@ __all__ = [
     "reference_of",
     "regions_in_order",
     "require_finite",
+    "require_takes_all",
     "sharing_cost",
     "stop_comparing",
     "stop_counting",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -21,7 +21,7 @@ from fxquant.graph.submodules import free_name
 from fxquant.modules.copies import copy_module
 from fxquant.modules.layers import layer_type
 from fxquant.modules.own import OwnModule, as_own
-from fxquant.numerics.containers import map_leaves
+from fxquant.numerics.containers import map_leaves, tensors_in
 from fxquant.recipe.reconstruction import Reconstruction
 from fxquant.stored_names import stored_as
 from fxquant.streaming.running import Arguments
@@ -177,10 +177,7 @@ def collect_inputs(
         given = (arguments_of(model, batch, f"batch {n}") for n, batch in enumerate(batches))
         kept = Batches.taken(given, options.samples, keeper.unbatched_rank)
     if batches is not None or not any(map(_observes, find_regions(model).values())):
-        running = copy_module(model)
-        for number, arguments in enumerate(kept.arguments):
-            with explained(f"batch {number}", arguments):
-                run_unobserved(running, arguments)
+        require_takes_all(model, kept.arguments, one_of_a_kind=True)
     samples = kept.num_samples
     if samples == 0 and batches is not None:
         raise no_batches(batches, "convert")
@@ -192,6 +189,25 @@ def collect_inputs(
     if samples < options.samples:
         _logger.info("reconstruction: %d samples, of %d at most", samples, options.samples)
     return list(regrouped(model, kept, options.batch_size).arguments)
+
+
+def require_takes_all(
+    model: nn.Module, calls: Sequence[Arguments], *, one_of_a_kind: bool = False
+) -> None:
+    """Raise `CalibrationError` if a prepared model raises an error on one of `calls`.
+
+    Args:
+        model: the prepared one; a copy runs, which observes nothing.
+        calls: what it is called with.
+        one_of_a_kind: leave out those that have the sizes and types of another one.
+    """
+    running, seen = copy_module(model), set()
+    for number, arguments in enumerate(calls):
+        kind = str([(each.shape, each.dtype) for each in tensors_in(arguments)])
+        if not one_of_a_kind or kind not in seen:
+            with explained(f"batch {number}", arguments):
+                run_unobserved(running, arguments)
+        seen.add(kind)
 
 
 def _observes(gm: fx.GraphModule) -> bool:

@@ -15,6 +15,7 @@ from fxquant.calling.examples import (
     check_folding,
     example_arguments,
     example_call,
+    example_calls,
     run_examples,
 )
 from fxquant.calling.explanation import explained
@@ -36,6 +37,7 @@ __all__ = [
     "detached_copy",
     "example_arguments",
     "example_call",
+    "example_calls",
     "explained",
     "in_brackets",
     "is_empty",

@@ -22,11 +22,12 @@ from fxquant.capture.naming import find_regions
 from fxquant.capture.recording.state import left_as_it_is
 from fxquant.errors import PassError
 from fxquant.modules.copies import copy_module
-from fxquant.numerics.containers import cloned, map_leaves
+from fxquant.numerics.containers import cloned, map_leaves, tensors_in
 from fxquant.numerics.decibels import sqnr
 from fxquant.streaming.running import interpreted
 
 _logger = logging.getLogger("fxquant")
+_FEW = 8  # samples of an example: more would show the same
 _MIN_FOLDING_SQNR = 40.0  # dB; float16 folds to about 60, a wrong fold to less than 20
 
 
@@ -187,6 +188,55 @@ def batch_call(
     call = plain_call(model, batch, where)
     require_takes(model, call, where, batch)
     return call
+
+
+def example_calls(
+    model: nn.Module, batch: Any, forward: Callable[..., Any] | None, where: str = "batch 0"
+) -> list[Call]:
+    """Return the calls that may stand for a batch as an example, the cheapest first.
+
+    Its first few samples, where the model takes them alone, then all of it; see `batch_call`.
+    """
+    unwrapped_model = unwrapped(model)
+    if forward is None:
+        call: Call | None = plain_call(unwrapped_model, batch, where)
+    else:
+        call = _call_by(forward, unwrapped_model, batch, where)
+    few = None if call is None else few_of(call)
+    if call is not None and few is not None and _takes(unwrapped_model, few):
+        return [few, call]
+    if call is not None and forward is None:
+        require_takes(unwrapped_model, call, where, batch)
+    return [] if call is None else [call]
+
+
+def few_of(call: Call) -> Call | None:
+    """Return the same call of a few samples; None if it has no more, or what a sample is is open.
+
+    That is known where the first axes of all tensors are of one length.
+
+    >>> few_of(Call((torch.zeros(32, 3),), {"mask": torch.zeros(32, 5)})).args[0].shape
+    torch.Size([8, 3])
+    """
+    given = [*call.args, *call.kwargs.values()]
+    if any(not isinstance(each, Tensor) and [*tensors_in(each)] for each in given):
+        return None
+    lengths = {len(each) if each.dim() > 1 else 0 for each in given if isinstance(each, Tensor)}
+    if len(lengths) != 1 or max(lengths) <= _FEW:
+        return None
+
+    def cut(value: Any) -> Any:
+        return value[:_FEW] if isinstance(value, Tensor) else value
+
+    return Call(tuple(map(cut, call.args)), {key: cut(each) for key, each in call.kwargs.items()})
+
+
+def _takes(model: nn.Module, call: Call) -> bool:
+    try:
+        run_calls(copy_without_wrappers(model, {}).eval(), [call], seed=0)
+    except Exception:  # the caller's code may raise anything
+        return False
+    return True
 
 
 def require_takes(model: nn.Module, call: Call, where: str, batch: Any) -> None:

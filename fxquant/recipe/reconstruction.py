@@ -32,8 +32,8 @@ class Reconstruction:
 
     method: Method = "adaround"
     """"adaround" learns which way each weight rounds; "adaquant" weights, scales and biases, freely
-    (`fxquant.rounding.adaquant`); "gram" solves for integers and biases on the inputs' Gram matrix,
-    in no steps at all (`fxquant.rounding.gram`)."""
+    (`fxquant.rounding.methods.adaquant`); "gram" solves for integers, scales and biases on the
+    inputs' Gram matrix, in no steps at all (`fxquant.rounding.methods.gram`)."""
     parallel: bool = False
     """Learn from the float network's inputs, not from those that the layers in front of it, once
     quantized, give."""
@@ -56,7 +56,7 @@ class Reconstruction:
     learning_rate: float = 0.1
     """Of Adam, on V."""
     regularization: float = 0.3
-    """λ of Eq. (18), in units that do not depend on scales (`fxquant.rounding.adaround`)."""
+    """λ of Eq. (18), in units that do not depend on scales: `fxquant.rounding.methods.adaround`."""
     warm_start: float = 0.2
     """The share of the steps, from the first, that goes without the regulariser."""
     beta: tuple[float, float] = (8.0, 2.0)

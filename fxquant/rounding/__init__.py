@@ -5,7 +5,7 @@ from fxquant.rounding.blocks.learner import BlockLearner
 from fxquant.rounding.blocks.sides import BlocksSideBySide, ends_in_float
 from fxquant.rounding.grouped_layer import Rounding
 from fxquant.rounding.in_turn import TITLES, learn_in_turn
-from fxquant.rounding.learners import Learned, learn
+from fxquant.rounding.methods.learners import Learned, learn
 from fxquant.rounding.pool import RowPool
 from fxquant.rounding.side_by_side import LayersSideBySide, Lesson
 from fxquant.rounding.smoothing.choice import best_smoothing

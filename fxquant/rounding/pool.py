@@ -10,7 +10,7 @@ from torch import Tensor
 from fxquant.errors import CalibrationError
 from fxquant.modules.layers import Layer, num_groups
 from fxquant.recipe.reconstruction import Reconstruction
-from fxquant.rounding.losses import Rows
+from fxquant.rounding.methods.losses import Rows
 from fxquant.rounding.rows import sample_rows
 
 _MAX_BYTES = 512 << 20  # of a pool's inputs: a depthwise layer of 960 channels has 35 KB a row

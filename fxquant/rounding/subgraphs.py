@@ -18,7 +18,7 @@ from fxquant.graph.records import refuse
 from fxquant.modules.figures import LearnedRounding
 from fxquant.modules.layers import as_layer
 from fxquant.modules.quantized_layer import QuantizedLayer
-from fxquant.rounding.activations import Activation, Clamp, Differentiated, Identity
+from fxquant.rounding.methods.activations import Activation, Clamp, Differentiated, Identity
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ After:   conv = QuantizedConv2d(x)     # each rounded so that the layer's output
 The float graph and the quantized one run side by side (`fxquant.streaming.stream`), each node once.
 At a quantized layer the inputs that the quantized graph gives it and the float graph's output
 behind the activation are at hand: rows of them are drawn (`fxquant.rounding.pool`), the rounding is
-learned (`fxquant.rounding.learners`), and the streams go on with the new weight. What was learned
-is kept only if it is no worse than rounding to nearest on samples that it did not learn from.
+learned (`fxquant.rounding.methods.learners`), and the streams go on with the new weight. What was
+learned is kept only if it is no worse than rounding to nearest on samples that it did not learn
+from.
 
 With `parallel=True` inputs are the float network's, as if each layer were quantized alone.
 Under `torch.distributed` each rank runs on its own batches, and gradients are summed.
@@ -31,7 +32,7 @@ from fxquant.passes.pipeline import Pass
 from fxquant.passes.starting_points import CONVERTED
 from fxquant.rounding.grouped_layer import Rounding
 from fxquant.rounding.in_turn import TITLES, learn_in_turn
-from fxquant.rounding.learners import Learned, learn
+from fxquant.rounding.methods.learners import Learned, learn
 from fxquant.rounding.pool import RowPool
 from fxquant.rounding.side_by_side import LayersSideBySide, Lesson
 from fxquant.rounding.subgraphs import Subgraph, find_subgraphs

@@ -12,7 +12,7 @@ from benchmarks.rounding import adaround_accuracy, adaround_depth, adaround_opti
 from benchmarks.rounding import adaround_steps as steps
 from fxquant.modules.quantized_layer import QuantizedLayer
 from fxquant.passes import FoldBatchNorm, QuantizeWeights
-from fxquant.rounding.activations import Activation, Clamp, Identity
+from fxquant.rounding.methods.activations import Activation, Clamp, Identity
 
 
 def test_both_ways_of_collecting_give_every_layer_every_batch() -> None:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import fxquant
 from fxquant import Recipe
-from fxquant.rounding.activations import Clamp, Differentiated, Identity
+from fxquant.rounding.methods.activations import Clamp, Differentiated, Identity
 from fxquant.rounding.subgraphs import Subgraph, find_subgraphs
 from tests.helpers import Net, node, refusals, whole
 

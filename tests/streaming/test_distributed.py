@@ -19,7 +19,7 @@ from datetime import timedelta
 from pathlib import Path
 from torch import distributed, nn
 import fxquant
-from fxquant.rounding import learners
+from fxquant.rounding.methods import learners
 
 torch.set_num_threads(1)
 ranks = int(os.environ.get("WORLD_SIZE", 1))

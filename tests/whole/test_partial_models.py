@@ -27,9 +27,9 @@ from fxquant.modules.observers import Observer
 from fxquant.modules.quantized_layer import QuantizedLayer
 from fxquant.numerics.decibels import sqnr
 from fxquant.passes.convert import reconstruct_rounding
-from fxquant.rounding import learners
-from fxquant.rounding.adaround import learn_rounding
-from fxquant.rounding.losses import Rows
+from fxquant.rounding.methods import learners
+from fxquant.rounding.methods.adaround import learn_rounding
+from fxquant.rounding.methods.losses import Rows
 from fxquant.rounding.pool import RowPool
 from tests.detectors import (
     BATCHES,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import fxquant
 from fxquant import Recipe
-from fxquant.rounding import adaround
+from fxquant.rounding.methods import adaround
 from fxquant.streaming.identity import digest
 from tests.processes import ranks
 
@@ -144,13 +144,13 @@ def between_layers(rank: int, patch: pytest.MonkeyPatch) -> object:
         return learnt
 
     if rank:
-        patch.setattr("fxquant.rounding.learners.learn_rounding", learn)
+        patch.setattr("fxquant.rounding.methods.learners.learn_rounding", learn)
     return quantized(rank)
 
 
 def in_adaquant(rank: int, patch: pytest.MonkeyPatch) -> object:
     if rank:
-        patch.setattr("fxquant.rounding.learners.learn_freely", lambda *_: [][1])
+        patch.setattr("fxquant.rounding.methods.learners.learn_freely", lambda *_: [][1])
     return quantized(rank, Recipe.adaround(method="adaquant", steps=9))
 
 
@@ -345,7 +345,7 @@ def test_a_killed_rank_is_missed_and_named(number: int, tmp_path: Path) -> None:
 
     def killed(rank: int) -> str:
         if rank == 1:
-            pytest.MonkeyPatch().setattr("fxquant.rounding.learners.learn_rounding", dies)
+            pytest.MonkeyPatch().setattr("fxquant.rounding.methods.learners.learn_rounding", dies)
         return quantized(rank)
 
     ended = ranks(number, killed, tmp_path)

@@ -14,8 +14,8 @@ from torch import Tensor, fx, nn
 
 import fxquant
 from fxquant import Recipe, StorageError
-from fxquant.rounding import learners
-from fxquant.rounding.adaround import learn_rounding
+from fxquant.rounding.methods import learners
+from fxquant.rounding.methods.adaround import learn_rounding
 from fxquant.streaming.checkpoint import Checkpoint
 from fxquant.whole_files import write_whole
 from tests.helpers import whole

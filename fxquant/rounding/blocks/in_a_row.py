@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import fx
 
-from fxquant.rounding.activations import Identity
 from fxquant.rounding.blocks.flow import Flow
 from fxquant.rounding.blocks.region import Region
+from fxquant.rounding.methods.activations import Identity
 from fxquant.rounding.subgraphs import Subgraph
 
 

@@ -4,8 +4,9 @@
 
 f is all that a block computes, activation functions and residual additions included, so that the
 roundings of one layer make up for those of another (BRECQ: Li et al., 2021). V and h are AdaRound's
-(`fxquant.rounding.adaround`); all V of the block are optimized at once. With `method="adaquant"`
-integers, scales and biases are free, and there is no λ (`fxquant.rounding.blocks.weights`). Scales
+(`fxquant.rounding.methods.adaround`); all V of the block are optimized at once. With
+`method="adaquant"` integers, scales and biases are free, and there is no λ
+(`fxquant.rounding.blocks.weights`). Scales
 of activations follow the gradient of LSQ (Esser et al., 2020), ∂x̂/∂s = q - x/s inside of the grid,
 q where it clips; Adam moves their logarithms, so that its learning rate is relative.
 
@@ -13,10 +14,10 @@ In each step each element of an activation stays in float with a probability, an
 input the float network's value is taken: so the roundings fit activations as a whole, not the
 integers of the calibration data alone (QDrop: Wei et al., 2022).
 
-λ is in units that do not depend on scales, as in `fxquant.rounding.adaround`: by what the block's
-squared error grows when a weight goes to the next integer, s² Σ (∂f/∂W)², averaged over the weights
-of an output channel. For a last layer without an activation that is the s² E[x̂²] of a layer by
-itself. Random signs r give it: E[(∂(r·f)/∂W)²] = Σ (∂f/∂W)² (Hutchinson's estimator).
+λ is in units that do not depend on scales, as in `fxquant.rounding.methods.adaround`: by what the
+block's squared error grows when a weight goes to the next integer, s² Σ (∂f/∂W)², averaged over the
+weights of an output channel. For a last layer without an activation that is the s² E[x̂²] of a layer
+by itself. Random signs r give it: E[(∂(r·f)/∂W)²] = Σ (∂f/∂W)² (Hutchinson's estimator).
 
 Where the machine multiplies bfloat16 in hardware, and what that loses is a hundredth of what
 rounding to nearest does, steps are taken in it; what was learned is judged in float32.
@@ -42,8 +43,8 @@ from fxquant.rounding.blocks.learned_scale import Drops, Quantizer, round_activa
 from fxquant.rounding.blocks.region import Path
 from fxquant.rounding.blocks.samples import Batch, Samples
 from fxquant.rounding.blocks.weights import FreeWeight, LearnedLayer, LearnedWeight, RoundedWeight
-from fxquant.rounding.losses import multiplies_bfloat16
-from fxquant.rounding.soft_rounding import Schedule
+from fxquant.rounding.methods.products import multiplies_bfloat16
+from fxquant.rounding.methods.soft_rounding import Schedule
 
 _PROBES = 8  # random signs for the units of λ
 _MARGIN = 20.0  # dB, of steps in bfloat16 over rounding to nearest, which learning is to improve

@@ -1,6 +1,6 @@
 """Weights of a block's layers as learning sees them: what is learned, and with what gradients.
 
-* `RoundedWeight`: which way each value rounds (AdaRound: `fxquant.rounding.soft_rounding`).
+* `RoundedWeight`: which way each value rounds (AdaRound: `fxquant.rounding.methods.soft_rounding`).
 * `FreeWeight`: integers, scales and biases, freely, by gradients that go straight through the
   rounding (AdaQuant: Hubara et al., 2020). With the values V in steps of the grid,
 
@@ -24,7 +24,7 @@ from torch import Tensor
 from fxquant.modules.layers import Layer, as_layer, output_rows, per_output
 from fxquant.modules.quantized_layer import QuantizedLayer
 from fxquant.numerics.affine import Affine
-from fxquant.rounding.soft_rounding import SoftWeight
+from fxquant.rounding.methods.soft_rounding import SoftWeight
 
 
 @dataclass(frozen=True, eq=False)

@@ -219,7 +219,7 @@ def test_a_layer_behind_itself_is_learned_once() -> None:
 
 def test_keeps_nearest_rounding_where_learning_is_worse(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "fxquant.rounding.learners.learn_rounding",
+        "fxquant.rounding.methods.learners.learn_rounding",
         lambda rounding, loss, schedule: rounding.affine.lowest.expand_as(rounding.weight).clone(),
     )
     model, x = nn.Sequential(nn.Linear(6, 4)), correlated(64, 6)

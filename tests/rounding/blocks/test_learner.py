@@ -15,7 +15,7 @@ from fxquant.passes import QuantizeWeights
 from fxquant.rounding.blocks.find import Block, find_blocks
 from fxquant.rounding.blocks.learner import BlockLearner
 from fxquant.rounding.blocks.samples import Samples
-from fxquant.rounding.soft_rounding import soft_rounding
+from fxquant.rounding.methods.soft_rounding import soft_rounding
 from tests.helpers import Net, apply, whole
 
 OPTIONS = Reconstruction(steps=120, samples=256, drop=0.0)

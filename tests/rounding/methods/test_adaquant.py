@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from fxquant.numerics.affine import Affine, Grid
-from fxquant.rounding.activations import Clamp, Identity
-from fxquant.rounding.adaquant import learn_freely
 from fxquant.rounding.grouped_layer import Rounding
-from fxquant.rounding.losses import Rows, SampledRows
+from fxquant.rounding.methods.activations import Clamp, Identity
+from fxquant.rounding.methods.adaquant import learn_freely
+from fxquant.rounding.methods.losses import Rows, SampledRows
 
 TWO_BITS = Grid(-2, 1)
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fxquant.rounding.activations import Activation, Clamp, Differentiated, Identity
-from fxquant.rounding.losses import Loss, Moments, Rows, SampledRows, cheaper_loss
+from fxquant.rounding.methods.activations import Activation, Clamp, Differentiated, Identity
+from fxquant.rounding.methods.losses import Loss, Moments, Rows, SampledRows, cheaper_loss
 
 ACTIVATIONS = [Identity(), Clamp(), Clamp(0.0, 0.5), Differentiated(F.silu)]
 
@@ -126,7 +126,7 @@ def test_ranks_that_sum_their_gradients_give_the_whole_gradient(
     for make in makers:
         alone = make(whole)
         with monkeypatch.context() as patch:
-            patch.setattr("fxquant.rounding.losses.num_ranks", lambda: 2)
+            patch.setattr("fxquant.rounding.methods.losses.num_ranks", lambda: 2)
             losses = [make(part) for part in parts]
         total = sum((gradient(loss, difference) for loss in losses), torch.zeros_like(weight))
         expected = gradient(alone, difference)

@@ -1,9 +1,9 @@
 """From rows of a layer's inputs and targets to its integer weight: `Reconstruction.method`.
 
-* "adaround": which way each weight rounds (`fxquant.rounding.adaround`);
-* "adaquant": weight, scale and bias, freely (`fxquant.rounding.adaquant`);
+* "adaround": which way each weight rounds (`fxquant.rounding.methods.adaround`);
+* "adaquant": weight, scale and bias, freely (`fxquant.rounding.methods.adaquant`);
 * "gram": integers, scale and bias by the inputs' Gram matrix, without gradients
-  (`fxquant.rounding.gram`).
+  (`fxquant.rounding.methods.gram`).
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from torch.nn import functional as F
 from fxquant.modules.layers import Layer
 from fxquant.modules.quantized_layer import QuantizedLayer
 from fxquant.recipe.reconstruction import Reconstruction
-from fxquant.rounding.activations import Activation
-from fxquant.rounding.adaquant import learn_freely
-from fxquant.rounding.adaround import learn_rounding
-from fxquant.rounding.gram import GramProblem, round_on_gram
 from fxquant.rounding.grouped_layer import Rounding
-from fxquant.rounding.losses import Loss, Rows, cheaper_loss, mean_over_ranks, product_dtype
-from fxquant.rounding.refit import refit
-from fxquant.rounding.soft_rounding import Schedule
+from fxquant.rounding.methods.activations import Activation
+from fxquant.rounding.methods.adaquant import learn_freely
+from fxquant.rounding.methods.adaround import learn_rounding
+from fxquant.rounding.methods.gram import GramProblem, round_on_gram
+from fxquant.rounding.methods.losses import Loss, Rows, cheaper_loss
+from fxquant.rounding.methods.moments import InputMoments
+from fxquant.rounding.methods.products import product_dtype
+from fxquant.rounding.methods.refit import refit
+from fxquant.rounding.methods.soft_rounding import Schedule
 from fxquant.streaming.distributed import copy_from_first_rank, gather_objects
 
 _FREE_RATE = 0.1  # AdaQuant's learning rate as a share of AdaRound's, which is one of V
@@ -33,7 +35,7 @@ _SWEEPS = 8
 
 @dataclass(frozen=True, eq=False)
 class Learned:
-    """What a layer computes with from now on; grouped as in `fxquant.rounding.losses`."""
+    """What a layer computes with from now on; grouped as in `fxquant.rounding.methods.losses`."""
 
     integers: Tensor
     """Minus the zero-point: (groups, out, in)."""
@@ -130,12 +132,10 @@ def _on_gram(
 ) -> Learned:
     error = torch.empty_like(rows.outputs)
     activation.write_gradient(rows.outputs, rows.targets, error)
-    inputs, errors = (mean_over_ranks(each.sum(dim=1), rows) for each in (rows.inputs, error))
-    centred = rows.inputs - inputs[:, None]
-    gram, cross = (mean_over_ranks(torch.bmm(each.mT, centred), rows) for each in (centred, error))
-    integers, scale = round_on_gram(GramProblem(rounding, gram, cross), _SWEEPS)
+    moments = InputMoments.of(rows, error)
+    integers, scale = round_on_gram(GramProblem(rounding, moments.gram, moments.cross), _SWEEPS)
     difference = integers * scale - rounding.weight
-    shift = -errors - torch.bmm(difference, inputs[:, :, None]).squeeze(2)
+    shift = -moments.errors - torch.bmm(difference, moments.inputs[:, :, None]).squeeze(2)
     return Learned(integers, scale, shift)
 
 

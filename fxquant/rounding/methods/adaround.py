@@ -4,14 +4,14 @@
     W̃ = s · clamp(⌊W/s⌋ + h(V), n, p)                                        (19)
     h(V) = clamp(σ(V)(ζ - γ) + γ, 0, 1),  ζ = 1.1, γ = -0.1                  (20)
 
-V starts where h(V) = W/s - ⌊W/s⌋ (`fxquant.rounding.soft_rounding`); Adam; no regulariser during
-the warm start, then β falls linearly.
+V starts where h(V) = W/s - ⌊W/s⌋ (`fxquant.rounding.methods.soft_rounding`); Adam; no regulariser
+during the warm start, then β falls linearly.
 
 An output channel's error is measured in units of s² E[x̂²], so that λ weighs the same whatever the
 scale of weights and inputs is; the paper's λ does not.
 
-The data's part of the loss is `fxquant.rounding.losses`'; tensors are grouped as there: (groups,
-out, in).
+The data's part of the loss is `fxquant.rounding.methods.losses`'; tensors are grouped as there:
+(groups, out, in).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from fxquant.rounding.grouped_layer import Rounding
-from fxquant.rounding.losses import Loss
-from fxquant.rounding.soft_rounding import (
+from fxquant.rounding.methods.losses import Loss
+from fxquant.rounding.methods.soft_rounding import (
     BETA1,
     BETA2,
     EPS,

@@ -20,14 +20,12 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from fxquant.rounding.activations import Activation, Differentiated, Identity
+from fxquant.rounding.methods.activations import Activation, Differentiated, Identity
 from fxquant.streaming.distributed import (
     SumsOfSteps,
     num_ranks,
@@ -218,30 +216,3 @@ def cheaper_loss(
     if isinstance(activation, Identity) and object_from_first_rank(moments <= sampled):
         return Moments(rows)
     return SampledRows(rows, activation, num_rows, dtype)
-
-
-_LARGE = 1 << 15  # weights; below, converting costs what multiplying saves
-
-
-def product_dtype(inputs: Tensor, num_outputs: int) -> torch.dtype:
-    """Return the dtype in which products of `inputs` (groups, rows, in) and weights are fastest.
-
-    bfloat16 where the processor or GPU multiplies it in hardware, 2.5 times as fast as float32 on
-    AVX-512, and the weight is large enough; else float32.
-    """
-    is_large = inputs.shape[0] == 1 and inputs.shape[2] * num_outputs >= _LARGE
-    return torch.bfloat16 if is_large and multiplies_bfloat16(inputs.device.type) else torch.float32
-
-
-@cache
-def multiplies_bfloat16(device: str) -> bool:
-    """Say whether the processor or the GPU has instructions for products of bfloat16."""
-    if device == "cuda":
-        return torch.cuda.get_device_capability() >= (8, 0)
-    if device != "cpu":
-        return False
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags

@@ -13,7 +13,7 @@ units of its scale, and scales by factors, so that one learning rate fits all la
 end anywhere on the grid, where AdaRound's end next to W/s.
 
 The bias is the weight of one more input, which is always 1; tensors are grouped as in
-`fxquant.rounding.losses`: (groups, out, in).
+`fxquant.rounding.methods.losses`: (groups, out, in).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fxquant.rounding.grouped_layer import Rounding
-from fxquant.rounding.losses import Loss
+from fxquant.rounding.methods.losses import Loss
 
 _BETAS = (0.9, 0.999)
 _WEIGHT_RATE, _SCALE_RATE, _BIAS_RATE = 1.0, 0.1, 0.1  # of the learning rate

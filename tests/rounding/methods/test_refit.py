@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fxquant.numerics.affine import Affine, Grid
-from fxquant.rounding.activations import Activation, Clamp, Differentiated, Identity
 from fxquant.rounding.grouped_layer import Rounding
-from fxquant.rounding.losses import Rows
-from fxquant.rounding.refit import Refit, refit
+from fxquant.rounding.methods.activations import Activation, Clamp, Differentiated, Identity
+from fxquant.rounding.methods.losses import Rows
+from fxquant.rounding.methods.refit import Refit, refit
 
 ACTIVATIONS = {
     "none": Identity(),

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fxquant.numerics.affine import Affine, Grid
-from fxquant.rounding.activations import Activation, Clamp, Identity
-from fxquant.rounding.adaround import RoundingOptimizer, learn_rounding
 from fxquant.rounding.grouped_layer import Rounding
-from fxquant.rounding.losses import Loss, Rows, cheaper_loss
-from fxquant.rounding.soft_rounding import Schedule, soft_rounding
+from fxquant.rounding.methods.activations import Activation, Clamp, Identity
+from fxquant.rounding.methods.adaround import RoundingOptimizer, learn_rounding
+from fxquant.rounding.methods.losses import Loss, Rows, cheaper_loss
+from fxquant.rounding.methods.soft_rounding import Schedule, soft_rounding
 
 SCHEDULE = Schedule(400, 0.05, 0.3, 0.2, (8.0, 2.0))
 THREE_BITS = Grid(-4, 3)
@@ -142,7 +142,7 @@ def test_large_layers_are_done_block_by_block_with_the_same_result(
     rounding, rows = problem(groups=2, out=6)
     results = []
     for block in (1 << 18, 32):
-        monkeypatch.setattr("fxquant.rounding.adaround._BLOCK", block)
+        monkeypatch.setattr("fxquant.rounding.methods.adaround._BLOCK", block)
         loss = cheaper_loss(rows, Clamp(), 256, 400)
         results.append(learn_rounding(rounding, loss, SCHEDULE))
     assert torch.equal(*results)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxquant.rounding.activations import Activation, Clamp, Differentiated, Identity
+from fxquant.rounding.methods.activations import Activation, Clamp, Differentiated, Identity
 
 Function = Callable[[Tensor], Tensor]
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fxquant.numerics.affine import Affine, Grid
-from fxquant.rounding.gram import GramProblem, round_at_scale, round_on_gram
 from fxquant.rounding.grouped_layer import Rounding
+from fxquant.rounding.methods.gram import GramProblem, round_on_gram, rounded_at_scale
 
 SWEEPS = 50
 
@@ -50,13 +50,13 @@ def nearest(of: GramProblem, scale: Tensor) -> Tensor:
     return replace(of.rounding.affine, scale=scale).quantize(of.rounding.weight)
 
 
-@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize(("groups", "outputs"), [(1, 3), (4, 3), (4, 1)])
 @pytest.mark.parametrize("bits", [2, 3, 8])
-def test_no_change_of_one_integer_is_better(groups: int, bits: int) -> None:
-    given = problem(groups=groups, bits=bits)
+def test_no_change_of_one_integer_is_better(groups: int, outputs: int, bits: int) -> None:
+    given = problem(groups=groups, outputs=outputs, bits=bits, inputs=9)
     grid, scale = given.rounding.affine.grid, given.rounding.affine.scale
     of, _ = given.ordered()
-    integers = round_at_scale(of, scale, SWEEPS)
+    integers = rounded_at_scale(of, scale, SWEEPS).integers
     best = of.loss(integers, scale)
     assert torch.equal(integers, integers.round())
     assert integers.min() >= grid.quant_min

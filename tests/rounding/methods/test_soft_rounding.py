@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from fxquant.numerics.affine import Affine, Grid
-from fxquant.rounding.soft_rounding import Schedule, SoftWeight, initial_v, soft_rounding
+from fxquant.rounding.methods.soft_rounding import Schedule, SoftWeight, initial_v, soft_rounding
 
 
 def affine(scale: Tensor) -> Affine:

@@ -22,9 +22,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fxquant.rounding.activations import Activation
 from fxquant.rounding.grouped_layer import Rounding
-from fxquant.rounding.losses import Rows, mean_over_ranks
+from fxquant.rounding.methods.activations import Activation
+from fxquant.rounding.methods.losses import Rows, mean_over_ranks
+from fxquant.rounding.methods.moments import InputMoments
 from fxquant.streaming.distributed import sum_over_ranks
 
 _SHARES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 1e-3)
@@ -68,7 +69,7 @@ def refit(rounding: Rounding, rows: Rows, judged: Rows, activation: Activation) 
     best, least = unchanged, judge.error(unchanged)
     if least <= _EXACT * judge.signal:
         return unchanged
-    problem = _Problem.of(rows, activation)
+    problem = _Problem(rows, activation)
     for share in (None, *_SHARES):
         found = problem.solve(rounding, share)
         error = judge.error(found)
@@ -79,47 +80,32 @@ def refit(rounding: Rounding, rows: Rows, judged: Rows, activation: Activation) 
     return best
 
 
-@dataclass(frozen=True, eq=False)
 class _Problem:
-    """The moments of the regression, over all ranks."""
+    """The regression, on the moments of all ranks' rows."""
 
-    inputs: Tensor
-    """E[x̂], (groups, in)."""
-    error: Tensor
-    """E[t - y] where f lets through, (groups, out)."""
-    gram: Tensor
-    """Of x̂ about its mean, (groups, in, in)."""
-    cross: Tensor
-    """Of t - y with that, (groups, out, in)."""
-
-    @classmethod
-    def of(cls, rows: Rows, activation: Activation) -> _Problem:
-        """Gather the moments of `rows`."""
+    def __init__(self, rows: Rows, activation: Activation) -> None:
         error, slope = torch.empty_like(rows.outputs), torch.empty_like(rows.outputs)
         activation.write_gradient(rows.outputs, rows.targets, error)
         activation.write_gradient(rows.outputs, activation(rows.outputs) - 1, slope)
-        inputs, mean_error, is_open = (
-            mean_over_ranks(each.sum(dim=1), rows) for each in (rows.inputs, error, slope.square_())
-        )
-        is_open = is_open.clamp(min=_LEAST_OPEN)
-        centred = rows.inputs - inputs[:, None]
-        gram, cross = (
-            mean_over_ranks(torch.bmm(each.mT, centred), rows) for each in (centred, error)
-        )
-        return cls(inputs, -mean_error / is_open, gram, -cross / is_open[..., None])
+        moments = InputMoments.of(rows, error)
+        is_open = mean_over_ranks(slope.square_().sum(dim=1), rows).clamp(min=_LEAST_OPEN)
+        self._inputs, self._gram = moments.inputs, moments.gram
+        self._error = -moments.errors / is_open  # E[t - y] where f lets through, (groups, out)
+        self._cross = -moments.cross / is_open[..., None]
 
     def solve(self, rounding: Rounding, share: float | None) -> Refit:
         """Return the layer for μ = share · mean E[x̂²]; for None, with ΔW = 0."""
         if share is None:
-            return Refit(rounding, self.error, None)
-        power = self.gram.diagonal(dim1=1, dim2=2)
+            return Refit(rounding, self._error, None)
+        power = self._gram.diagonal(dim1=1, dim2=2)
         mean = power.mean(dim=1, keepdim=True).clamp(min=1e-30)
-        damped = self.gram + torch.diag_embed((share * mean).expand_as(power))
+        damped = self._gram.clone()
+        damped.diagonal(dim1=1, dim2=2).add_(share * mean)
         factor, failed = torch.linalg.cholesky_ex(damped)
         if torch.any(failed):
-            return Refit(rounding, self.error, None)
-        change = torch.cholesky_solve(self.cross.mT, factor).mT * (rounding.weight != 0)
-        shift = self.error - torch.bmm(change, self.inputs[:, :, None]).squeeze(2)
+            return Refit(rounding, self._error, None)
+        change = torch.cholesky_solve(self._cross.mT, factor).mT * (rounding.weight != 0)
+        shift = self._error - torch.bmm(change, self._inputs[:, :, None]).squeeze(2)
         return Refit(replace(rounding, weight=rounding.weight + change), shift, share)
 
 
