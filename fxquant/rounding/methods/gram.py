@@ -74,7 +74,7 @@ class OrderedProblem(GramProblem):
     def free(self) -> Tensor:
         """The free minimum of (2), W - C H⁻¹."""
         half = torch.linalg.solve_triangular(self.root, self.cross.mT, upper=True)
-        solved = torch.linalg.solve_triangular(self.root.mT, half, upper=False)
+        solved: Tensor = torch.linalg.solve_triangular(self.root.mT, half, upper=False)
         return self.rounding.weight - solved.mT
 
     @cached_property
