@@ -201,12 +201,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--images", type=int, help="1,024 for cifar, 256 for resnet18")
-    parser.add_argument("--bits", type=int, default=3)
+    parser.add_argument("--bits", type=int, help="3 for cifar, 4 for resnet18")
     parser.add_argument("--own-steps", type=int, nargs="+")
     parser.add_argument("--peer-steps", type=int, nargs="+")
     parser.add_argument("--peer", type=Path, default=HERE / ".cache" / "aimet", help="its venv")
     options = parser.parse_args()
     keep_memory()
+    options.bits = options.bits or {"cifar": 3, "resnet18": 4}[options.network]
     if options.network == "cifar":
         if options.data is None or options.weights is None:
             parser.error("cifar needs --data and --weights")

@@ -131,10 +131,11 @@ class BlockLearner:
         rates = [
             torch.optim.lr_scheduler.CosineAnnealingLR(each, options.steps) for each in falling
         ]
-        for beta in Schedule.of(options).betas():
+        schedule = Schedule.of(options)
+        for beta in schedule.betas():
             loss = self._loss(self._samples.draw())
             for each in rounded if beta else ():
-                loss = loss + options.regularization * each.regularizer(beta)
+                loss = loss + schedule.regularization * each.regularizer(beta)
             adam.zero_grad()
             scale_adam.zero_grad()
             torch.autograd.backward(loss, inputs=[each for each, _ in learned] + log_scales)

@@ -196,7 +196,9 @@ def _compensated(problem: OrderedProblem, scale: Tensor) -> Tensor:
 def _descend(found: Rounded, sweeps: int) -> None:
     """Set each input's integers to the best of all, the others held fixed, in place.
 
-    It ends where a sweep moves next to nothing.
+    It ends where a sweep moves next to nothing. Of a block of inputs those are looked at whose
+    integers were not the best when the block's turn came; what moves them on the others, the next
+    sweep sees.
     """
     gram, integers, slope = found.problem.gram, found.integers, found.slope
     low, high = _limits(found.problem)
@@ -204,21 +206,41 @@ def _descend(found: Rounded, sweeps: int) -> None:
     for _ in range(sweeps):
         num_moved = 0
         for start in range(0, integers.shape[2], _BLOCK):
-            end = min(start + _BLOCK, integers.shape[2])
-            own, before = (each[:, :, start:end].mT for each in (slope, integers))
-            own = own.clone(memory_format=torch.contiguous_format)  # written to, and slope is not
-            steps = torch.empty_like(own)
-            among = gram[:, start:end, start:end]
-            to_best = per_slope[:, start:end, None]
-            parts = (torch.split(each, 1, 1) for each in (own, before, steps, to_best))
-            for place, (value, now, step, towards) in enumerate(zip(*parts, strict=True)):
-                torch.addcmul(now, value, towards, out=step).round_().clamp_(low, high).sub_(now)
-                own[:, place + 1 :].addcmul_(among[:, place + 1 :, place, None], step)
-            slope.baddbmm_(steps.mT, gram[:, start:end])
-            integers[:, :, start:end] += steps.mT
+            block = slice(start, start + _BLOCK)
+            own, now = slope[:, :, block].mT, integers[:, :, block].mT
+            towards = per_slope[:, block, None]
+            best = torch.addcmul(now, own, towards).round_().clamp_(low, high)
+            places = (best != now).any(2).any(0).nonzero().squeeze(1)
+            if not len(places):
+                continue
+            at = start + places
+            own, now, towards = (each[:, places].contiguous() for each in (own, now, towards))
+            steps = _steps(own, now, towards, gram[:, at][:, :, at], (low, high))
+            slope.baddbmm_(steps.mT, gram[:, at])
+            integers[:, :, at] += steps.mT
             num_moved += int(torch.count_nonzero(steps))
         if num_moved <= _FEW * integers.numel():
             break
+
+
+def _steps(
+    slope: Tensor, now: Tensor, towards: Tensor, among: Tensor, limits: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Return how far each input's integers go to the best, one input after the other.
+
+    Args:
+        slope: half of the gradient of (2), (groups, inputs, out); written to.
+        now: the integers, shaped so.
+        towards: -1 / H_jj, (groups, inputs, 1).
+        among: H between these inputs, (groups, inputs, inputs).
+        limits: of the integers.
+    """
+    steps = torch.empty_like(slope)
+    parts = (torch.split(each, 1, 1) for each in (slope, now, towards, steps))
+    for place, (value, integer, to, step) in enumerate(zip(*parts, strict=True)):
+        torch.addcmul(integer, value, to, out=step).round_().clamp_(*limits).sub_(integer)
+        slope[:, place + 1 :].addcmul_(among[:, place + 1 :, place, None], step)
+    return steps
 
 
 def _limits(problem: GramProblem) -> tuple[Tensor, Tensor]:

@@ -40,5 +40,7 @@ class InputMoments:
         inputs, errors = (mean_over_ranks(each.sum(dim=1), rows) for each in (rows.inputs, error))
         gram = mean_over_ranks(gram_matrix(rows.inputs, inputs), rows)
         # Of e about its mean: x̂ then needs no centred copy.
-        cross = torch.bmm((error - errors[:, None]).mT, rows.inputs)
+        cross = rows.inputs.new_zeros(*errors.shape, rows.inputs.shape[2])
+        if error.any():  # behind a `refit` that no samples confirm it is 0
+            torch.bmm((error - errors[:, None]).mT, rows.inputs, out=cross)
         return cls(inputs, errors, gram, mean_over_ranks(cross, rows))

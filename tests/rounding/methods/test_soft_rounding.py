@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from fxquant.numerics.affine import Affine, Grid
+from fxquant.recipe.reconstruction import Reconstruction
 from fxquant.rounding.methods.soft_rounding import Schedule, SoftWeight, initial_v, soft_rounding
 
 
@@ -58,3 +59,11 @@ def test_beta_is_off_in_the_warm_start_and_falls_to_its_end() -> None:
     assert sorted(betas[2:], reverse=True) == betas[2:]
     assert 2 <= betas[-1] <= 4
     assert not any(beta % 2 for beta in betas)
+
+
+def test_fewer_steps_are_regularized_more_and_sooner() -> None:
+    long, short = (Schedule.of(Reconstruction(steps=steps)) for steps in (2000, 250))
+    assert long.regularization == pytest.approx(0.3)
+    assert long.betas().count(0) == 400
+    assert short.regularization == pytest.approx(1.2)
+    assert short.betas().count(0) == 13
