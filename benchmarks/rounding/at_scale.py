@@ -39,7 +39,7 @@ GIB = 2**30
 PHASES = ("prepare", "calibrate", "convert")
 LARGE: list[dict[str, Any]] = [
     {"model": "resnet152", "images": 1024, "method": "gram"},
-    {"model": "vit_l_16", "images": 128, "method": "gram"},
+    {"model": "vit_l_16", "images": 64, "method": "gram"},
 ]
 LINEAR: list[dict[str, Any]] = [
     *({"model": f"cifar{depth}", "images": 512} for depth in (20, 56, 110)),
