@@ -250,8 +250,9 @@ def quantize(
 
     `prepare_passes` are the `passes` of `prepare`, `convert_passes` those of `convert`.
 
-    Without `example_inputs` the first batch is the example. Where a later batch contradicts what
-    it fixed, all begins again without an example, if `batches` can be read again.
+    Without `example_inputs` the first batch is the example: its first eight samples, if `batches`
+    can be read again and they will do, else all of it. Where a later batch contradicts what it
+    fixed, all begins again without an example.
 
     >>> _ = torch.manual_seed(0)
     >>> model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))

@@ -50,9 +50,10 @@ class Reconstruction:
     steps: int = 1000
     """Steps of Adam for each layer, or block."""
     rows: int = 128
-    """Output positions in a step."""
+    """Output positions in a step, of all ranks together."""
     pool_rows: int = 32768
-    """Output positions that are drawn for a layer; steps take turns with them."""
+    """Output positions that are drawn for a layer, of all ranks together; steps take turns with
+    them."""
     learning_rate: float = 0.1
     """Of Adam, on V."""
     regularization: float = 0.3

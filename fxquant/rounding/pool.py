@@ -12,6 +12,7 @@ from fxquant.modules.layers import Layer, num_groups
 from fxquant.recipe.reconstruction import Reconstruction
 from fxquant.rounding.methods.losses import Rows
 from fxquant.rounding.rows import sample_rows
+from fxquant.streaming.distributed import num_ranks
 
 _MAX_BYTES = 512 << 20  # of a pool's inputs: a depthwise layer of 960 channels has 35 KB a row
 
@@ -23,7 +24,7 @@ class RowPool:
         name: of the layer, for errors.
         layer: the quantized or the float one.
         num_samples: that will come, over all calls.
-        options: how many rows to draw, and the seed.
+        options: how many rows to draw, on all ranks together, and the seed.
         number: of the layer, so that each draws its own positions.
     """
 
@@ -33,7 +34,7 @@ class RowPool:
         self._name, self._layer, self._options = name, layer, options
         self._generator = options.generator(number)
         row_bytes = 4 * layer.weight.numel() / layer.weight.shape[0] * num_groups(layer)
-        wanted = min(options.pool_rows, options.steps * options.rows)
+        wanted = min(options.pool_rows, options.steps * options.rows) / num_ranks()
         num_rows = max(1, min(wanted, int(_MAX_BYTES / row_bytes)))
         self._per_sample = math.ceil(num_rows / max(num_samples, 1))
         self._every = round(1 / options.held_out)

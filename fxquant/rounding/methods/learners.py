@@ -27,7 +27,13 @@ from fxquant.rounding.methods.moments import InputMoments
 from fxquant.rounding.methods.products import product_dtype
 from fxquant.rounding.methods.refit import refit
 from fxquant.rounding.methods.soft_rounding import Schedule
-from fxquant.streaming.distributed import copy_from_first_rank, gather_objects
+from fxquant.streaming.distributed import (
+    copy_from_first_rank,
+    gather_objects,
+    num_ranks,
+    rank,
+    sum_over_ranks,
+)
 
 _FREE_RATE = 0.1  # AdaQuant's learning rate as a share of AdaRound's, which is one of V
 _SWEEPS = 8
@@ -133,10 +139,24 @@ def _on_gram(
     error = torch.empty_like(rows.outputs)
     activation.write_gradient(rows.outputs, rows.targets, error)
     moments = InputMoments.of(rows, error)
-    integers, scale = round_on_gram(GramProblem(rounding, moments.gram, moments.cross), _SWEEPS)
+    integers, scale = _solved(GramProblem(rounding, moments.gram, moments.cross))
     difference = integers * scale - rounding.weight
     shift = -moments.errors - torch.bmm(difference, moments.inputs[:, :, None]).squeeze(2)
     return Learned(integers, scale, shift)
+
+
+def _solved(problem: GramProblem) -> tuple[Tensor, Tensor]:
+    """Return integers and scales; each rank finds those of its share of the outputs."""
+    rounding, number = problem.rounding, num_ranks()
+    outputs = rounding.weight.shape[1]
+    if number == 1 or not rounding.per_channel or outputs < number:
+        return round_on_gram(problem, _SWEEPS)
+    own = slice(rank() * outputs // number, (rank() + 1) * outputs // number)
+    integers = torch.zeros_like(rounding.weight)
+    scale = torch.zeros_like(rounding.affine.scale)
+    integers[:, own], scale[:, own] = round_on_gram(problem.of_outputs(own), _SWEEPS)
+    sum_over_ranks(integers, scale)
+    return integers, scale
 
 
 _METHODS = {"adaround": _adaround, "adaquant": _adaquant, "gram": _on_gram}

@@ -108,7 +108,7 @@ class SampledRows:
     Args:
         rows: in random order.
         activation: f.
-        num_rows: for each step; all of them if there are fewer.
+        num_rows: for each step, on all ranks together; all of them if there are fewer.
         dtype: of the two matrix products.
     """
 
@@ -124,7 +124,8 @@ class SampledRows:
         self._activation = activation
         groups, _, inputs = rows.inputs.shape
         outputs = rows.outputs.shape[2]
-        self._turns = max(1, len(rows) // min(num_rows, max(_MIN_ROWS, _ROWS_PER_INPUT * inputs)))
+        in_a_step = min(num_rows, max(_MIN_ROWS, _ROWS_PER_INPUT * inputs))
+        self._turns = max(1, len(rows) // -(-in_a_step // num_ranks()))
         self._size = len(rows) // self._turns
         self._factor = 2 / (self._size * num_ranks())
         hand_written = not isinstance(activation, Differentiated)
@@ -211,7 +212,7 @@ def cheaper_loss(
     That depends on the number of rows, which may differ from rank to rank: rank 0 decides.
     """
     inputs, outputs = rows.inputs.shape[2], rows.outputs.shape[2]
-    sampled = steps * 2 * min(num_rows, len(rows)) * inputs * outputs
+    sampled = steps * 2 * min(-(-num_rows // num_ranks()), len(rows)) * inputs * outputs
     moments = len(rows) * inputs * (inputs + outputs) + steps * outputs * inputs * inputs
     if isinstance(activation, Identity) and object_from_first_rank(moments <= sampled):
         return Moments(rows)

@@ -26,11 +26,11 @@ from fxquant.rounding.grouped_layer import Rounding
 from fxquant.rounding.methods.activations import Activation
 from fxquant.rounding.methods.losses import Rows, mean_over_ranks
 from fxquant.rounding.methods.moments import InputMoments
-from fxquant.streaming.distributed import sum_over_ranks
+from fxquant.streaming.distributed import num_ranks, sum_over_ranks
 
 _SHARES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 1e-3)
 _CONFIRMED = 0.03  # a μ so small leaves nothing of the regression out
-_MOST_ROWS = 8192  # of those to learn from, and as many of those set aside
+_MOST_ROWS = 8192  # of those to learn from, and as many of those set aside, of all ranks together
 _LEAST_OPEN = 0.05  # of what the activation lets through; more would be noise
 _EXACT = 1e-6  # Σ (f(y) - t)² / Σ t²: the inputs are the float network's
 
@@ -126,5 +126,5 @@ class _Judge:
 
 
 def _some(rows: Rows) -> Rows:
-    every = -(-len(rows) // _MOST_ROWS) if len(rows) else 1
+    every = max(1, -(-len(rows) * num_ranks() // _MOST_ROWS))
     return Rows(*(each[:, ::every] for each in (rows.inputs, rows.outputs, rows.targets)))
