@@ -60,8 +60,7 @@ class Reconstruction:
     """λ of Eq. (18) in 1,000 steps or more, in units that do not depend on scales: see
     `fxquant.rounding.methods.adaround`. In fewer steps it weighs more, λ · 1000 / steps."""
     warm_start: float = 0.2
-    """The share of 1,000 steps or more, from the first, that goes without the regulariser; of fewer
-    a smaller share, by steps / 1000."""
+    """The share of the steps, from the first, that goes without the regulariser."""
     beta: tuple[float, float] = (8.0, 2.0)
     """β of Eq. (21) behind the warm start and at the end; linear in between, in even numbers."""
     held_out: float = 0.125

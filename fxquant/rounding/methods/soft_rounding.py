@@ -18,7 +18,7 @@ from fxquant.recipe.reconstruction import Reconstruction
 
 ZETA, GAMMA = 1.1, -0.1
 STRETCH = ZETA - GAMMA
-_LONG = 1000  # steps, which λ and the warm start are given for
+_LONG = 1000  # steps, which λ is given for
 _FIXED = -20.0  # a V whose h is 0 and whose gradient is exactly 0
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 
@@ -37,16 +37,14 @@ class Schedule:
     def of(cls, options: Reconstruction) -> Schedule:
         """Return the schedule that a recipe asks for.
 
-        In fewer than 1,000 steps the regulariser begins sooner and weighs more: λ times the steps
-        stays what it is in 1,000. Else many weights would be undecided at the end, and what rounds
-        them then is chance.
+        In fewer than 1,000 steps the regulariser weighs more: λ times the steps stays what it is in
+        1,000. Else many weights would be undecided at the end, and what rounds them then is chance.
         """
-        share = min(1.0, options.steps / _LONG)
         return cls(
             options.steps,
             options.learning_rate,
-            options.regularization / share,
-            options.warm_start * share,
+            options.regularization * max(1.0, _LONG / options.steps),
+            options.warm_start,
             options.beta,
         )
 
