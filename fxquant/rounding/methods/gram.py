@@ -97,14 +97,8 @@ class OrderedProblem(GramProblem):
         pull: Tensor = torch.baddbmm(self.cross, self.rounding.weight, self.gram, beta=-1)
         return pull
 
-    def loss(self, integers: Tensor, scale: Tensor) -> Tensor:
-        """Return (2) of each output, or of all that share a scale: it has the scale's shape."""
-        difference = integers * scale - self.rounding.weight
-        per_weight = (torch.bmm(difference, self.gram) + 2 * self.cross) * difference
-        return self.per_scale(per_weight)
-
     def per_scale(self, per_weight: Tensor) -> Tensor:
-        """Return sums over the weights that share a scale, as long as the outputs are many."""
+        """Return sums over the weights that share a scale, shaped as that."""
         sums = per_weight.sum(dim=2, keepdim=True)
         return sums if self.rounding.per_channel else sums.sum().expand_as(sums)
 
