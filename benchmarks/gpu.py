@@ -3,13 +3,14 @@
     python -m benchmarks.gpu
 
 1. The tests that need a GPU.
-2. ACIQ and AdaRound on ResNet-50, random weights, on the GPU: seconds of each step; on the same
-   files AIMET's AdaRound, the same bits and steps.
+2. ACIQ, and every way to learn roundings, on ResNet-50, random weights, on the GPU: seconds of each
+   step; on the same files AIMET's AdaRound, the same bits and steps.
 3. TensorRT's build of the ONNX file that `target="tensorrt"` gives: convolutions in int8, time and
    outputs beside those of the float file.
 
 Each part has a time limit; what fails, is missing or takes longer is one line of the table, and the
-exit status is 1. The peers are installed into environments of their own while the tests run.
+exit status is 1. The peers that are not here are installed into environments of their own while the
+tests run.
 `--device cpu` runs part 2 on the CPU, without AIMET.
 """
 
@@ -44,6 +45,9 @@ _BITS = 4
 _RECIPES = {
     "aciq": "ACIQ, 8/8 bits",
     "adaround": f"AdaRound, {_BITS}-bit weights",
+    "gram": f"Gram matrix, {_BITS}-bit weights",
+    "adaquant": f"AdaQuant, {_BITS}-bit weights",
+    "blocks": f"AdaRound by blocks, {_BITS}/8 bits",
     "tensorrt": 'ACIQ, target="tensorrt"',
 }
 _REPEATS = 20
@@ -112,7 +116,7 @@ def write_files(folder: Path, options: argparse.Namespace) -> None:
 def _on_a_gpu(parts: Parts, options: argparse.Namespace) -> None:
     """Do all parts; the environments are made while the tests run, whose time does not matter."""
     with ThreadPoolExecutor() as pool:
-        aimet = pool.submit(_install, parts, options, "aimet", _AIMET)
+        aimet = pool.submit(_install, parts, options, "aimet_torch", _AIMET)
         tensorrt = pool.submit(_install, parts, options, "tensorrt", _tensorrt())
         parts.do("tests", 90, partial(_tests, parts))
     _quantize(parts, options)
@@ -122,8 +126,8 @@ def _on_a_gpu(parts: Parts, options: argparse.Namespace) -> None:
 
 
 def _install(parts: Parts, options: argparse.Namespace, name: str, requirement: str) -> str:
-    """Return the interpreter of a peer's environment, which is made if it is not there."""
-    if name == "tensorrt" and importlib.util.find_spec("tensorrt") is not None:
+    """Return an interpreter that has a peer's package, installed into an environment if need be."""
+    if importlib.util.find_spec(name) is not None:
         return sys.executable
     command = [sys.executable, "-m", "benchmarks.running.environments"]
     command += [str(options.environments), name, requirement]

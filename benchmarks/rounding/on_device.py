@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,13 @@ from fxquant import Recipe
 from fxquant.deploy.tensorrt_rules import check
 from fxquant.numerics.decibels import sqnr
 
-RECIPES = ("aciq", "adaround", "tensorrt")
+LEARNED: dict[str, dict[str, Any]] = {
+    "adaround": {},
+    "gram": {"method": "gram"},
+    "adaquant": {"method": "adaquant"},
+    "blocks": {"blocks": True, "activation_bits": 8},
+}
+RECIPES = ("aciq", *LEARNED, "tensorrt")
 _BATCH = 32
 _JUDGED_IMAGES = 32
 
@@ -59,9 +66,10 @@ class Result:
 
 
 def recipe_of(name: str, steps: int) -> Recipe:
-    """Return 8/8 bits for aciq and tensorrt, 4-bit weights for adaround, as AIMET rounds them."""
-    if name == "adaround":
-        return Recipe.adaround(weight_bits=4, activation_bits=None, steps=steps)
+    """Return 8/8 bits for aciq and tensorrt, 4-bit weights for the others, as AIMET rounds them."""
+    if name in LEARNED:
+        options = {"activation_bits": None, **LEARNED[name]}
+        return Recipe.adaround(weight_bits=4, steps=steps, **options)
     return Recipe.aciq(target="tensorrt") if name == "tensorrt" else Recipe.aciq()
 
 

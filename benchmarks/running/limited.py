@@ -58,10 +58,13 @@ class Parts:
 def run_limited(command: Sequence[str], *, max_seconds: float, log: Path) -> None:
     """Run a command in the repository's folder; what it prints goes to `log`.
 
+    Its imports start in that folder.
+
     Raises:
         Dropped: it fails, crashes, or takes longer than `max_seconds`.
     """
-    environment = {**os.environ, "PYTHONPATH": str(_ROOT)}
+    places = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
     with log.open("w") as file:
         process = subprocess.Popen(
             command, stdout=file, stderr=file, cwd=_ROOT, env=environment, start_new_session=True

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from fxquant.calling.batch_hints import way_from_keys, way_to_tensors
 from fxquant.calling.description import in_brackets
 from fxquant.calling.explanation import explained
-from fxquant.capture.example import Call, call_of
+from fxquant.capture.example import Call
 from fxquant.errors import CalibrationError
 from fxquant.numerics.containers import cloned
 from fxquant.streaming.running import Arguments
@@ -58,15 +58,12 @@ def call_of_batch(model: nn.Module, batch: Any, where: str) -> Call:
     Raises:
         CalibrationError: it is anything else.
     """
-    args, kwargs = (), {}
-    if isinstance(batch, Mapping) and _names_arguments(model, batch):
-        kwargs = dict(batch)
-    else:
-        args = _checked_inputs(model, batch, where)
+    given = _given(model, batch, where)
+    args, kwargs = given.args, given.kwargs
     if isinstance(model, fx.GraphModule):
         names = [str(node.target) for node in model.graph.find_nodes(op="placeholder")]
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
-        return Call(positional(model, given, f"{where} {in_brackets(batch)}"))
+        named = {**dict(zip(names, args, strict=False)), **kwargs}
+        return Call(positional(model, named, f"{where} {in_brackets(batch)}"))
     try:
         return _bound(model.forward, args, kwargs)
     except TypeError as error:
@@ -91,8 +88,14 @@ def plain_call(model: nn.Module, batch: Any, where: str) -> Call:
     Decorators of transformers add keywords, and would find them given twice.
     """
     call = call_of_batch(model, batch, where)
-    is_plain = isinstance(model, fx.GraphModule) or not isinstance(batch, Mapping)
-    return call if is_plain else call_of(example_of(model, batch))
+    return call if isinstance(model, fx.GraphModule) else _given(model, batch, where)
+
+
+def _given(model: nn.Module, batch: Any, where: str) -> Call:
+    """Return what a batch gives, and nothing else."""
+    if isinstance(batch, Mapping) and _names_arguments(model, batch):
+        return Call(kwargs=dict(batch))
+    return Call(_checked_inputs(model, batch, where))
 
 
 def arguments_of(model: nn.Module, batch: Any, where: str) -> Arguments:

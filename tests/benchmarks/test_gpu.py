@@ -135,7 +135,7 @@ def test_the_cpu_runs_what_needs_no_gpu(
     monkeypatch.setattr(gpu, "build", lambda _: tiny())
     gpu.main(["--device", "cpu", "--size", "8", "--images", "4", "--batch", "2", "--steps", "1"])
     table = capsys.readouterr().out
-    assert len(re.findall(r"prepare [\d.]+ s, calibrate [\d.]+ s, convert [\d.]+ s", table)) == 3
+    assert len(re.findall(r"prepare [\d.]+ s, calibrate [\d.]+ s, convert [\d.]+ s", table)) == 6
 
 
 def test_what_cannot_be_installed_is_one_line(

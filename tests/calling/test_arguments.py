@@ -1,7 +1,8 @@
 """How batches become the arguments of a graph, cut and regrouped."""
 
+import functools
 from collections import UserDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -29,6 +30,43 @@ class Scaled(nn.Module):
 
     def forward(self, x: Tensor, scale: float = 2.0) -> Any:
         return x * scale
+
+
+def with_flag(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Give a method a keyword of its own, as transformers' decorators do."""
+
+    @functools.wraps(forward)
+    def wrapper(self: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        return forward(self, *args, **{"flag": True, **kwargs})
+
+    return wrapper
+
+
+class Decorated(nn.Module):
+    """A model whose decorator gives an argument that has a default."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    @with_flag
+    def forward(self, x: Tensor, mask: Tensor | None = None, flag: bool = False) -> Tensor:
+        y: Tensor = self.layer(x)
+        y = y if mask is None else y * mask
+        return y + 1 if flag else y
+
+
+@pytest.mark.parametrize("kind", ["tensor", "tuple", "with labels", "keywords"])
+def test_a_model_is_called_with_what_a_batch_gives_and_no_defaults(kind: str) -> None:
+    x, mask = torch.randn(16, 4), torch.ones(16, 4)
+    batch: Any = {
+        "tensor": x, "tuple": (x,), "with labels": (x, torch.zeros(16)), "keywords": {"x": x},
+    }[kind]  # fmt: skip
+    model = Decorated()
+    quantized = fxquant.quantize(model, [batch, batch], progress=False)
+    torch.testing.assert_close(quantized(x), model(x), atol=0.05, rtol=0)
+    masked = fxquant.quantize(model, [{"x": x, "mask": mask}], progress=False)
+    torch.testing.assert_close(masked(x, mask=mask), model(x), atol=0.05, rtol=0)
 
 
 def repr_type(value: Any) -> str:

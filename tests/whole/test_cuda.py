@@ -23,6 +23,12 @@ RECIPES = {
     "gram": Recipe.adaround(method="gram"),
     "adaquant": Recipe.adaround(method="adaquant", steps=100),
     "blocks": Recipe.adaround(blocks=True, steps=50),
+    "blocks, freely": Recipe.adaround(blocks=True, method="adaquant", steps=50),
+    "learned in parallel": Recipe.adaround(parallel=True, steps=100),
+    "values in files": Recipe.adaround(max_bytes=10_000, steps=100),
+    "smoothed": Recipe.minmax(smoothing=True),
+    "equalized": Recipe.minmax(equalization=True),
+    "percentile": Recipe.minmax(activation_range="percentile"),
     "batch norms tuned": Recipe.aciq(batchnorm_tuning=True),
     "for TensorRT": Recipe.aciq(target="tensorrt"),
     "every batch": Recipe.aciq(activation_dynamic=True),
@@ -48,6 +54,20 @@ def computed(model: nn.Module, x: Tensor) -> Tensor:
     return y.cpu()
 
 
+class Recurrent(nn.Module):
+    """A layer with several weights, one that looks words up, and one of attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(20, 16)
+        self.layer = nn.LSTM(16, 16, batch_first=True)
+        self.attention = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.attention(self.layer(self.words(x))[0])
+        return y
+
+
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_a_model_on_a_gpu_ends_as_one_on_the_cpu(recipe: Recipe) -> None:
     model, batches = network(), images()
@@ -57,6 +77,35 @@ def test_a_model_on_a_gpu_ends_as_one_on_the_cpu(recipe: Recipe) -> None:
     wanted = model(batches[0]).detach()
     cpu, gpu = computed(on_cpu, batches[0]), computed(on_gpu, batches[0].cuda())
     assert sqnr(wanted, gpu) > sqnr(wanted, cpu) - 1.0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_dtypes_on_a_gpu(dtype: torch.dtype) -> None:
+    batches = [x.cuda().to(dtype) for x in images()]
+    model = network().cuda().to(dtype)
+    quantized = fxquant.quantize(model, batches, Recipe.adaround(method="gram"))
+    assert sqnr(computed(model, batches[0]).float(), computed(quantized, batches[0]).float()) > 15
+
+
+@pytest.mark.parametrize("recipe", [RECIPES["adaround"], RECIPES["gram"]], ids=["adaround", "gram"])
+def test_recurrent_layers_and_attention_on_a_gpu(recipe: Recipe) -> None:
+    model, batches = Recurrent().eval().cuda(), [torch.randint(0, 20, (8, 6)).cuda()] * 4
+    quantized = fxquant.quantize(model, batches, recipe)
+    assert sqnr(computed(model, batches[0]), computed(quantized, batches[0])) > 10
+
+
+def test_batches_on_the_cpu_for_a_model_on_a_gpu_are_an_error_or_moved() -> None:
+    model, batches = network().cuda(), images()
+    with pytest.raises(fxquant.CalibrationError, match="cuda"):
+        fxquant.quantize(model, batches)
+    quantized = fxquant.quantize(model, batches, forward=lambda each, x: each(x.cuda()))
+    assert sqnr(computed(model, batches[0].cuda()), computed(quantized, batches[0].cuda())) > 20
+
+
+def test_what_a_model_lost_is_analyzed_on_a_gpu() -> None:
+    model, batches = network().cuda(), [x.cuda() for x in images()]
+    assert str(fxquant.analyze(model, batches, Recipe.minmax(weight_bits=4)))
+    assert str(fxquant.search(model, batches, max_drop=100.0))
 
 
 def test_what_was_quantized_on_a_gpu_goes_on_from_the_cpu(tmp_path: Path) -> None:
