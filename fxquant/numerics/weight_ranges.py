@@ -9,10 +9,14 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fxquant.numerics.aciq import clip_range
 from fxquant.numerics.affine import Affine, Grid
 from fxquant.recipe.spec import TensorSpec
+
+_BLOCK = 1 << 18  # values: what is tried on them stays in the cache
+_CLIPPED = 0.5001  # of a step: what is off by more
 
 
 def weight_range(rows: Tensor, spec: TensorSpec) -> tuple[Tensor, Tensor]:
@@ -27,7 +31,10 @@ def weight_range(rows: Tensor, spec: TensorSpec) -> tuple[Tensor, Tensor]:
         outside = (1 - spec.percentile / 100) / 2
         return _quantile(rows, outside), _quantile(rows, 1 - outside)
     if spec.range == "mse":
-        return _least_error_rows(rows, low, high, spec)
+        size = max(1, _BLOCK // rows.shape[1])
+        parts = zip(*(torch.split(each, size) for each in (rows, low, high)), strict=True)
+        found = [_least_error_rows(some, least, most, spec) for some, least, most in parts]
+        return torch.cat([low for low, _ in found]), torch.cat([high for _, high in found])
     if spec.range == "aciq":
         return _aciq_rows(rows.to(torch.float64), low, high, spec)
     return low, high
@@ -67,11 +74,13 @@ def _row_errors(rows: Tensor, low: Tensor, high: Tensor, spec: TensorSpec) -> Te
     """Return the summed squared error of quantizing each row over its range: (rows,)."""
     grid = Grid.of(spec.bits, signed=True)
     affine = Affine.over(low[:, None], high[:, None], grid, symmetric=spec.symmetric)
-    noise = affine.error(rows)
-    if spec.clip_weight == 1:
-        return noise.square_().sum(dim=1)
-    is_clipped = noise.abs() > affine.scale * 0.5001
-    return torch.where(is_clipped, spec.clip_weight, 1.0).mul_(noise.square_()).sum(dim=1)
+    units = rows / affine.scale
+    noise = torch.round(units).clamp_(affine.lowest, affine.highest).sub_(units)
+    error: Tensor = torch.linalg.vector_norm(noise, dim=1).square_()
+    if spec.clip_weight != 1:
+        clipped = F.hardshrink(noise, _CLIPPED)
+        error += torch.linalg.vector_norm(clipped, dim=1).square_().mul_(spec.clip_weight - 1)
+    return error.mul_(affine.scale.square().squeeze(1))
 
 
 def _least_error_rows(

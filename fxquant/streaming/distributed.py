@@ -96,47 +96,34 @@ def sum_over_ranks(*tensors: Tensor) -> None:
 
 def copy_from_first_rank(*tensors: Tensor) -> None:
     """Put rank 0's values into `tensors`."""
+    copy_from_rank(0, *tensors)
+
+
+def copy_from_rank(number: int, *tensors: Tensor) -> None:
+    """Put one rank's values into `tensors`."""
     if num_ranks() > 1:
-        _exchange(f"a copy of {_described(*tensors)}")
+        _exchange(f"a copy of {_described(*tensors)} of rank {number}")
         for each in tensors:
-            _in_touch(partial(distributed.broadcast, each, src=0))
+            _in_touch(partial(distributed.broadcast, each, src=number))
 
 
-class SumsOfSteps:
-    """Sums over the ranks, one a step, before which nothing is said: that would take as long again.
+def from_all_ranks(tensor: Tensor, axis: int) -> Tensor:
+    """Return the slices of all ranks' tensors along an axis, the same on all ranks.
 
-    A context around all steps. A rank that fails in it adds zeros in the steps that are left, so
-    that the others come to their next exchange, where it tells them.
-
-    Args:
-        tensor: what is summed, in place, in each step.
-        num_steps: that will be taken.
+    Ranks take turns: of any few slices in a row each rank has its share.
     """
-
-    def __init__(self, tensor: Tensor, num_steps: int) -> None:
-        self._tensor, self._left = tensor, num_steps
-
-    def __enter__(self) -> SumsOfSteps:
-        if num_ranks() > 1:
-            _exchange(f"{self._left} sums of {_described(self._tensor)}")
-        return self
-
-    def sum(self) -> None:
-        """Take the sum of a step."""
-        if num_ranks() > 1:
-            _in_touch(partial(distributed.all_reduce, self._tensor))
-            self._left -= 1
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if num_ranks() > 1 and kind is not None and _may_be_told(kind):
-            zeros = torch.zeros_like(self._tensor)
-            with contextlib.suppress(RankError):
-                for _step in range(self._left):
-                    _in_touch(partial(distributed.all_reduce, zeros))
-
-
-def _may_be_told(kind: type[BaseException]) -> bool:
-    return issubclass(kind, Exception) and not issubclass(kind, RankError)
+    if num_ranks() == 1:
+        return tensor
+    lengths: list[int] = _exchange(f"slices of {tensor.dtype}", tensor.shape[axis])
+    parts = []
+    for number, length in enumerate(lengths):
+        shape = [*tensor.shape[:axis], length, *tensor.shape[axis + 1 :]]
+        part = tensor.contiguous() if number == rank() else tensor.new_empty(shape)
+        _in_touch(partial(distributed.broadcast, part, src=number))
+        parts.append(part)
+    places = torch.cat([(torch.arange(length) + 0.5) / length for length in lengths])
+    order = places.argsort(stable=True).to(tensor.device)
+    return torch.cat(parts, axis).index_select(axis, order)
 
 
 def _exchange(what: str, value: Any = None, failure: str = "") -> list[Any]:

@@ -52,15 +52,6 @@ class GramProblem:
     gram: Tensor
     cross: Tensor
 
-    def of_outputs(self, part: slice) -> GramProblem:
-        """Return the problem of some outputs of each group, which have scales of their own."""
-        rounding = replace(
-            self.rounding,
-            weight=self.rounding.weight[:, part],
-            affine=self.rounding.affine.map(lambda each: each[:, part]),
-        )
-        return replace(self, rounding=rounding, cross=self.cross[:, part])
-
     def ordered(self) -> tuple[OrderedProblem, Tensor]:
         """Return the problem damped, inputs of most variance first, and that order."""
         order = self.gram.diagonal(dim1=1, dim2=2).sum(0).argsort(descending=True)

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -25,15 +26,10 @@ from fxquant.rounding.methods.gram import GramProblem, round_on_gram
 from fxquant.rounding.methods.losses import Loss, Rows, cheaper_loss
 from fxquant.rounding.methods.moments import InputMoments
 from fxquant.rounding.methods.products import product_dtype
-from fxquant.rounding.methods.refit import refit
+from fxquant.rounding.methods.refit import Refit, refit
+from fxquant.rounding.methods.shares import Share
 from fxquant.rounding.methods.soft_rounding import Schedule
-from fxquant.streaming.distributed import (
-    copy_from_first_rank,
-    gather_objects,
-    num_ranks,
-    rank,
-    sum_over_ranks,
-)
+from fxquant.streaming.distributed import copy_from_first_rank, gather_objects
 
 _FREE_RATE = 0.1  # AdaQuant's learning rate as a share of AdaRound's, which is one of V
 _SWEEPS = 8
@@ -95,37 +91,47 @@ def learn(
         activation: f.
         options: how.
     """
-    fit = refit(rounding, rows, judged, activation)
-    rows = fit.rows(rows, rounding, activation)
-    learned = _METHODS[options.method](fit.rounding, rows, activation, options)
+    fit = refit(rounding, rows, judged, activation, _dtype(rows, options))
+    share = Share.of_this_rank(rounding)
+    own = _METHODS[options.method](fit, rows, activation, options, share)
+    learned = Learned(*(share.joined(each, rounding) for each in own))
     learned = replace(learned, shift=learned.shift + fit.shift)
     copy_from_first_rank(learned.integers, learned.scale, learned.shift)
     return learned
 
 
+_Found: TypeAlias = tuple[Tensor, Tensor, Tensor]
+"""Integers, scales and shifts of a share of the outputs, as in `Learned`."""
+
+
 def _adaround(
-    rounding: Rounding, rows: Rows, activation: Activation, options: Reconstruction
-) -> Learned:
-    loss = _loss(rows, activation, options)
-    with loss.steps(options.steps):
-        integers = learn_rounding(rounding, loss, Schedule.of(options))
-    return Learned.rounded(rounding, integers)
+    fit: Refit, rows: Rows, activation: Activation, options: Reconstruction, share: Share
+) -> _Found:
+    rounding = share.of_rounding(fit.rounding)
+    loss = _loss(fit.rows(rows, activation), activation, options, share)
+    integers = learn_rounding(rounding, loss, Schedule.of(options))
+    return integers, rounding.affine.scale, torch.zeros_like(integers[..., 0])
 
 
 def _adaquant(
-    rounding: Rounding, rows: Rows, activation: Activation, options: Reconstruction
-) -> Learned:
-    loss = _loss(_with_ones(rows), activation, options)
+    fit: Refit, rows: Rows, activation: Activation, options: Reconstruction, share: Share
+) -> _Found:
+    loss = _loss(_with_ones(fit.rows(rows, activation)), activation, options, share)
     rate = _FREE_RATE * options.learning_rate
-    with loss.steps(options.steps):
-        return Learned(*learn_freely(rounding, loss, options.steps, rate))
+    return learn_freely(share.of_rounding(fit.rounding), loss, options.steps, rate)
 
 
-def _loss(rows: Rows, activation: Activation, options: Reconstruction) -> Loss:
-    dtype = product_dtype(rows.inputs, rows.outputs.shape[2]) if options.bfloat16 else torch.float32
+def _loss(rows: Rows, activation: Activation, options: Reconstruction, share: Share) -> Loss:
+    dtype = _dtype(rows, options)
     if len(set(gather_objects(dtype))) > 1:  # processors differ
         dtype = torch.float32
-    return cheaper_loss(rows, activation, options.rows, options.steps, dtype)
+    return cheaper_loss(rows, activation, options.rows, options.steps, dtype, share)
+
+
+def _dtype(rows: Rows, options: Reconstruction) -> torch.dtype:
+    """Return the dtype of products of inputs and differences of weights."""
+    is_quick = options.bfloat16
+    return product_dtype(rows.inputs, rows.outputs.shape[2]) if is_quick else torch.float32
 
 
 def _with_ones(rows: Rows) -> Rows:
@@ -134,29 +140,19 @@ def _with_ones(rows: Rows) -> Rows:
 
 
 def _on_gram(
-    rounding: Rounding, rows: Rows, activation: Activation, options: Reconstruction
-) -> Learned:
-    error = torch.empty_like(rows.outputs)
-    activation.write_gradient(rows.outputs, rows.targets, error)
+    fit: Refit, rows: Rows, activation: Activation, options: Reconstruction, share: Share
+) -> _Found:
+    error = None
+    if fit.is_confirmed:  # else what is to be learned is what W' computes: it has no error
+        rows = fit.rows(rows, activation)
+        error = torch.empty_like(rows.outputs)
+        activation.write_gradient(rows.outputs, rows.targets, error)
     moments = InputMoments.of(rows, error)
-    integers, scale = _solved(GramProblem(rounding, moments.gram, moments.cross))
+    rounding, gram = share.of_rounding(fit.rounding), moments.gram[share.groups]
+    integers, scale = round_on_gram(GramProblem(rounding, gram, share.of(moments.cross)), _SWEEPS)
     difference = integers * scale - rounding.weight
-    shift = -moments.errors - torch.bmm(difference, moments.inputs[:, :, None]).squeeze(2)
-    return Learned(integers, scale, shift)
-
-
-def _solved(problem: GramProblem) -> tuple[Tensor, Tensor]:
-    """Return integers and scales; each rank finds those of its share of the outputs."""
-    rounding, number = problem.rounding, num_ranks()
-    outputs = rounding.weight.shape[1]
-    if number == 1 or not rounding.per_channel or outputs < number:
-        return round_on_gram(problem, _SWEEPS)
-    own = slice(rank() * outputs // number, (rank() + 1) * outputs // number)
-    integers = torch.zeros_like(rounding.weight)
-    scale = torch.zeros_like(rounding.affine.scale)
-    integers[:, own], scale[:, own] = round_on_gram(problem.of_outputs(own), _SWEEPS)
-    sum_over_ranks(integers, scale)
-    return integers, scale
+    mean = moments.inputs[share.groups, :, None]
+    return integers, scale, -share.of(moments.errors) - torch.bmm(difference, mean).squeeze(2)
 
 
 _METHODS = {"adaround": _adaround, "adaquant": _adaquant, "gram": _on_gram}

@@ -10,7 +10,8 @@ data (`Moments`):
 
 In terms of D only small numbers are rounded, so that the products may be bfloat16's.
 
-Where several ranks have rows, each its own, all sums go over all of them.
+Where several ranks have rows, each its own, a rank learns its share of the outputs, on the rows or
+the moments of all (`fxquant.rounding.methods.shares`).
 
 All tensors are grouped: weights (groups, out, in), inputs (groups, rows, in), outputs (groups,
 rows, out), with `out` and `in` counted within a group, `in` over the taps of a kernel too.
@@ -18,7 +19,6 @@ rows, out), with `out` and `in` counted within a group, `in` over the taps of a 
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,8 +26,9 @@ import torch
 from torch import Tensor
 
 from fxquant.rounding.methods.activations import Activation, Differentiated, Identity
+from fxquant.rounding.methods.shares import ALL, Share
 from fxquant.streaming.distributed import (
-    SumsOfSteps,
+    from_all_ranks,
     num_ranks,
     object_from_first_rank,
     sum_over_ranks,
@@ -41,7 +42,8 @@ class Rows:
     """Output positions of a layer.
 
     Args:
-        inputs: x̂, what the quantized network feeds the layer: (groups, rows, in).
+        inputs: x̂, what the quantized network feeds the layer: (groups, rows, in). In their dtype
+            they are multiplied by differences of weights.
         outputs: W x̂ + b with the float weight, before the activation: (groups, rows, out).
         targets: t, the float network's, behind the activation: (groups, rows, out).
     """
@@ -63,19 +65,31 @@ class Rows:
             activation: f.
             shift: what is added to the bias, (groups, out).
         """
-        y = torch.bmm(self.inputs.to(difference.dtype), difference.mT).add_(self.outputs)
+        y = self.outputs + torch.bmm(self.inputs, difference.mT.to(self.inputs.dtype))
         if shift is not None:
             y += shift[:, None]
         error = activation(y).sub(self.targets).to(torch.float64).square().sum()
         return error, self.targets.to(torch.float64).square().sum()
 
+    def of_share(self, share: Share) -> Rows:
+        """Return the rows of a share of the outputs."""
+        outputs, targets = (each[share.groups, :, share.outputs] for each in self._of_outputs)
+        return Rows(self.inputs[share.groups], outputs, targets)
 
-def mean_over_ranks(sums: Tensor, rows: Rows) -> Tensor:
-    """Return the mean over all ranks' rows of what was summed over each rank's own."""
-    count = sums.new_full((), float(len(rows)))
-    if num_ranks() > 1:
-        sum_over_ranks(sums, count)
-    return sums / count
+    def of_all_ranks(self) -> Rows:
+        """Return all ranks' rows, which take turns, so that any few in a row are of all ranks."""
+        return Rows(*(from_all_ranks(each, 1) for each in (self.inputs, *self._of_outputs)))
+
+    @property
+    def _of_outputs(self) -> tuple[Tensor, Tensor]:
+        return self.outputs, self.targets
+
+
+def means_over_ranks(rows: Rows, *sums: Tensor) -> list[Tensor]:
+    """Return the means over all ranks' rows of what was summed over each rank's own."""
+    count = sums[0].new_full((), float(len(rows)))
+    sum_over_ranks(*sums, count)
+    return [each / count for each in sums]
 
 
 class Loss(Protocol):
@@ -92,9 +106,6 @@ class Loss(Protocol):
     can_replay: bool
     """Whether a GPU may record `write_gradient` and replay it: nothing leaves the GPU's kernels."""
 
-    def steps(self, number: int) -> AbstractContextManager[object]:
-        """Return the context in which `number` gradients are written."""
-
     def take_turn(self, step: int) -> None:
         """Choose what the next gradient is computed on."""
 
@@ -108,7 +119,7 @@ class SampledRows:
     Args:
         rows: in random order.
         activation: f.
-        num_rows: for each step, on all ranks together; all of them if there are fewer.
+        num_rows: for each step; all of them if there are fewer.
         dtype: of the two matrix products.
     """
 
@@ -119,29 +130,24 @@ class SampledRows:
         num_rows: int,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.input_power = _input_power(rows)
+        norms = torch.linalg.vector_norm(rows.inputs, dim=(1, 2), dtype=torch.float32)
+        self.input_power = norms.square()
+        self.input_power /= rows.inputs[0].numel()
         self._pool = (rows.inputs.to(dtype), rows.outputs, rows.targets)
         self._activation = activation
         groups, _, inputs = rows.inputs.shape
         outputs = rows.outputs.shape[2]
         in_a_step = min(num_rows, max(_MIN_ROWS, _ROWS_PER_INPUT * inputs))
-        self._turns = max(1, len(rows) // -(-in_a_step // num_ranks()))
+        self._turns = max(1, len(rows) // in_a_step)
         self._size = len(rows) // self._turns
-        self._factor = 2 / (self._size * num_ranks())
-        hand_written = not isinstance(activation, Differentiated)
-        self.can_replay = rows.inputs.is_cuda and hand_written and num_ranks() == 1
+        self._factor = 2 / self._size
+        self.can_replay = rows.inputs.is_cuda and not isinstance(activation, Differentiated)
         self._turn = [each[:, : self._size].clone() for each in self._pool]
         self.difference = rows.inputs.new_empty(groups, outputs, inputs, dtype=dtype)
         self.gradient = torch.empty_like(self.difference)
-        self._sums = self.steps(0)
         self._product = rows.inputs.new_empty(groups, self._size, outputs, dtype=dtype)
         self._y = rows.outputs.new_empty(groups, self._size, outputs)
         self._error = torch.empty_like(self._y)
-
-    def steps(self, number: int) -> SumsOfSteps:
-        """Return the context in which `number` gradients are written: each is summed over ranks."""
-        self._sums = SumsOfSteps(self.gradient, number)
-        return self._sums
 
     def take_turn(self, step: int) -> None:
         """Choose this step's rows: as views, or copied to one place where a GPU replays steps."""
@@ -162,28 +168,25 @@ class SampledRows:
         torch.mul(self._error, self._factor, out=self._error)
         self._product.copy_(self._error)
         torch.bmm(self._product.mT, inputs, out=self.gradient)
-        self._sums.sum()
 
 
 class Moments:
-    """The loss without an activation function, from the second moments of all rows."""
+    """The loss without an activation function, from the second moments of all ranks' rows.
 
-    def __init__(self, rows: Rows) -> None:
-        self.input_power = _input_power(rows)
-        scale = 2 / (len(rows) * num_ranks())
+    Args:
+        rows: of this rank.
+        share: of the outputs.
+    """
+
+    def __init__(self, rows: Rows, share: Share = ALL) -> None:
+        gram = torch.bmm(rows.inputs.mT, rows.inputs)
+        cross = torch.bmm((rows.outputs - rows.targets).mT, rows.inputs)
+        gram, cross = means_over_ranks(rows, gram, cross)
+        self._gram, self._cross = 2 * gram[share.groups], 2 * cross[share.groups, share.outputs]
+        self.input_power = self._gram.diagonal(dim1=1, dim2=2).mean(dim=1) / 2
         self.can_replay = rows.inputs.is_cuda
-        self.difference = rows.inputs.new_empty(
-            len(rows.inputs), rows.outputs.shape[2], rows.inputs.shape[2]
-        )
-        self.gradient = torch.empty_like(self.difference)
-        self._gram = torch.bmm(rows.inputs.mT, rows.inputs).mul_(scale)
-        residual = rows.outputs - rows.targets
-        self._cross = torch.bmm(residual.mT, rows.inputs).mul_(scale)
-        sum_over_ranks(self._gram, self._cross)
-
-    def steps(self, number: int) -> nullcontext[None]:
-        """Return an empty context: the moments are summed over ranks, once."""
-        return nullcontext()
+        self.difference = torch.empty_like(self._cross)
+        self.gradient = torch.empty_like(self._cross)
 
     def take_turn(self, step: int) -> None:
         """Do nothing: every step works on all rows."""
@@ -193,27 +196,31 @@ class Moments:
         torch.baddbmm(self._cross, self.difference, self._gram, out=self.gradient)
 
 
-def _input_power(rows: Rows) -> Tensor:
-    power: Tensor = torch.linalg.vector_norm(rows.inputs, dim=(1, 2)).square()
-    power /= rows.inputs[0].numel() * num_ranks()
-    sum_over_ranks(power)
-    return power
-
-
 def cheaper_loss(
     rows: Rows,
     activation: Activation,
     num_rows: int,
     steps: int,
     dtype: torch.dtype = torch.float32,
+    share: Share = ALL,
 ) -> SampledRows | Moments:
     """Return the loss that takes fewer multiplications, the gathering of moments included.
 
     That depends on the number of rows, which may differ from rank to rank: rank 0 decides.
+
+    Args:
+        rows: of this rank.
+        activation: f.
+        num_rows: for each step, on all ranks together.
+        steps: that will be taken.
+        dtype: of the matrix products.
+        share: of the outputs, that the loss is of.
     """
     inputs, outputs = rows.inputs.shape[2], rows.outputs.shape[2]
-    sampled = steps * 2 * min(-(-num_rows // num_ranks()), len(rows)) * inputs * outputs
-    moments = len(rows) * inputs * (inputs + outputs) + steps * outputs * inputs * inputs
+    all_rows = len(rows) * num_ranks()
+    sampled = steps * 2 * min(num_rows, all_rows) * inputs * outputs
+    moments = all_rows * inputs * (inputs + outputs) + steps * outputs * inputs * inputs
     if isinstance(activation, Identity) and object_from_first_rank(moments <= sampled):
-        return Moments(rows)
-    return SampledRows(rows, activation, num_rows, dtype)
+        return Moments(rows, share)
+    rows = Rows(rows.inputs.to(dtype), rows.outputs, rows.targets).of_all_ranks()
+    return SampledRows(rows.of_share(share), activation, num_rows, dtype)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fxquant.rounding.methods.losses import Rows, mean_over_ranks
+from fxquant.rounding.methods.losses import Rows, means_over_ranks
 from fxquant.rounding.methods.products import gram_matrix
 
 
@@ -30,17 +30,22 @@ class InputMoments:
     """(groups, out, in)."""
 
     @classmethod
-    def of(cls, rows: Rows, error: Tensor) -> InputMoments:
+    def of(cls, rows: Rows, error: Tensor | None) -> InputMoments:
         """Gather them.
 
         Args:
             rows: whose inputs are x̂.
-            error: e of each row, (groups, rows, out).
+            error: e of each row, (groups, rows, out); None: 0.
         """
-        inputs, errors = (mean_over_ranks(each.sum(dim=1), rows) for each in (rows.inputs, error))
-        gram = mean_over_ranks(gram_matrix(rows.inputs, inputs), rows)
+        if error is None:
+            sums = rows.inputs.sum(dim=1), rows.outputs.new_zeros(rows.outputs[:, 0].shape)
+        else:
+            sums = rows.inputs.sum(dim=1), error.sum(dim=1)
+        inputs, errors = means_over_ranks(rows, *sums)
+        gram = gram_matrix(rows.inputs, inputs)
+        if error is None:
+            (gram,) = means_over_ranks(rows, gram)
+            return cls(inputs, errors, gram, gram.new_zeros(*errors.shape, gram.shape[2]))
         # Of e about its mean: x̂ then needs no centred copy.
-        cross = rows.inputs.new_zeros(*errors.shape, rows.inputs.shape[2])
-        if error.any():  # behind a `refit` that no samples confirm it is 0
-            torch.bmm((error - errors[:, None]).mT, rows.inputs, out=cross)
-        return cls(inputs, errors, gram, mean_over_ranks(cross, rows))
+        cross = torch.bmm((error - errors[:, None]).mT, rows.inputs)
+        return cls(inputs, errors, *means_over_ranks(rows, gram, cross))

@@ -17,6 +17,7 @@ outputs of a group share E[x̂ x̂ᵀ]: f'(y)² is taken for its mean there. A w
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,9 +25,15 @@ from torch import Tensor
 
 from fxquant.rounding.grouped_layer import Rounding
 from fxquant.rounding.methods.activations import Activation
-from fxquant.rounding.methods.losses import Rows, mean_over_ranks
+from fxquant.rounding.methods.losses import Rows, means_over_ranks
 from fxquant.rounding.methods.moments import InputMoments
-from fxquant.streaming.distributed import num_ranks, sum_over_ranks
+from fxquant.streaming.distributed import (
+    copy_from_rank,
+    gather_objects,
+    num_ranks,
+    rank,
+    sum_over_ranks,
+)
 
 _SHARES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 1e-3)
 _CONFIRMED = 0.03  # a μ so small leaves nothing of the regression out
@@ -39,6 +46,8 @@ _EXACT = 1e-6  # Σ (f(y) - t)² / Σ t²: the inputs are the float network's
 class Refit:
     """A layer as it should be on its inputs."""
 
+    before: Rounding
+    """With W."""
     rounding: Rounding
     """With W'."""
     shift: Tensor
@@ -46,15 +55,32 @@ class Refit:
     share: float | None
     """μ as a share of the mean of E[x̂²]; None: ΔW is 0."""
 
-    def rows(self, rows: Rows, before: Rounding, activation: Activation) -> Rows:
+    @property
+    def change(self) -> Tensor:
+        """ΔW, (groups, out, in)."""
+        return self.rounding.weight - self.before.weight
+
+    @property
+    def is_confirmed(self) -> bool:
+        """Whether t is to be learned, not what the layer computes with W' and b'."""
+        return self.share is not None and self.share <= _CONFIRMED
+
+    def rows(self, rows: Rows, activation: Activation) -> Rows:
         """Return rows of the layer as it should be, with what is to be learned as targets."""
-        change = self.rounding.weight - before.weight
-        outputs = torch.bmm(rows.inputs, change.mT).add_(rows.outputs).add_(self.shift[:, None])
-        is_confirmed = self.share is not None and self.share <= _CONFIRMED
-        return Rows(rows.inputs, outputs, rows.targets if is_confirmed else activation(outputs))
+        outputs = torch.bmm(rows.inputs, self.change.mT).add_(rows.outputs)
+        outputs.add_(self.shift[:, None])
+        return Rows(
+            rows.inputs, outputs, rows.targets if self.is_confirmed else activation(outputs)
+        )
 
 
-def refit(rounding: Rounding, rows: Rows, judged: Rows, activation: Activation) -> Refit:
+def refit(
+    rounding: Rounding,
+    rows: Rows,
+    judged: Rows,
+    activation: Activation,
+    dtype: torch.dtype = torch.float32,
+) -> Refit:
     """Return the layer that serves the inputs best, the same on all ranks.
 
     Args:
@@ -62,16 +88,15 @@ def refit(rounding: Rounding, rows: Rows, judged: Rows, activation: Activation) 
         rows: to learn from.
         judged: set aside.
         activation: f.
+        dtype: to judge in: that of products with ΔW.
     """
-    unchanged = Refit(rounding, torch.zeros_like(rounding.weight[..., 0]), None)
+    unchanged = Refit(rounding, rounding, torch.zeros_like(rounding.weight[..., 0]), None)
     rows, judged = (_some(each) for each in (rows, judged))
-    judge = _Judge(judged, rounding, activation)
+    judge = _Judge(replace(judged, inputs=judged.inputs.to(dtype)), activation)
     best, least = unchanged, judge.error(unchanged)
     if least <= _EXACT * judge.signal:
         return unchanged
-    problem = _Problem(rows, activation)
-    for share in (None, *_SHARES):
-        found = problem.solve(rounding, share)
+    for share, found in _Problem(rows, activation).solutions(rounding):
         error = judge.error(found)
         if error < least:
             best, least = found, error
@@ -88,38 +113,56 @@ class _Problem:
         activation.write_gradient(rows.outputs, rows.targets, error)
         activation.write_gradient(rows.outputs, activation(rows.outputs) - 1, slope)
         moments = InputMoments.of(rows, error)
-        is_open = mean_over_ranks(slope.square_().sum(dim=1), rows).clamp(min=_LEAST_OPEN)
+        (is_open,) = means_over_ranks(rows, slope.square_().sum(dim=1))
+        is_open.clamp_(min=_LEAST_OPEN)
         self._inputs, self._gram = moments.inputs, moments.gram
         self._error = -moments.errors / is_open  # E[t - y] where f lets through, (groups, out)
         self._cross = -moments.cross / is_open[..., None]
 
-    def solve(self, rounding: Rounding, share: float | None) -> Refit:
-        """Return the layer for μ = share · mean E[x̂²]; for None, with ΔW = 0."""
-        if share is None:
-            return Refit(rounding, self._error, None)
+    def solutions(self, rounding: Rounding) -> Iterator[tuple[float | None, Refit]]:
+        """Yield shares and layers, from least to most of the regression; each rank solves some."""
+        yield None, Refit(rounding, rounding, self._error, None)
+        for start in range(0, len(_SHARES), num_ranks()):
+            shares = _SHARES[start : start + num_ranks()]
+            own = self._solve(rounding, shares[min(rank(), len(shares) - 1)])
+            for number, share in enumerate(shares):
+                yield share, _of_rank(number, own)
+
+    def _solve(self, rounding: Rounding, share: float) -> Refit:
+        """Return the layer for μ = share · mean E[x̂²]; that with ΔW = 0, if none is found."""
         power = self._gram.diagonal(dim1=1, dim2=2)
         mean = power.mean(dim=1, keepdim=True).clamp(min=1e-30)
         damped = self._gram.clone()
         damped.diagonal(dim1=1, dim2=2).add_(share * mean)
         factor, failed = torch.linalg.cholesky_ex(damped)
         if torch.any(failed):
-            return Refit(rounding, self._error, None)
+            return Refit(rounding, rounding, self._error, None)
         change = torch.cholesky_solve(self._cross.mT, factor).mT * (rounding.weight != 0)
         shift = self._error - torch.bmm(change, self._inputs[:, :, None]).squeeze(2)
-        return Refit(replace(rounding, weight=rounding.weight + change), shift, share)
+        fitted = replace(rounding, weight=rounding.weight + change)
+        return Refit(rounding, fitted, shift, share)
+
+
+def _of_rank(number: int, own: Refit) -> Refit:
+    """Return what a rank has found."""
+    if num_ranks() == 1:
+        return own
+    share = gather_objects(own.share)[number]
+    weight, shift = own.rounding.weight.clone(), own.shift.clone()
+    copy_from_rank(number, weight, shift)
+    return Refit(own.before, replace(own.before, weight=weight), shift, share)
 
 
 class _Judge:
     """The error of layers on rows set aside, over all ranks."""
 
-    def __init__(self, rows: Rows, rounding: Rounding, activation: Activation) -> None:
-        self._rows, self._rounding, self._activation = rows, rounding, activation
+    def __init__(self, rows: Rows, activation: Activation) -> None:
+        self._rows, self._activation = rows, activation
         self.signal = 0.0
 
     def error(self, found: Refit) -> float:
         """Return Σ (f(y) - t)²."""
-        change = found.rounding.weight - self._rounding.weight
-        sums = torch.stack(self._rows.error(change, self._activation, found.shift))
+        sums = torch.stack(self._rows.error(found.change, self._activation, found.shift))
         sum_over_ranks(sums)
         error, self.signal = sums.tolist()
         return float(error)

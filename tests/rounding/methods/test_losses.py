@@ -1,7 +1,5 @@
 """The hand-written gradients are autograd's, whichever loss is taken."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor
@@ -9,6 +7,7 @@ from torch.nn import functional as F
 
 from fxquant.rounding.methods.activations import Activation, Clamp, Differentiated, Identity
 from fxquant.rounding.methods.losses import Loss, Moments, Rows, SampledRows, cheaper_loss
+from fxquant.rounding.methods.shares import Share
 
 ACTIVATIONS = [Identity(), Clamp(), Clamp(0.0, 0.5), Differentiated(F.silu)]
 
@@ -109,30 +108,23 @@ def test_the_cheaper_loss_is_the_one_with_fewer_multiplications() -> None:
     assert type(cheaper_loss(make_rows(narrow, Clamp()), Clamp(), 256, 1000)) is SampledRows
 
 
-def test_ranks_that_sum_their_gradients_give_the_whole_gradient(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    weight = torch.randn(1, 4, 20)
-    whole = make_rows(weight, Clamp(), 128)
-    parts = [
-        Rows(*(part[:, half] for part in (whole.inputs, whole.outputs, whole.targets)))
-        for half in (slice(0, 64), slice(64, 128))
-    ]
+@pytest.mark.parametrize(
+    "share",
+    [Share(slice(None), slice(1, 3)), Share(slice(1, 3), slice(None))],
+    ids=["outputs", "groups"],
+)
+def test_the_loss_of_a_share_is_that_of_its_outputs(share: Share) -> None:
+    weight = torch.randn(3, 4, 20)
+    rows = make_rows(weight, Clamp(), 128)
     difference = 0.1 * torch.randn_like(weight)
-    makers: list[Callable[..., Loss]] = [
-        lambda rows: SampledRows(rows, Clamp(), 1000),
-        Moments,
-    ]
-    for make in makers:
-        alone = make(whole)
-        with monkeypatch.context() as patch:
-            patch.setattr("fxquant.rounding.methods.losses.num_ranks", lambda: 2)
-            losses = [make(part) for part in parts]
-        total = sum((gradient(loss, difference) for loss in losses), torch.zeros_like(weight))
-        expected = gradient(alone, difference)
-        torch.testing.assert_close(total, expected, rtol=1e-4, atol=1e-6)
-        power = losses[0].input_power + losses[1].input_power
-        torch.testing.assert_close(power, alone.input_power)
+    for whole, part in (
+        (SampledRows(rows, Clamp(), 1000), SampledRows(rows.of_share(share), Clamp(), 1000)),
+        (Moments(rows), Moments(rows, share)),
+    ):
+        expected = share.of(gradient(whole, difference))
+        actual = gradient(part, share.of(difference))
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(part.input_power, whole.input_power[share.groups])
 
 
 def test_error_and_signal_are_sums_of_squares() -> None:

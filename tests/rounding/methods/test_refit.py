@@ -72,7 +72,7 @@ def test_serves_new_rows_better_than_the_layer_itself(name: str) -> None:
     layer, rows, judged = made(activation)
     _, _, new = made(activation, seed=0, learned=4000)
     found = refit(layer, rows, judged, activation)
-    unchanged = Refit(layer, torch.zeros(1, 8), None)
+    unchanged = Refit(layer, layer, torch.zeros(1, 8), None)
     assert error(found, layer, new, activation) < 0.9 * error(unchanged, layer, new, activation)
 
 
@@ -82,7 +82,7 @@ def test_of_few_rows_it_follows_the_inputs_less() -> None:
         layer, rows, judged = made(Identity(), learned=learned, size=32)
         found = refit(layer, rows, judged, Identity())
         assert error(found, layer, judged, Identity()) <= error(
-            Refit(layer, torch.zeros(1, 8), None), layer, judged, Identity()
+            Refit(layer, layer, torch.zeros(1, 8), None), layer, judged, Identity()
         )
         shares.append(math.inf if found.share is None else found.share)
     assert shares[1] >= 10 * shares[0]
@@ -130,7 +130,7 @@ def test_rows_are_those_of_the_layer_as_it_should_be() -> None:
     found = refit(layer, rows, judged, Clamp())
     y = rows.inputs @ found.rounding.weight.mT + 0.1 + found.shift[:, None]
     for share in (None, 0.1, 0.001):
-        new = replace(found, share=share).rows(rows, layer, Clamp())
+        new = replace(found, share=share).rows(rows, Clamp())
         torch.testing.assert_close(new.outputs, y, rtol=0, atol=1e-4)
         wanted = rows.targets if share == 0.001 else y.clamp(min=0)
         torch.testing.assert_close(new.targets, wanted, rtol=0, atol=1e-4)
