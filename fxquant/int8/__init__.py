@@ -1,6 +1,6 @@
 """Integer kernels, and the modules and nodes that call them."""
 
-from fxquant.int8.arrangements import Shapes, in_float, why_not_direct
+from fxquant.int8.arrangements import Shapes, as_result, in_float, why_not_direct
 from fxquant.int8.integers import (
     affine_of,
     dequantize,
@@ -31,6 +31,7 @@ __all__ = [
     "Uint8",
     "Weight",
     "affine_of",
+    "as_result",
     "dequantize",
     "drop_unused_dequantize",
     "in_float",

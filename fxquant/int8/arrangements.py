@@ -175,6 +175,11 @@ def in_float(
     y = _ACTIVATIONS[activation](y)
     if geometry is not None:
         y = y.movedim(1, -1).contiguous().movedim(-1, 1)  # channels last, as oneDNN's results
+    return as_result(y, result)
+
+
+def as_result(y: Tensor, result: Result) -> Tensor:
+    """Return real values, which may be written to, as a layer's result."""
     if result.scale is None:
         is_bounded = result.low > -math.inf or result.high < math.inf
         return y.clamp_(result.low, result.high) if is_bounded else y

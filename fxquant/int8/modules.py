@@ -6,8 +6,9 @@ A layer whose result nothing quantizes returns float32.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -125,6 +126,8 @@ class Int8Layer(PackedWeights, Int8Module):
     """Whether the kernel is checked at the first call of a size."""
     activation: str
     keep_other: bool
+    quickest: Mapping[str, str] = MappingProxyType({})
+    """Which way to compute it was soonest done, by what it was called with, and where."""
 
     def __init__(
         self,

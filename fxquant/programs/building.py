@@ -252,22 +252,25 @@ class _Builder:
 
     def _fastest(self, layer: Int8Layer, x: Tensor, y: Tensor, adds: bool) -> Primitive | None:
         """Return the fastest primitive that is right, or None."""
-        key = layers.key_of(layer, x, adds)
+        key, ways = layers.key_of(layer, x, adds), layers.ways(layer, x, y, adds)
+        known = _CHOSEN.get(key) or layers.kept_way(layer, x)
+        tried = sorted(ways, key=lambda name: name != known)  # what is known first
         right = []
-        for name, make in layers.ways(layer, x, y, adds).items():
-            if _CHOSEN.get(key, name) != name:
-                continue
-            way = make()
+        for name in tried:
+            way = ways[name]()
             if key not in _CHOSEN and layer.verify:
                 wrong = layers.why_wrong(way, layer, x, y, adds)
                 if wrong is not None:
                     _logger.warning("%s as a %s: %s: not used", key, name, wrong)
                     continue
             right.append((name, way))
+            if name == known:
+                break
         if not right:
             return None
         name, best = layers.fastest(right)
         _CHOSEN[key] = name
+        layers.keep_way(layer, x, name)
         return best
 
     def _between(self, node: fx.Node) -> _Known | None:

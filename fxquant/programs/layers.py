@@ -1,15 +1,19 @@
 """Convolutions and linear layers on integers, as primitives.
 
 A 1×1 convolution is a product of a matrix and the weight, too; which of the two is sooner done
-depends on shape, threads and processor, and is found by a race of a few calls.
+depends on shape, threads and processor, and is found by a race of a few calls. The layer keeps the
+outcome, and so does its file: who loads it on such a machine need not race again. That a kernel is
+right is checked in each process.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+import platform
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +28,7 @@ from fxquant.int8 import (
     Shapes,
     Uint8,
     Weight,
+    as_result,
     in_float,
     prepacking,
     random_integers,
@@ -49,6 +54,7 @@ from fxquant.programs.primitives import (
 _INFERENCE, _DIRECT, _UINT8 = 96, 1, 6  # dnnl_forward_inference, dnnl_convolution_direct, dnnl_u8
 _ROUNDS = 5  # of a race: each call takes 10 µs to some milliseconds
 _MOST_IMAGES = 4  # or threads
+_MOST_KEPT = 7  # of one layer: sizes of its input
 _FLOAT = torch.float32
 _ELTWISE = {
     "tanh": (0x21, 0.0, 0.0),
@@ -103,6 +109,34 @@ def key_of(layer: Int8Layer, x: Tensor, adds: bool) -> tuple[Any, ...]:
         *(layer.weight_scale.numel() > 1, layer.bias is not None, layer.activation, adds),
         *(result.dtype, _bounds(result) is not None, torch.get_num_threads()),
     )
+
+
+def kept_way(layer: Int8Layer, x: Tensor) -> str | None:
+    """Return the way that was fastest for such an input on such a machine; None: not known."""
+    return layer.quickest.get(_circumstances(x))
+
+
+def keep_way(layer: Int8Layer, x: Tensor, way: str) -> None:
+    """Note which way was fastest."""
+    others = {key: each for key, each in layer.quickest.items() if key != _circumstances(x)}
+    last = list(others.items())[-_MOST_KEPT:]
+    layer.quickest = {**dict(last), _circumstances(x): way}
+
+
+def _circumstances(x: Tensor) -> str:
+    threads = torch.get_num_threads()
+    return f"{tuple(x.shape)}, {threads} threads, PyTorch {torch.__version__}, {_processor()}"
+
+
+@functools.cache
+def _processor() -> str:
+    """Return the processor's name, as far as it is known."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
 
 
 def ways(layer: Int8Layer, x: Tensor, y: Tensor, adds: bool) -> dict[str, Callable[[], Primitive]]:
@@ -174,7 +208,7 @@ def why_wrong(
     if result.scale is not None and _bounds(result) is None:
         spread = max(exact.abs().max().item(), 1e-30) / 128  # real scales may round all to 0 or 255
         result = result._replace(scale=spread)
-    expected = in_float(*sample.operands, layer.activation, result, addend)
+    expected = as_result(exact.clone(), result)
     found = []
     with primitive.scaled_by(result.scale):
         for litter in (85, 170):

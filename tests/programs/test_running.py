@@ -5,6 +5,7 @@ import math
 import pickle
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -483,6 +484,78 @@ def test_a_layer_whose_primitives_are_wrong_keeps_its_graph(
         assert torch.equal(model(x), expected)
     assert made(model) == 0
     assert "wrong by 7 steps: not used" in caplog.text
+
+
+def kept(model: nn.Module) -> list[str]:
+    """Return which way was fastest for each layer, at its last input."""
+    found = (each for each in model.modules() if isinstance(each, Int8Layer))
+    return [[*each.quickest.values()][-1] for each in found]
+
+
+def test_a_file_keeps_which_way_was_fastest(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    model, x = lowered(small()), images()
+    expected = warmed(model, x)
+    fxquant.save(model, tmp_path / "model.fxq")
+    loaded = fxquant.load(tmp_path / "model.fxq")
+    assert kept(loaded) == kept(model)
+    monkeypatch.setattr(building, "_CHOSEN", {})
+    fastest, why_wrong = layers.fastest, layers.why_wrong
+    raced: list[int] = []
+    checked: list[str | None] = []
+
+    def race(ways: Any) -> Any:
+        raced.append(len(ways))
+        return fastest(ways)
+
+    def check(*of: Any) -> str | None:
+        checked.append(why_wrong(*of))
+        return checked[-1]
+
+    monkeypatch.setattr(layers, "fastest", race)
+    monkeypatch.setattr(layers, "why_wrong", check)
+    assert torch.equal(loaded(x), expected)
+    assert raced == [1, 1, 1]
+    assert checked == [None] * 3  # a file is not believed that a kernel is right
+
+
+def test_what_a_file_says_of_other_machines_or_ways_counts_for_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for spoil in (
+        lambda ways: {key: "by hand" for key in ways},
+        lambda ways: {f"{key} mk II": "by hand" for key in ways},
+    ):
+        model, x = lowered(small()), images()
+        expected = warmed(model, x)
+        for each in model.modules():
+            if isinstance(each, Int8Layer):
+                each.quickest = spoil(each.quickest)
+        monkeypatch.setattr(building, "_CHOSEN", {})
+        again = copy.deepcopy(model)
+        assert torch.equal(again(x), expected)
+        assert set(kept(again)) <= {"convolution", "product"}
+
+
+def test_the_fastest_way_of_a_file_is_not_used_where_it_is_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, x = lowered(small()), images()
+    expected = warmed(model, x)
+    before = kept(model)
+    monkeypatch.setattr(building, "_CHOSEN", {})
+    seen: list[int] = []
+
+    def why_wrong(primitive: Any, *_: Any) -> str | None:
+        seen.append(1)
+        return "wrong by 7 steps" if len(seen) == 2 else None  # what b's file calls the fastest
+
+    monkeypatch.setattr(layers, "why_wrong", why_wrong)
+    again = copy.deepcopy(model)
+    torch.testing.assert_close(again(x), expected)
+    assert kept(again)[1] != before[1]
+    assert (kept(again)[0], kept(again)[2]) == (before[0], before[2])
 
 
 def test_a_step_whose_primitive_is_wrong_is_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
