@@ -193,8 +193,9 @@ def convert(
     """Return the fake-quantized model: integer weights, and activations rounded to their grids.
 
     Under an initialized `torch.distributed` group every rank calls this on what it calibrated with
-    its share of the data; statistics and gradients are summed, and all ranks get the same model.
-    First they compare what they have been given; a rank that fails ends all of them.
+    its share of the data; statistics are summed, each learns some outputs of each layer, and all
+    ranks get the same model. First they compare what they have been given; a rank that fails ends
+    all of them.
 
     Args:
         prepared: what `prepare` returned, calibrated; left as it is.

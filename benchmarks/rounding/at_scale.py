@@ -175,7 +175,7 @@ def compare_ranks() -> None:
             rows.append([method["method"], phase, one[phase], two[phase], ratio])
         print(rows[-4:], flush=True)
     columns = ["ResNet-18, 256 images", "", "one rank, s", "two, s", "x"]
-    print(tabulate(rows, columns, floatfmt=".1f"))
+    print(tabulate(rows, columns, floatfmt=("g", "g", ".1f", ".1f", ".2f")))
 
 
 if __name__ == "__main__":

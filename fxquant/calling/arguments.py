@@ -83,12 +83,14 @@ def call_of_batch(model: nn.Module, batch: Any, where: str) -> Call:
 
 
 def plain_call(model: nn.Module, batch: Any, where: str) -> Call:
-    """Return `call_of_batch` without what is left to defaults.
+    """Return `call_of_batch`; of keywords, and of what is decorated, without what it leaves out.
 
     Decorators of transformers add keywords, and would find them given twice.
     """
     call = call_of_batch(model, batch, where)
-    return call if isinstance(model, fx.GraphModule) else _given(model, batch, where)
+    is_plain = isinstance(batch, Mapping) or hasattr(model.forward, "__wrapped__")
+    is_graph = isinstance(model, fx.GraphModule)
+    return _given(model, batch, where) if is_plain and not is_graph else call
 
 
 def _given(model: nn.Module, batch: Any, where: str) -> Call:

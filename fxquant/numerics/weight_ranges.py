@@ -31,7 +31,7 @@ def weight_range(rows: Tensor, spec: TensorSpec) -> tuple[Tensor, Tensor]:
         outside = (1 - spec.percentile / 100) / 2
         return _quantile(rows, outside), _quantile(rows, 1 - outside)
     if spec.range == "mse":
-        size = max(1, _BLOCK // rows.shape[1])
+        size = max(1, _BLOCK // rows.shape[1]) if rows.device.type == "cpu" else len(rows)
         parts = zip(*(torch.split(each, size) for each in (rows, low, high)), strict=True)
         found = [_least_error_rows(some, least, most, spec) for some, least, most in parts]
         return torch.cat([low for low, _ in found]), torch.cat([high for _, high in found])
@@ -80,7 +80,7 @@ def _row_errors(rows: Tensor, low: Tensor, high: Tensor, spec: TensorSpec) -> Te
     if spec.clip_weight != 1:
         clipped = F.hardshrink(noise, _CLIPPED)
         error += torch.linalg.vector_norm(clipped, dim=1).square_().mul_(spec.clip_weight - 1)
-    return error.mul_(affine.scale.square().squeeze(1))
+    return error.mul_(affine.scale.to(error.dtype).square().squeeze(1))
 
 
 def _least_error_rows(

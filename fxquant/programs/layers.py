@@ -54,7 +54,7 @@ from fxquant.programs.primitives import (
 _INFERENCE, _DIRECT, _UINT8 = 96, 1, 6  # dnnl_forward_inference, dnnl_convolution_direct, dnnl_u8
 _ROUNDS = 5  # of a race: each call takes 10 µs to some milliseconds
 _MOST_IMAGES = 4  # or threads
-_MOST_KEPT = 7  # of one layer: sizes of its input
+_MOST_KEPT = 8  # of one layer: sizes of its input
 _FLOAT = torch.float32
 _ELTWISE = {
     "tanh": (0x21, 0.0, 0.0),
@@ -117,9 +117,11 @@ def kept_way(layer: Int8Layer, x: Tensor) -> str | None:
 
 
 def keep_way(layer: Int8Layer, x: Tensor, way: str) -> None:
-    """Note which way was fastest."""
+    """Note which way was fastest, if it is known where."""
+    if not _processor():
+        return
     others = {key: each for key, each in layer.quickest.items() if key != _circumstances(x)}
-    last = list(others.items())[-_MOST_KEPT:]
+    last = list(others.items())[1 - _MOST_KEPT :]
     layer.quickest = {**dict(last), _circumstances(x): way}
 
 

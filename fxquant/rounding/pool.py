@@ -14,7 +14,7 @@ from fxquant.rounding.methods.losses import Rows
 from fxquant.rounding.rows import sample_rows
 from fxquant.streaming.distributed import num_ranks
 
-_MAX_BYTES = 512 << 20  # of a pool's inputs: a depthwise layer of 960 channels has 35 KB a row
+_MAX_BYTES = 512 << 20  # of all ranks' inputs: a depthwise layer of 960 channels has 35 KB a row
 
 
 class RowPool:
@@ -34,8 +34,8 @@ class RowPool:
         self._name, self._layer, self._options = name, layer, options
         self._generator = options.generator(number)
         row_bytes = 4 * layer.weight.numel() / layer.weight.shape[0] * num_groups(layer)
-        wanted = min(options.pool_rows, options.steps * options.rows) / num_ranks()
-        num_rows = max(1, min(wanted, int(_MAX_BYTES / row_bytes)))
+        wanted = min(options.pool_rows, options.steps * options.rows, int(_MAX_BYTES / row_bytes))
+        num_rows = max(1, wanted / num_ranks())
         self._per_sample = math.ceil(num_rows / max(num_samples, 1))
         self._every = round(1 / options.held_out)
         self._samples = 0

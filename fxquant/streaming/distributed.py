@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -89,6 +90,7 @@ def object_from_first_rank(value: Any, what: str = "an object of rank 0") -> Any
 def sum_over_ranks(*tensors: Tensor) -> None:
     """Add up each of `tensors` over the ranks, in place."""
     if num_ranks() > 1:
+        _require_dense(*tensors)
         _exchange(f"the sum of {_described(*tensors)}")
         for each in tensors:
             _in_touch(partial(distributed.all_reduce, each))
@@ -102,6 +104,7 @@ def copy_from_first_rank(*tensors: Tensor) -> None:
 def copy_from_rank(number: int, *tensors: Tensor) -> None:
     """Put one rank's values into `tensors`."""
     if num_ranks() > 1:
+        _require_dense(*tensors)
         _exchange(f"a copy of {_described(*tensors)} of rank {number}")
         for each in tensors:
             _in_touch(partial(distributed.broadcast, each, src=number))
@@ -114,16 +117,20 @@ def from_all_ranks(tensor: Tensor, axis: int) -> Tensor:
     """
     if num_ranks() == 1:
         return tensor
-    lengths: list[int] = _exchange(f"slices of {tensor.dtype}", tensor.shape[axis])
-    parts = []
-    for number, length in enumerate(lengths):
-        shape = [*tensor.shape[:axis], length, *tensor.shape[axis + 1 :]]
-        part = tensor.contiguous() if number == rank() else tensor.new_empty(shape)
+    length, others = tensor.shape[axis], (*tensor.shape[:axis], *tensor.shape[axis + 1 :])
+    lengths: list[int] = _exchange(f"slices {others} of {tensor.dtype}", length)
+    own = tensor.contiguous()
+    shapes = [(*others[:axis], each, *others[axis:]) for each in lengths]
+    received = tensor.new_empty(max(map(math.prod, shapes)))
+    whole = tensor.new_empty(*others[:axis], sum(lengths), *others[axis:])
+    turns = torch.cat([(torch.arange(each) + 0.5) / each for each in lengths])
+    places = torch.split(turns.argsort(stable=True).argsort().to(tensor.device), lengths)
+    _exchange(f"{len(lengths)} times slices {others}")  # memory is there: nothing else can fail
+    for number, (shape, place) in enumerate(zip(shapes, places, strict=True)):
+        part = own if number == rank() else received[: math.prod(shape)].view(shape)
         _in_touch(partial(distributed.broadcast, part, src=number))
-        parts.append(part)
-    places = torch.cat([(torch.arange(length) + 0.5) / length for length in lengths])
-    order = places.argsort(stable=True).to(tensor.device)
-    return torch.cat(parts, axis).index_select(axis, order)
+        whole.index_copy_(axis, place, part)
+    return whole
 
 
 def _exchange(what: str, value: Any = None, failure: str = "") -> list[Any]:
@@ -173,6 +180,13 @@ def _who_is_missing(error: RuntimeError) -> str:
         f"{other} does not answer: it has ended, or takes longer than the timeout that "
         f"init_process_group was given: see what it printed ({_first_line(error)[:100]}…)"
     )
+
+
+def _require_dense(*tensors: Tensor) -> None:
+    """Raise `ValueError` for tensors with gaps: gloo reads and writes as if there were none."""
+    for each in tensors:
+        if not each.is_contiguous():
+            raise ValueError(f"an exchange of {tuple(each.shape)} with strides {each.stride()}")
 
 
 def _described(*tensors: Tensor) -> str:

@@ -11,7 +11,7 @@ learned is kept only if it is no worse than rounding to nearest on samples that 
 from.
 
 With `parallel=True` inputs are the float network's, as if each layer were quantized alone.
-Under `torch.distributed` each rank runs on its own batches, and gradients are summed.
+Under `torch.distributed` each rank runs on its own batches, and learns some outputs of each layer.
 """
 
 from __future__ import annotations

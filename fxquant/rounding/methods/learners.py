@@ -92,7 +92,8 @@ def learn(
         options: how.
     """
     fit = refit(rounding, rows, judged, activation, _dtype(rows, options))
-    share = Share.of_this_rank(rounding)
+    # By the Gram matrix inputs have one order for all groups, and these take little time.
+    share = Share.of_this_rank(rounding, by_groups=options.method != "gram")
     own = _METHODS[options.method](fit, rows, activation, options, share)
     learned = Learned(*(share.joined(each, rounding) for each in own))
     learned = replace(learned, shift=learned.shift + fit.shift)

@@ -27,12 +27,7 @@ from torch import Tensor
 
 from fxquant.rounding.methods.activations import Activation, Differentiated, Identity
 from fxquant.rounding.methods.shares import ALL, Share
-from fxquant.streaming.distributed import (
-    from_all_ranks,
-    num_ranks,
-    object_from_first_rank,
-    sum_over_ranks,
-)
+from fxquant.streaming.distributed import from_all_ranks, gather_objects, sum_over_ranks
 
 _MIN_ROWS, _ROWS_PER_INPUT = 128, 16  # for a step: a depthwise layer has 9 inputs, 144 rows will do
 
@@ -71,18 +66,17 @@ class Rows:
         error = activation(y).sub(self.targets).to(torch.float64).square().sum()
         return error, self.targets.to(torch.float64).square().sum()
 
-    def of_share(self, share: Share) -> Rows:
-        """Return the rows of a share of the outputs."""
-        outputs, targets = (each[share.groups, :, share.outputs] for each in self._of_outputs)
-        return Rows(self.inputs[share.groups], outputs, targets)
+    def of_all_ranks(self, share: Share) -> Rows:
+        """Return all ranks' rows of a share of the outputs.
 
-    def of_all_ranks(self) -> Rows:
-        """Return all ranks' rows, which take turns, so that any few in a row are of all ranks."""
-        return Rows(*(from_all_ranks(each, 1) for each in (self.inputs, *self._of_outputs)))
-
-    @property
-    def _of_outputs(self) -> tuple[Tensor, Tensor]:
-        return self.outputs, self.targets
+        Ranks take turns, so that any few rows in a row are of all ranks.
+        """
+        inputs = from_all_ranks(self.inputs, 1)[share.groups].contiguous()
+        outputs, targets = (
+            from_all_ranks(each, 1)[share.groups, :, share.outputs].contiguous()
+            for each in (self.outputs, self.targets)
+        )
+        return Rows(inputs, outputs, targets)
 
 
 def means_over_ranks(rows: Rows, *sums: Tensor) -> list[Tensor]:
@@ -206,8 +200,6 @@ def cheaper_loss(
 ) -> SampledRows | Moments:
     """Return the loss that takes fewer multiplications, the gathering of moments included.
 
-    That depends on the number of rows, which may differ from rank to rank: rank 0 decides.
-
     Args:
         rows: of this rank.
         activation: f.
@@ -217,10 +209,10 @@ def cheaper_loss(
         share: of the outputs, that the loss is of.
     """
     inputs, outputs = rows.inputs.shape[2], rows.outputs.shape[2]
-    all_rows = len(rows) * num_ranks()
+    all_rows = sum(gather_objects(len(rows)))
     sampled = steps * 2 * min(num_rows, all_rows) * inputs * outputs
     moments = all_rows * inputs * (inputs + outputs) + steps * outputs * inputs * inputs
-    if isinstance(activation, Identity) and object_from_first_rank(moments <= sampled):
+    if isinstance(activation, Identity) and moments <= sampled:
         return Moments(rows, share)
-    rows = Rows(rows.inputs.to(dtype), rows.outputs, rows.targets).of_all_ranks()
-    return SampledRows(rows.of_share(share), activation, num_rows, dtype)
+    rows = Rows(rows.inputs.to(dtype), rows.outputs, rows.targets).of_all_ranks(share)
+    return SampledRows(rows, activation, num_rows, dtype)

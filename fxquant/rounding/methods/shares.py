@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from fxquant.rounding.grouped_layer import Rounding
@@ -29,14 +30,19 @@ class Share:
     outputs: slice
 
     @classmethod
-    def of_this_rank(cls, rounding: Rounding) -> Share:
-        """Return what this rank learns: all, where outputs share a scale or there are too few."""
+    def of_this_rank(cls, rounding: Rounding, *, by_groups: bool = True) -> Share:
+        """Return what this rank learns: all, where outputs share a scale or there are too few.
+
+        Args:
+            rounding: the layer.
+            by_groups: where groups have too few outputs, share out groups.
+        """
         groups, outputs, _ = rounding.weight.shape
-        if not rounding.per_channel:
+        if num_ranks() == 1 or not rounding.per_channel:
             return ALL
         if outputs >= num_ranks():
             return cls(_EACH, _own(outputs))
-        return cls(_own(groups), _EACH) if groups >= num_ranks() else ALL
+        return cls(_own(groups), _EACH) if by_groups and groups >= num_ranks() else ALL
 
     @property
     def is_all(self) -> bool:
@@ -53,9 +59,9 @@ class Share:
         return replace(rounding, weight=weight.contiguous(), affine=affine)
 
     def joined(self, part: Tensor, rounding: Rounding) -> Tensor:
-        """Return (groups, out, …) of what each rank has found for its share."""
+        """Return (groups, out, …) of what each rank has found for its share: memory of its own."""
         if self.is_all:
-            return part
+            return part.clone(memory_format=torch.contiguous_format)
         whole = part.new_zeros(*rounding.weight.shape[:2], *part.shape[2:])
         whole[self.groups, self.outputs] = part
         sum_over_ranks(whole)

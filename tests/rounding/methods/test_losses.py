@@ -118,7 +118,7 @@ def test_the_loss_of_a_share_is_that_of_its_outputs(share: Share) -> None:
     rows = make_rows(weight, Clamp(), 128)
     difference = 0.1 * torch.randn_like(weight)
     for whole, part in (
-        (SampledRows(rows, Clamp(), 1000), SampledRows(rows.of_share(share), Clamp(), 1000)),
+        (SampledRows(rows, Clamp(), 1000), SampledRows(rows.of_all_ranks(share), Clamp(), 1000)),
         (Moments(rows), Moments(rows, share)),
     ):
         expected = share.of(gradient(whole, difference))
