@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxquant.programs.library import Axes, Refused, library
+from fxquant.programs.library import Axes, Library, Refused, library
 
 SOURCE, OTHER, RESULT, WEIGHT, BIAS, MANY = 1, 2, 17, 33, 41, 1024  # DNNL_ARG_…
 SCRATCHPAD, SCALES, ZERO_POINTS = 80, 4096, 8192
@@ -31,7 +31,8 @@ class Owned:
     def __init__(self, handle: c_void_p) -> None:
         self.handle = handle
 
-    def __del__(self) -> None:
+    def __del__(self, library: Callable[[], Library] = library) -> None:
+        # As a default the function is still there when Python ends and clears this file's names.
         library()(f"{self.kind}_destroy", self.handle)
 
 

@@ -1,13 +1,15 @@
 """Primitives of layers are right, and wrong ones are found out."""
 
+import sys
+
 import pytest
 import torch
 from torch import nn
 
 import fxquant
 from fxquant.int8 import Int8Conv, Int8Layer
-from fxquant.programs import layers, why_unavailable
-from fxquant.programs.primitives import WEIGHT, Primitive
+from fxquant.programs import layers, primitives, why_unavailable
+from fxquant.programs.primitives import WEIGHT, Layout, Primitive
 from tests.helpers import needs_int8
 
 pytestmark = [
@@ -103,3 +105,12 @@ def test_of_a_race_the_fastest_is_taken() -> None:
 
     slow, fast = Way(100_000), Way(10)
     assert layers.fastest([("slow", slow), ("fast", fast)])[0] == "fast"  # type: ignore[list-item]
+
+
+def test_what_onednn_made_is_freed_when_python_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[object] = []
+    layout = Layout.of(torch.zeros(2))
+    monkeypatch.setattr(primitives, "library", None)  # as of all names of a module then
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    del layout
+    assert said == []

@@ -73,13 +73,12 @@ def test_ranks_learn_what_one_process_learns(
 ) -> None:
     one = partial(learned, shape, per_channel, method, activation)
     _, alone = one(1, 0)
-    for number in (2, 3):
-        found: list[Any] = ranks(number, partial(one, number), tmp_path)
-        assert all(torch.equal(integers, found[0][0]) for integers, _ in found)
-        assert all(each == found[0][1] for _, each in found)
-        # A step sees all rows: their order does not count. What AdaQuant rounds anew in each step
-        # may tip over where sums are taken in another order.
-        assert found[0][1] < (1.3 if method == "adaquant" else 1.05) * alone
+    found: list[Any] = ranks(3, partial(one, 3), tmp_path)
+    assert all(torch.equal(integers, found[0][0]) for integers, _ in found)
+    assert all(each == found[0][1] for _, each in found)
+    # A step sees all rows: their order does not count. What AdaQuant rounds anew in each step may
+    # tip over where sums are taken in another order.
+    assert found[0][1] < (1.3 if method == "adaquant" else 1.05) * alone
 
 
 def test_shares_are_all_outputs_once(monkeypatch: pytest.MonkeyPatch) -> None:
