@@ -4,9 +4,9 @@
     python -m benchmarks.int8.preparation --models resnet50 --images 512
 
 Random weights, smooth noise. "float" is one forward of all images in the same batches, the mean of
-two, before `prepare` and behind `calibrate`; what `calibrate` takes is mostly that. `load` is of the
-lowered model's file, in a process of its own, with fxquant imported; `first` is the first result
-behind it.
+two, before `prepare` and behind `calibrate`; what `calibrate` takes is mostly that. `load` is of
+the lowered model's file, in a process of its own, with fxquant imported; `first` is the first
+result behind it.
 """
 
 from __future__ import annotations
