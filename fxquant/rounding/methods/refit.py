@@ -148,7 +148,10 @@ def _of_rank(number: int, own: Refit) -> Refit:
     if num_ranks() == 1:
         return own
     share = gather_objects(own.share)[number]
-    weight, shift = own.rounding.weight.clone(), own.shift.clone()
+    weight, shift = (
+        each.clone(memory_format=torch.contiguous_format)
+        for each in (own.rounding.weight, own.shift)
+    )
     copy_from_rank(number, weight, shift)
     return Refit(own.before, replace(own.before, weight=weight), shift, share)
 
