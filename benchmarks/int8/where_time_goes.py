@@ -30,7 +30,7 @@ from benchmarks.networks.int8_networks import NETWORKS, build, images, network
 from benchmarks.running.allocator import keep_memory
 from fxquant.programs import programs_of
 from fxquant.programs.program import Program
-from fxquant.programs.steps import Call, Execute
+from fxquant.programs.steps import Call, Execute, Write
 
 _CALIBRATION_IMAGES = 8
 _RUNS = 20  # that oneDNN times
@@ -91,9 +91,9 @@ def measure(name: str, options: argparse.Namespace) -> tuple[list[Any], list[lis
         called = [
             [f"  PyTorch's: {step}"[:60], f"{_median_in(program, step, x) * 1e6:.0f} µs"]
             for step in program.steps
-            if isinstance(step, Call)
+            if isinstance(step, (Call, Write))
         ]
-    count = sum(isinstance(step, (Execute, Call)) for step in program.steps)
+    count = sum(isinstance(step, (Execute, Call, Write)) for step in program.steps)
     own = sum(kernels.values())
     in_calls = sum(float(row[1].split()[0]) for row in called) / 1000
     rest = (seconds["program"] * 1000 - own - in_calls) / count * 1000
@@ -115,7 +115,7 @@ def _median(function: Callable[[], object], repeats: int = 50) -> float:
     return statistics.median(times[_WARM_UPS:])
 
 
-def _median_in(program: Program, wanted: Call, x: Tensor) -> float:
+def _median_in(program: Program, wanted: Call | Write, x: Tensor) -> float:
     """Return the seconds of one step where it stands in its program."""
     times = []
     values: list[Any] = list(program._values)

@@ -1,7 +1,7 @@
 """The networks that the int8 benchmarks run, and images for them.
 
-Beside torchvision's there are a body of YOLOv8n and the ResNet-20 for CIFAR-10. Each takes one
-tensor of images, (N, 3, H, W), and returns tensors. Without a weights file, weights
+Beside torchvision's there are bodies of YOLOv8n and of MiniLM, and the ResNet-20 for CIFAR-10. Each
+takes one tensor of images, (N, 3, H, W), and returns tensors. Without a weights file, weights
 and statistics of batch norms are random. Statistics of real batches would not be better: a random
 network makes nearly the same of all images, and batch norms that enlarge what differs enlarge the
 noise of 8 bits likewise (DeepLab: 1 dB left in every contestant, instead of 28).
@@ -25,6 +25,7 @@ from benchmarks.data.datasets import ImageNet
 from benchmarks.data.pretrained import Kind, freeze_batchnorms, kind_of, load_model
 from benchmarks.int8.overhead import build as build_random
 from benchmarks.networks.cifar_resnet import CifarResNet
+from benchmarks.networks.minilm_body import TOKENS, MiniLmBody
 from benchmarks.networks.yolo_body import YoloBody
 from benchmarks.peers.torch_arrays import tensors
 from benchmarks.ranges import cifar10
@@ -32,6 +33,8 @@ from benchmarks.ranges.imagenet import PREPROCESS
 
 YOLO_BODY = "yolov8n_body"
 """No network of torchvision: `benchmarks.networks.yolo_body`."""
+MINILM_BODY = "minilm_l6_body"
+"""Nor is this: `benchmarks.networks.minilm_body`."""
 NETWORKS = (
     "resnet18",
     "resnet50",
@@ -41,6 +44,7 @@ NETWORKS = (
     YOLO_BODY,
     "deeplabv3_resnet50",
     "vit_b_16",
+    MINILM_BODY,
     "retinanet_resnet50_fpn",
 )
 CIFAR = "resnet20"
@@ -48,7 +52,7 @@ CIFAR = "resnet20"
 LINEAR_LAYERS = "linear_layers"
 """Three linear layers with ReLUs between them, of images of 32²."""
 CALIBRATION_IMAGES = 32
-_SIZES = {"inception_v3": 299, CIFAR: 32, LINEAR_LAYERS: 32}
+_SIZES = {"inception_v3": 299, CIFAR: 32, LINEAR_LAYERS: 32, MINILM_BODY: TOKENS}
 _SUFFIXES = (".safetensors", ".pth")
 _COARSE = 8  # how many pixels of an image make one of the noise that it is interpolated from
 
@@ -68,7 +72,7 @@ class Network:
     @property
     def kind(self) -> Kind | None:
         """Return what it does; None: it is a body without a head."""
-        if self.name in (CIFAR, LINEAR_LAYERS):
+        if self.name in (CIFAR, LINEAR_LAYERS, MINILM_BODY):
             return "classifier"
         return None if self.name == YOLO_BODY else kind_of(self.name)
 
@@ -92,10 +96,10 @@ def network(name: str, batch: int, weights_folder: Path | None = None) -> Networ
     """Return a network at the size of the table: `batch` is that of a classifier.
 
     Its weights are `weights_folder`/name.safetensors or .pth, where there is such a file; those of
-    `YOLO_BODY` are random.
+    bodies are random.
     """
     weights = None
-    if weights_folder is not None and name != YOLO_BODY:
+    if weights_folder is not None and name not in (YOLO_BODY, MINILM_BODY):
         files = [weights_folder / f"{name}{suffix}" for suffix in _SUFFIXES]
         weights = next((file for file in files if file.exists()), None)
     wanted = Network(name, 1, 256, weights)
@@ -109,6 +113,9 @@ def build(wanted: Network) -> nn.Module:
     if wanted.kind is None:
         torch.manual_seed(0)
         return randomize(YoloBody()).eval()
+    if wanted.name == MINILM_BODY:
+        torch.manual_seed(0)
+        return MiniLmBody().eval()
     if wanted.name == CIFAR:
         torch.manual_seed(0)
         trained = wanted.weights and cifar10.load_model(wanted.weights)

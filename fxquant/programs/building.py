@@ -3,6 +3,7 @@
     quantize = kernels.quantize(x, 0.02, 114, 255)     require numbers; bind v0; quantize
     conv1 = self.conv1(quantize)                       conv1: brgconv
     permute = conv1.permute(0, 2, 3, 1)                –           a view, the same at every run
+    mul = conv1 * gate                                 mul: 1 operators of PyTorch
     layer_norm = F.layer_norm(permute, …)              v1 = layer_norm(…)
 
 Results of primitives lie in the program's memory. A layer's primitive is compared with float32 on
@@ -33,13 +34,14 @@ from fxquant.graph import (
 from fxquant.int8 import Int8Layer, Int8Module, kernels
 from fxquant.numerics import cloned, tensors_in
 from fxquant.programs import layers, moves
-from fxquant.programs.buffers import Buffers, place_of
+from fxquant.programs.bounds import Bounds
+from fxquant.programs.buffers import Buffers, Lifetimes, place_of
 from fxquant.programs.guards import Guards
 from fxquant.programs.kinds import Made, Maker, Question, maker_of
 from fxquant.programs.library import Refused
-from fxquant.programs.lifetimes import Lifetimes
 from fxquant.programs.primitives import SOURCE, Primitive, is_channels_last
 from fxquant.programs.program import Program
+from fxquant.programs.recording import Unrecordable, record
 from fxquant.programs.steps import (
     Bind,
     Call,
@@ -50,6 +52,7 @@ from fxquant.programs.steps import (
     RequireNumbers,
     Slot,
     Step,
+    Write,
     filled,
     mapped,
     method,
@@ -81,12 +84,13 @@ class _Known:
         return self.value if self.slot is None else self.slot
 
 
-def build(gm: fx.GraphModule, arguments: Sequence[Any]) -> Program:
+def build(gm: fx.GraphModule, arguments: Sequence[Any], *, records: bool = True) -> Program:
     """Return the program of a graph for arguments like these.
 
     Args:
         gm: a lowered graph.
         arguments: of its placeholders, in their order.
+        records: let PyTorch's operators write into the program's memory, where no gradient flows.
 
     Raises:
         Unfit: there is none, or it computes something else at its second run.
@@ -98,7 +102,7 @@ def build(gm: fx.GraphModule, arguments: Sequence[Any]) -> Program:
     random = torch.get_rng_state()
     with torch.inference_mode(mode=False), torch.no_grad():
         given = [_plain(each) for each in arguments]
-        builder = _Builder(gm, given)
+        builder = _Builder(gm, given, records)
         program = builder.program()
         found = program.run(given)  # with what the first run left in the memory
         is_same = all(map(_have_same_bits, tensors_in(found), builder.results))
@@ -112,6 +116,10 @@ def build(gm: fx.GraphModule, arguments: Sequence[Any]) -> Program:
 
 def _is_foreign(module: nn.Module | None) -> bool:
     return module is not None and not type(module).__module__.startswith(_KNOWN_PACKAGES)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return any(each._forward_hooks or each._forward_pre_hooks for each in module.modules())
 
 
 def _plain(argument: Any) -> Any:
@@ -132,7 +140,7 @@ def _have_same_bits(a: Tensor, b: Tensor) -> bool:
 class _Builder:
     """Walks over a graph's nodes; holds what they compute, and the steps so far."""
 
-    def __init__(self, gm: fx.GraphModule, arguments: Sequence[Any]) -> None:
+    def __init__(self, gm: fx.GraphModule, arguments: Sequence[Any], records: bool) -> None:
         self.gm, self.guards, self.buffers = gm, Guards(gm), Buffers()
         self.results: list[Tensor] = []
         """What the graph returns for these arguments."""
@@ -140,7 +148,7 @@ class _Builder:
         """What was computed, to see that nothing overwrites it before it is read."""
         self._overwrites = False
         """Whether the node at hand does, as its graph wants."""
-        self._lifetimes = Lifetimes(gm.graph, self.buffers)
+        self._lifetimes, self._bounds = Lifetimes(gm.graph, self.buffers), Bounds(gm)
         self._steps: list[Step] = []
         self._known: dict[fx.Node, _Known] = {}
         self._copies: dict[fx.Node, _Known] = {}
@@ -148,6 +156,7 @@ class _Builder:
         self._values: list[Any] = []
         self._inputs: list[Slot | None] = []
         self._arguments = iter(arguments)
+        self._records = records
         self._outside: set[int] = set()
         """Where memory of the arguments and of the graph's own tensors lies."""
 
@@ -157,6 +166,7 @@ class _Builder:
         for node in nodes:
             self._require_unchanged(node)
             known = self._known[node] = self._visit(node)
+            self._bounds.visit(node, known.value)
             self._lifetimes.begin(node, known.value)
             self._snapshots[node] = []
             for each in self._snapshots if self._overwrites else [node]:
@@ -188,7 +198,7 @@ class _Builder:
             return self._input()
         if node.op == "get_attr":
             return self._attribute(node)
-        for make in (self._layer, self._between, self._constant):
+        for make in (self._layer, self._between, self._constant, self._recorded):
             known = make(node)
             if known is not None:
                 return known
@@ -293,7 +303,7 @@ class _Builder:
             if isinstance(module, Int8Module):
                 self.guards.numbers(module)
         if node.target is kernels.quantize:
-            self._steps += [RequireNumbers(known.in_step) for known in inputs.values()]
+            self._require_numbers(inputs)
         for primitive in made.primitives:
             reads = {
                 operand: inputs[source]
@@ -302,6 +312,13 @@ class _Builder:
             }
             self._append(node.name, primitive, reads)
         return _Known(made.result, None)
+
+    def _require_numbers(self, inputs: dict[fx.Node, _Known]) -> None:
+        """See at each run that there is no NaN, unless there can be none."""
+        for node, known in inputs.items():
+            if self._bounds.are_numbers(node) and self.guards.values(self._bounds.tensors):
+                continue
+            self._steps.append(RequireNumbers(known.in_step))
 
     def _made(self, make: Maker, question: Question, expected: Tensor) -> Made | None:
         """Return what a maker makes, if oneDNN has a fast kernel for it, and that is right."""
@@ -359,6 +376,39 @@ class _Builder:
         places = {place_of(each) for known in inputs for each in tensors_in(known.value)}
         is_same = all(place_of(each) in places for each in tensors_in(value))
         return _Known(value, None) if is_same and (is_view or not tensors_in(value)) else None
+
+    def _recorded(self, node: fx.Node) -> _Known | None:
+        """Return what PyTorch's operators write into the memory, if what they read lies still."""
+        inputs = [self._known[each] for each in node.all_input_nodes]
+        module = module_of(self.gm, node)
+        if not self._records or not inputs or any(known.slot for known in inputs):
+            return None
+        if is_inplace(self.gm, node) or isinstance(module, Int8Module):
+            return None
+        if module is not None and _has_hooks(module):
+            return None
+        expected, before = self._run(node), self.buffers.used()
+        try:
+            result, calls = record(lambda: self._run(node), self.buffers)
+        except Unrecordable:
+            result, calls = None, []
+        read = {place_of(each) for known in inputs for each in tensors_in(known.value)}
+        is_right = (
+            isinstance(result, Tensor)
+            and (self.buffers.holds(result) or place_of(result) in read)
+            and _have_same_bits(expected, result)
+        )
+        for place in self.buffers.used() - before:
+            if not is_right or place != place_of(result):
+                self.buffers.release(place)
+        if not is_right:
+            return None
+        if module is not None:
+            self.guards.module(self.gm, str(node.target))
+            self.guards.contents(module)
+        if calls:
+            self._steps.append(Write(node.name, calls))
+        return _Known(result, None)
 
     def _call(self, node: fx.Node) -> _Known:
         """Return what the graph's own call returns."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -22,6 +22,7 @@ class Guards:
         self._times_renumbered = Int8Module.times_renumbered
         self._empty: dict[int, Mapping[Any, Any]] = {}
         self._addresses: list[tuple[Tensor, int]] = []
+        self._versions: dict[int, tuple[Tensor, int]] = {}
         self._weights = prepacking.Watch()
         self._columns: tuple[Any, ...] | None = None
 
@@ -29,12 +30,17 @@ class Guards:
         """Say whether nothing has changed."""
         if self._columns is None:
             tensors, addresses = zip(*self._addresses, strict=True) if self._addresses else ((), ())
-            self._columns = (*zip(*self._same.values(), strict=True), tensors, [*addresses])
-        mappings, names, values, tensors, addresses = self._columns  # all loops are C's
-        return (
+            written, versions = (
+                zip(*self._versions.values(), strict=True) if self._versions else ((), ())
+            )
+            columns = (*zip(*self._same.values(), strict=True), tensors, [*addresses])
+            self._columns = (*columns, written, [*versions])
+        mappings, names, values, tensors, addresses, written, versions = self._columns
+        return (  # all loops are C's
             self._type.forward is self._forward
             and all(map(operator.is_, map(dict.get, mappings, names), values))
             and list(map(Tensor.data_ptr, tensors)) == addresses
+            and list(map(_version, written)) == versions
             and not any(self._empty.values())
             and self._weights.all_as_before()
             and (Int8Module.times_renumbered == self._times_renumbered or self._have_numbers())
@@ -71,6 +77,19 @@ class Guards:
                 if isinstance(value, Tensor):
                     self._address(value)
 
+    def contents(self, module: nn.Module) -> None:
+        """Require that a module, and those in it, keep all that they compute with."""
+        for each in module.modules():
+            self.no_hooks(each)
+            own = vars(each)
+            for name in ("forward", *(name for name in own if not name.startswith("_"))):
+                self.same(own, name)
+            for mapping in (each._parameters, each._buffers, each._modules):
+                for name, value in mapping.items():
+                    self.same(mapping, name)
+                    if isinstance(value, Tensor):
+                        self._address(value)
+
     def layer(self, layer: Int8Layer) -> None:
         """Require that a layer computes what it did, and that nobody watches it."""
         self.numbers(layer)
@@ -91,8 +110,18 @@ class Guards:
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             self._empty[id(hooks)] = hooks
 
+    def values(self, tensors: Sequence[Tensor]) -> bool:
+        """Require that nobody writes to tensors; say whether that can be seen."""
+        if any(each.is_inference() for each in tensors):
+            return False
+        self._versions |= {id(each): (each, each._version) for each in tensors}
+        return True
+
     def _address(self, tensor: Tensor) -> None:
         self._addresses.append((tensor, tensor.data_ptr()))
+
+
+_version = operator.attrgetter("_version")
 
 
 def _numbers_of(module: Int8Module) -> tuple[object, ...]:

@@ -57,7 +57,7 @@ class Programs:
 
     def run(self, gm: fx.GraphModule, arguments: Sequence[Any]) -> Any:
         """Return the result of a call, or `NotImplemented`."""
-        kind = _kind_of(arguments)
+        kind = _kind_of(gm, arguments)
         if kind is None:
             return NotImplemented
         program = self._made.get(kind)
@@ -77,7 +77,7 @@ class Programs:
 
     def make(self, gm: fx.GraphModule, arguments: Sequence[Any]) -> Program | None:
         """Return the program for arguments like these, made now; None: there is none."""
-        kind = _kind_of(arguments)
+        kind = _kind_of(gm, arguments)
         return None if kind is None else self._make(gm, kind, arguments)
 
     def _make(self, gm: fx.GraphModule, kind: _Kind, arguments: Sequence[Any]) -> Program | None:
@@ -87,7 +87,7 @@ class Programs:
             return None
         try:
             self._num_made += 1
-            program = build(gm, arguments)
+            program = build(gm, arguments, records=not _wants_gradients(gm))
         except (Unfit, Unexpected, Refused) as reason:
             _logger.info("%s runs as a graph: %s", type(gm).__name__, reason)
             self._refused.add(kind)
@@ -100,9 +100,14 @@ class Programs:
         return program
 
 
-def _kind_of(arguments: Sequence[Any]) -> _Kind | None:
-    """Return what of a call's arguments decides which program computes it; None: none does."""
-    kind: list[Any] = [torch.get_num_threads()]
+def _wants_gradients(gm: fx.GraphModule) -> bool:
+    """Say whether PyTorch notes what it computes, for a parameter that is in float still."""
+    return torch.is_grad_enabled() and any(each.requires_grad for each in gm.parameters())
+
+
+def _kind_of(gm: fx.GraphModule, arguments: Sequence[Any]) -> _Kind | None:
+    """Return what of a call decides which program computes it; None: none does."""
+    kind: list[Any] = [torch.get_num_threads(), _wants_gradients(gm)]
     for each in arguments:
         if type(each) is Tensor:
             if not each.is_cpu or each.requires_grad or each.layout is not torch.strided:

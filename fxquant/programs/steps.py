@@ -148,6 +148,26 @@ class Call:
         return f"{self.name}: {getattr(self._function, '__name__', self._function)}"
 
 
+class Write:
+    """Run operators of PyTorch that write into the program's memory.
+
+    Args:
+        name: of the node.
+        calls: of them, each with all its arguments.
+    """
+
+    def __init__(self, name: str, calls: Sequence[Callable[[], Any]]) -> None:
+        self.name, self._calls = name, list(calls)
+
+    def __call__(self, values: Values) -> None:
+        """Compute."""
+        for call in self._calls:
+            call()
+
+    def __str__(self) -> str:
+        return f"{self.name}: {len(self._calls)} operators of PyTorch"
+
+
 class Release:
     """Let go of values that no later step reads."""
 
@@ -209,4 +229,4 @@ def _has_slots(value: Any) -> bool:
     return bool(found)
 
 
-Step = Execute | Bind | RequireNumbers | Copy | Call | Release
+Step = Execute | Bind | RequireNumbers | Copy | Call | Write | Release

@@ -17,7 +17,7 @@ import fxquant
 from fxquant.capture.naming import find_regions
 from fxquant.int8 import Int8Layer, prepacking
 from fxquant.programs import building, layers, programs_of, running, why_unavailable
-from fxquant.programs.lifetimes import Lifetimes
+from fxquant.programs.buffers import Lifetimes
 from fxquant.programs.running import Programs
 from fxquant.programs.steps import Own
 from tests.detectors import BATCHES, assert_equal, detector
