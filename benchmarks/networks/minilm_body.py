@@ -38,7 +38,7 @@ class EncoderLayer(nn.Module):
 
 
 class MiniLmBody(nn.Module):
-    """Six layers, and the mean over the tokens, normalized."""
+    """Six layers, and the mean over the tokens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,4 +47,4 @@ class MiniLmBody(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return embeddings (N, width) of images (N, 3, tokens, width/3)."""
         tokens = x.transpose(1, 2).reshape(x.shape[0], TOKENS, WIDTH)
-        return F.normalize(torch.mean(self.layers(tokens), 1))
+        return torch.mean(self.layers(tokens), 1)

@@ -2,7 +2,7 @@
 
 A layer's integers are bounded, and so is its result: |y| ≤ s_x · 255 · Σ |s_w · w| + |b|. What
 follows is taken in intervals: sums add, products multiply, a layer norm forgets what came before.
-The model's input, and what some unknown call returns, may be anything.
+The model's input, and what some unknown call returns, may be anything, until a step looks.
 """
 
 from __future__ import annotations
@@ -47,6 +47,10 @@ class Bounds:
     def are_numbers(self, node: fx.Node) -> bool:
         """Say whether no value of a node's result can be NaN or infinite."""
         return self._known[node] is not None
+
+    def require(self, node: fx.Node, bound: float) -> None:
+        """Take a node's result for bounded, as steps make sure that it is."""
+        self._known[node] = bound
 
     def _bound(self, node: fx.Node) -> float | None:
         module, operation = module_of(self._gm, node), operation_of(self._gm, node)

@@ -12,26 +12,34 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
-from fxquant.graph import module_of, operation_of
+from fxquant.graph import argument, module_of, operation_of
 from fxquant.int8 import Int8Add, Int8Conv, kernels
 from fxquant.programs import moves
 from fxquant.programs.buffers import Buffers, is_dense
 from fxquant.programs.primitives import (
     MANY,
     SOURCE,
+    WEIGHT,
     Primitive,
     channels_last,
     is_channels_last,
 )
 
+_TOLERANCE = 1e-5
+_MOST_SCORES = 1 << 26  # bytes: beyond, PyTorch's attention works block by block
+
 
 class Made:
     """Primitives, one after the other, and the memory that the last one writes."""
 
-    def __init__(self, result: Tensor) -> None:
+    def __init__(self, result: Tensor, *, tolerance: float = 0.0) -> None:
         self.result = result
+        self.tolerance = tolerance
+        """By how much of its greatest value the result may differ from the graph's: in float32
+        other kernels round otherwise."""
         self.primitives: list[Primitive] = []
         self.reads: list[tuple[Primitive, int, fx.Node]] = []
         """The operands of primitives that are a node's tensor."""
@@ -44,6 +52,11 @@ class Made:
         if source is not None:
             self.reads.append((primitive, SOURCE, source))
         return self
+
+    def run(self) -> None:
+        """Compute."""
+        for primitive in self.primitives:
+            primitive.run()
 
 
 @dataclass(frozen=True)
@@ -80,8 +93,12 @@ Maker = Callable[[Question, Tensor], Made | None]
 
 def maker_of(gm: fx.GraphModule, node: fx.Node) -> Maker | None:
     """Return what makes the primitive for a node, or None."""
+    if node.target is F.scaled_dot_product_attention:
+        return _attend
     if node.kwargs:
         return None
+    if type(module_of(gm, node)) is nn.LayerNorm:
+        return _normalize
     if node.op == "call_function" and node.target in _KERNELS:
         return _KERNELS[node.target]
     if isinstance(module_of(gm, node), Int8Add):
@@ -210,9 +227,62 @@ def _concatenate(asked: Question, expected: Tensor) -> Made | None:
     return made
 
 
+def _normalize(asked: Question, expected: Tensor) -> Made | None:
+    """Normalize rows by a layer norm over the last axis."""
+    found, norm = asked.source(), module_of(asked.gm, asked.node)
+    assert isinstance(norm, nn.LayerNorm)
+    if found is None or len(norm.normalized_shape) != 1 or not found[1].is_contiguous():
+        return None
+    node, x = found
+    if norm.weight is None or norm.bias is None:
+        return None
+    weight, bias = norm.weight.detach(), norm.bias.detach()
+    if not all(map(_is_float32, (x, weight, bias))):
+        return None
+    made = Made(asked.buffers.like(expected), tolerance=_TOLERANCE)
+    return made.then(moves.normalizing(x, made.result, weight, bias, norm.eps), source=node)
+
+
+def _attend(asked: Question, expected: Tensor) -> Made | None:
+    """Attend without a mask: softmax(s · q kᵀ) v."""
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
+    nodes = [argument(asked.node, place, name) for place, name in enumerate(names)]
+    given, scale = nodes[:3], nodes[6]
+    if any(each not in (None, False, 0.0) for each in (*nodes[3:6], nodes[7])):
+        return None
+    if not all(isinstance(each, fx.Node) for each in given) or isinstance(scale, fx.Node):
+        return None
+    q, k, v = (asked.values[node] for node in given)
+    shape = (*q.shape[:-1], k.shape[-2])
+    fits = q.dim() in (3, 4) and q.shape[:-2] == k.shape[:-2] == v.shape[:-2]
+    if not fits or math.prod(shape) * 4 > _MOST_SCORES or 0 in (*shape, q.shape[-1], v.shape[-1]):
+        return None
+    if not all(_is_float32(each) and 0 not in each.stride() for each in (q, k, v)):
+        return None
+    if not is_dense(expected):
+        return None
+    made = Made(asked.buffers.like(expected), tolerance=_TOLERANCE)
+    scores = asked.buffers.take(shape, _strides(shape), torch.float32)
+    made.scratch.append(scores)
+    factor = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    first = moves.multiplying(q, k.transpose(-2, -1), scores, factor)
+    last = moves.multiplying(scores, v, made.result)
+    made.then(first, source=given[0]).then(moves.softmax(scores)).then(last)
+    made.reads += [(first, WEIGHT, given[1]), (last, WEIGHT, given[2])]
+    return made
+
+
+def _is_float32(x: Tensor) -> bool:
+    return x.is_cpu and x.dtype == torch.float32
+
+
 def _in_order(tensor: Tensor) -> tuple[int, ...]:
     """Return the strides of such a tensor whose values are in order."""
-    return tuple(math.prod(tensor.shape[axis + 1 :]) for axis in range(tensor.dim()))
+    return _strides(tensor.shape)
+
+
+def _strides(shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
 _KERNELS: dict[Any, Maker] = {

@@ -62,6 +62,12 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
         *(_OUT, c_void_p, c_void_p, c_int, c_int, c_void_p, c_void_p),
     ),
     "reorder_primitive_desc_create": (_OUT, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p),
+    "layer_normalization_forward_primitive_desc_create": (
+        *(_OUT, c_void_p, c_int, c_void_p, c_void_p, c_void_p, c_float, c_uint, c_void_p),
+    ),
+    "softmax_forward_primitive_desc_create": (
+        *(_OUT, c_void_p, c_int, c_int, c_void_p, c_void_p, c_int, c_void_p),
+    ),
     "primitive_desc_next_impl": (c_void_p,),
     "primitive_desc_destroy": (c_void_p,),
     "primitive_create": (_OUT, c_void_p),

@@ -1,4 +1,7 @@
-"""What stands between the layers, as primitives: to integers and back, sums, averages, windows."""
+"""What stands between the layers, as primitives.
+
+To integers and back, sums, averages, windows; in float32 layer norms and attention.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,9 @@ from fxquant.programs.primitives import (
     MANY,
     OTHER,
     RESULT,
+    SCALE,
     SCALES,
+    SHIFT,
     SOURCE,
     WEIGHT,
     ZERO_POINTS,
@@ -26,6 +31,8 @@ from fxquant.programs.primitives import (
 
 _INFERENCE, _MAX = 96, 0x1FF  # dnnl_forward_inference, dnnl_pooling_max
 _ADD, _MULTIPLY = 0x1FFF0, 0x1FFF1  # dnnl_binary_…
+_USE_SCALE, _USE_SHIFT = 2, 4  # dnnl_use_…
+_SOFTMAX = 0x30000  # dnnl_softmax_accurate
 _LINEAR, _CLIP, _ROUND = 0x26, 0x2E, 0x32  # dnnl_eltwise_…
 _Step = tuple[str, int, float, float]
 
@@ -168,3 +175,28 @@ def max_pool2d(
         *(Axes(*padding), Axes(*behind), Attributes()),
     )
     return Primitive(description, {SOURCE: (x, source), RESULT: (y, result)})
+
+
+def normalizing(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Primitive:
+    """Return a layer norm over the last axis of contiguous float32 tensors."""
+    layouts = (Layout.of(x), Layout.of(y), None)
+    sizes = (library().engine, _INFERENCE, *layouts, eps, _USE_SCALE | _USE_SHIFT, Attributes())
+    description = Description("layer_normalization_forward", *sizes)
+    return Primitive(description, {SOURCE: x, RESULT: y, SCALE: weight, SHIFT: bias})
+
+
+def multiplying(a: Tensor, b: Tensor, y: Tensor, factor: float = 1.0) -> Primitive:
+    """Return products of float32 matrices, times a factor; all have the same axes before them."""
+    attributes = Attributes()
+    if factor != 1.0:
+        attributes.append(_times(factor))
+    layouts = (Layout.of(a), Layout.of(b), None, Layout.of(y))
+    description = Description("matmul", library().engine, *layouts, attributes)
+    return Primitive(description, {SOURCE: a, WEIGHT: b, RESULT: y})
+
+
+def softmax(x: Tensor) -> Primitive:
+    """Return the softmax over the last axis of a contiguous float32 tensor, in its place."""
+    layout = Layout.of(x)
+    sizes = (library().engine, _INFERENCE, _SOFTMAX, layout, layout, x.dim() - 1, Attributes())
+    return Primitive(Description("softmax_forward", *sizes), {SOURCE: x, RESULT: x})

@@ -16,7 +16,7 @@ from torch import Tensor
 from fxquant.programs.library import Axes, Library, Refused, library
 
 SOURCE, OTHER, RESULT, WEIGHT, BIAS, MANY = 1, 2, 17, 33, 41, 1024  # DNNL_ARG_…
-SCRATCHPAD, SCALES, ZERO_POINTS = 80, 4096, 8192
+SCALE, SHIFT, SCRATCHPAD, SCALES, ZERO_POINTS = 51, 52, 80, 4096, 8192
 _TYPES = {torch.float32: 3, torch.int32: 4, torch.int8: 5, torch.uint8: 6}
 _ANY = 1  # dnnl_format_tag_any
 _IMPLEMENTATION, _WEIGHT_LAYOUT, _SCRATCHPAD_LAYOUT = 8, 131, 136  # dnnl_query_…

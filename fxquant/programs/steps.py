@@ -7,10 +7,10 @@ the step. It returns nothing, or a status that is 0.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from fxquant.programs.primitives import Primitive
@@ -74,19 +74,28 @@ class Bind:
 
 
 class RequireNumbers:
-    """See that a tensor, or one of the values, has no NaN: of such a one the graph warns."""
+    """See that a dense float32 tensor, or one of the values, has neither NaN nor huge values.
+
+    Of NaN the graph warns. The root of a sum of squares is no less than any of the values.
+    """
+
+    GREATEST = 1e14
 
     def __init__(self, x: Tensor | Slot) -> None:
-        self._x = x
+        self._x = x if isinstance(x, Slot) else _in_a_row(x)
 
     def __call__(self, values: Values) -> None:
         """Look."""
-        x = values[self._x.number] if isinstance(self._x, Slot) else self._x
-        if math.isnan(x.sum().item()):
+        x = _in_a_row(values[self._x.number]) if isinstance(self._x, Slot) else self._x
+        if not torch.dot(x, x).item() <= self.GREATEST**2:
             raise Unexpected
 
     def __str__(self) -> str:
         return "require numbers"
+
+
+def _in_a_row(x: Tensor) -> Tensor:
+    return x.as_strided((x.numel(),), (1,))
 
 
 class Copy:
