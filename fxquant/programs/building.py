@@ -362,10 +362,10 @@ class _Builder:
 
     def _is_right(self, expected: Tensor, found: Tensor, tolerance: float) -> bool:
         """Say whether a result has the bits of the graph's own node, or is as near as allowed."""
-        if torch.equal(expected, found):
-            return True
+        if not tolerance:
+            return torch.equal(expected, found)
         error, greatest = (expected - found).abs().max().item(), expected.abs().max().item()
-        return tolerance > 0 and error <= tolerance * greatest
+        return error <= tolerance * greatest
 
     def _constant(self, node: fx.Node) -> _Known | None:
         """Return what is the same at every run: sizes, what follows from them, views of memory."""
