@@ -1,7 +1,12 @@
 """Every test starts from the same random numbers, on one thread, in a terminal of one width."""
 
+import os
+
 import pytest
 import torch
+
+# On busy cores two threads take ten times as long for small tensors: here, and in what tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)
@@ -11,7 +16,7 @@ def seed() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
-    torch.set_num_threads(1)  # on busy cores two threads take ten times as long for small tensors
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -40,7 +40,7 @@ class Bounds:
     def visit(self, node: fx.Node, value: Any) -> None:
         """Find the bound of a node's result, such as `value`."""
         self._known[node], tensors = None, tensors_in(value)
-        if tensors and all(each.dtype == torch.float32 for each in tensors):
+        if tensors and all(each.dtype == torch.float32 and each.numel() for each in tensors):
             bound = self._bound(node) if node.op != "get_attr" else self._of_tensors(*tensors)
             self._known[node] = bound if bound is not None and bound < _GREATEST else None
 
@@ -52,12 +52,16 @@ class Bounds:
         """Take a node's result for bounded, as steps make sure that it is."""
         self._known[node] = bound
 
+    def forget(self) -> None:
+        """Take all results for unbounded: something was changed in its place."""
+        self._known = dict.fromkeys(self._known)
+
     def _bound(self, node: fx.Node) -> float | None:
         module, operation = module_of(self._gm, node), operation_of(self._gm, node)
         if isinstance(module, Int8Layer):
             return self._of_layer(module)
         if node.target is kernels.dequantize:
-            return 255 * abs(float(node.args[1]))  # type: ignore[arg-type]
+            return 255 * abs(float(argument(node, 1, "scale")))
         if node.target is F.scaled_dot_product_attention or _is_layer_norm(node, module):
             return self._of_attention(node) if module is None else self._of_norm(node, module)
         if operation.concatenated is not None:
@@ -73,7 +77,10 @@ class Bounds:
             return sum(known) if operation.kind == "add" else math.prod(known)
         if operation.kind in ("sigmoid", "softmax"):
             return None if self._known[source] is None else 1.0
-        is_no_greater = operation.keeps_values or operation.kind in ("average", "relu")
+        is_no_greater = operation.keeps_values or operation.kind == "relu"
+        if operation.kind == "average":
+            divisor = getattr(module, "divisor_override", argument(node, 6, "divisor_override"))
+            is_no_greater = divisor is None
         if is_no_greater or operation.activation in _NO_GREATER:
             return self._greatest(source)
         return None

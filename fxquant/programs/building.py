@@ -47,11 +47,13 @@ from fxquant.programs.steps import (
     Call,
     Copy,
     Execute,
+    Fill,
     Own,
     Release,
     RequireNumbers,
     Slot,
     Step,
+    Unexpected,
     Write,
     filled,
     mapped,
@@ -304,6 +306,9 @@ class _Builder:
                 self.guards.numbers(module)
         if node.target is kernels.quantize:
             self._require_numbers(inputs)
+        if made.filled is not None:
+            mask, memory = made.filled
+            self._steps.append(Fill(inputs[mask].in_step, memory))
         for primitive in made.primitives:
             reads = {
                 operand: inputs[source]
@@ -325,21 +330,19 @@ class _Builder:
         """Return what a maker makes, if oneDNN has a fast kernel for it, and that is right."""
         try:
             made = make(question, expected)
-        except Refused:
+            if made is None or any(each.is_slow for each in made.primitives):
+                return None
+            if made.tolerance and not self._records:
+                return None
+            made.run(question.values)
+        except (Refused, Unexpected):
             return None
-        if made is None or any(each.is_slow for each in made.primitives):
-            return None
-        if made.tolerance and not self._records:
-            return None
-        made.run()
         if not self._is_right(expected, made.result, made.tolerance):
             _logger.warning("%s: oneDNN's primitive is wrong: not used", question.node.name)
             return None
-        if made.tolerance and layers.soonest(made.run) > layers.soonest(
-            lambda: self._run(question.node)
-        ):
-            return None
-        return made
+        ways = (lambda: made.run(question.values), lambda: self._run(question.node))
+        own, pytorchs = (layers.soonest(each) if made.tolerance else 0.0 for each in ways)
+        return made if own <= pytorchs else None
 
     def _laid_out(self, node: fx.Node, layer: Int8Layer) -> _Known:
         """Return a copy of what a node computes in a layer's layout: one for all its users."""
@@ -424,6 +427,7 @@ class _Builder:
         changed = data_input(node)
         if changed is not None and is_inplace(self.gm, node):
             self._overwrites = True
+            self._bounds.forget()
             values = tensors_in(self._known[changed].value)
             if any(place_of(tensor) in self._outside for tensor in values):
                 raise Unfit(f"{node.name} changes what it is given")

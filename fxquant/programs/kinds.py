@@ -7,7 +7,7 @@ memory for a result of the same kind, and returns the primitive that writes it, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from fxquant.programs.primitives import (
     channels_last,
     is_channels_last,
 )
+from fxquant.programs.steps import fill
 
 _TOLERANCE = 1e-5
 _MOST_SCORES = 1 << 26  # bytes: beyond, PyTorch's attention works block by block
@@ -45,6 +46,8 @@ class Made:
         """The operands of primitives that are a node's tensor."""
         self.scratch: list[Tensor] = []
         """Memory that is free again behind the last one."""
+        self.filled: tuple[fx.Node, Tensor] | None = None
+        """A mask, and the memory for what it adds: it is filled before the first one."""
 
     def then(self, primitive: Primitive, source: fx.Node | None = None) -> Made:
         """Add a primitive, whose source may be a node's tensor."""
@@ -53,8 +56,11 @@ class Made:
             self.reads.append((primitive, SOURCE, source))
         return self
 
-    def run(self) -> None:
-        """Compute."""
+    def run(self, values: Mapping[fx.Node, Any]) -> None:
+        """Compute, of the values of nodes."""
+        if self.filled is not None:
+            node, memory = self.filled
+            fill(memory, values[node])
         for primitive in self.primitives:
             primitive.run()
 
@@ -244,11 +250,11 @@ def _normalize(asked: Question, expected: Tensor) -> Made | None:
 
 
 def _attend(asked: Question, expected: Tensor) -> Made | None:
-    """Attend without a mask: softmax(s · q kᵀ) v."""
+    """Attend: softmax(s · q kᵀ + mask) v."""
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
     nodes = [argument(asked.node, place, name) for place, name in enumerate(names)]
-    given, scale = nodes[:3], nodes[6]
-    if any(each not in (None, False, 0.0) for each in (*nodes[3:6], nodes[7])):
+    given, mask, scale = nodes[:3], nodes[3], nodes[6]
+    if any(each not in (None, False, 0.0) for each in (*nodes[4:6], nodes[7])):
         return None
     if not all(isinstance(each, fx.Node) for each in given) or isinstance(scale, fx.Node):
         return None
@@ -261,15 +267,35 @@ def _attend(asked: Question, expected: Tensor) -> Made | None:
         return None
     if not is_dense(expected):
         return None
-    made = Made(asked.buffers.like(expected), tolerance=_TOLERANCE)
+    made, added = Made(asked.buffers.like(expected), tolerance=_TOLERANCE), None
+    if mask is not None:
+        added = _added(asked, made, mask, shape)
+        if added is None:
+            return None
     scores = asked.buffers.take(shape, _strides(shape), torch.float32)
     made.scratch.append(scores)
     factor = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    first = moves.multiplying(q, k.transpose(-2, -1), scores, factor)
+    first = moves.multiplying(q, k.transpose(-2, -1), scores, factor, added)
     last = moves.multiplying(scores, v, made.result)
     made.then(first, source=given[0]).then(moves.softmax(scores)).then(last)
     made.reads += [(first, WEIGHT, given[1]), (last, WEIGHT, given[2])]
     return made
+
+
+def _added(asked: Question, made: Made, node: Any, shape: Sequence[int]) -> Tensor | None:
+    """Return memory for what a mask adds to scores, which is filled before the primitives run."""
+    mask = asked.values.get(node)
+    if not isinstance(mask, Tensor) or mask.dtype not in (torch.bool, torch.float32):
+        return None
+    fits = mask.dim() == len(shape) and all(
+        size in (1, whole) for size, whole in zip(mask.shape, shape, strict=True)
+    )
+    if not fits or not mask.is_cpu:
+        return None
+    added = asked.buffers.take(mask.shape, _strides(mask.shape), torch.float32)
+    made.scratch.append(added)
+    made.filled = (node, added)
+    return added
 
 
 def _is_float32(x: Tensor) -> bool:

@@ -43,6 +43,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "post_ops_create": (_OUT,),
     "post_ops_append_sum": (c_void_p, c_float, c_int32, c_int),
     "post_ops_append_eltwise": (c_void_p, c_int, c_float, c_float),
+    "post_ops_append_binary": (c_void_p, c_int, c_void_p),
     "post_ops_destroy": (c_void_p,),
     "convolution_forward_primitive_desc_create": (
         *(_OUT, c_void_p, c_int, c_int, c_void_p, c_void_p, c_void_p, c_void_p),

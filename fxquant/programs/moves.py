@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from ctypes import c_void_p
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from fxquant.programs.primitives import (
     SCALES,
     SHIFT,
     SOURCE,
+    STEP,
     WEIGHT,
     ZERO_POINTS,
     Attributes,
@@ -185,14 +187,24 @@ def normalizing(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, eps: float) 
     return Primitive(description, {SOURCE: x, RESULT: y, SCALE: weight, SHIFT: bias})
 
 
-def multiplying(a: Tensor, b: Tensor, y: Tensor, factor: float = 1.0) -> Primitive:
-    """Return products of float32 matrices, times a factor; all have the same axes before them."""
-    attributes = Attributes()
+def multiplying(
+    a: Tensor, b: Tensor, y: Tensor, factor: float = 1.0, added: Tensor | None = None
+) -> Primitive:
+    """Return products of float32 matrices, times a factor, and something added that broadcasts.
+
+    All have the same axes before the matrices'.
+    """
+    attributes, steps = Attributes(), list[tuple[Any, ...]]()
+    operands = {SOURCE: a, WEIGHT: b, RESULT: y}
     if factor != 1.0:
-        attributes.append(_times(factor))
+        steps.append(_times(factor))
+    if added is not None:
+        operands[STEP * (len(steps) + 1) | OTHER] = added
+        layout = Layout.of(added)
+        steps.append(("binary", _ADD, layout.handle))
+    attributes.append(*steps)
     layouts = (Layout.of(a), Layout.of(b), None, Layout.of(y))
-    description = Description("matmul", library().engine, *layouts, attributes)
-    return Primitive(description, {SOURCE: a, WEIGHT: b, RESULT: y})
+    return Primitive(Description("matmul", library().engine, *layouts, attributes), operands)
 
 
 def softmax(x: Tensor) -> Primitive:

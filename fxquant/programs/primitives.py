@@ -17,6 +17,7 @@ from fxquant.programs.library import Axes, Library, Refused, library
 
 SOURCE, OTHER, RESULT, WEIGHT, BIAS, MANY = 1, 2, 17, 33, 41, 1024  # DNNL_ARG_…
 SCALE, SHIFT, SCRATCHPAD, SCALES, ZERO_POINTS = 51, 52, 80, 4096, 8192
+STEP = 32768  # times n + 1: of the n-th step behind a primitive's own arithmetic
 _TYPES = {torch.float32: 3, torch.int32: 4, torch.int8: 5, torch.uint8: 6}
 _ANY = 1  # dnnl_format_tag_any
 _IMPLEMENTATION, _WEIGHT_LAYOUT, _SCRATCHPAD_LAYOUT = 8, 131, 136  # dnnl_query_…
@@ -111,7 +112,10 @@ class Attributes(Owned):
         library()("primitive_attr_set_zero_points_mask", self.handle, operand, 0)
 
     def append(self, *steps: tuple[Any, ...]) -> None:
-        """Do these behind it: ("sum", scale, zero-point, type), ("eltwise", kind, α, β)."""
+        """Do these behind it.
+
+        ("sum", scale, zero-point, type), ("eltwise", kind, α, β), ("binary", kind, layout).
+        """
         chain = library().made("post_ops_create")
         for kind, *rest in steps:
             library()(f"post_ops_append_{kind}", chain, *rest)

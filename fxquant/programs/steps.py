@@ -115,6 +115,37 @@ class Copy:
         return "copy"
 
 
+class Fill:
+    """Write what a mask, or one of the values, adds to scores into the program's memory."""
+
+    def __init__(self, x: Tensor | Slot, into: Tensor) -> None:
+        self._x, self._into = x, into
+
+    def __call__(self, values: Values) -> None:
+        """Write."""
+        x = values[self._x.number] if isinstance(self._x, Slot) else self._x
+        if x.shape != self._into.shape:
+            raise Unexpected
+        fill(self._into, x)
+
+    def __str__(self) -> str:
+        return "mask"
+
+
+def fill(into: Tensor, mask: Tensor) -> None:
+    """Write what a mask adds: itself, or 0 where it is true and -∞ where it is false.
+
+    Raises:
+        Unexpected: a row of scores would have nothing left, of which PyTorch makes 0.
+    """
+    if mask.dtype == torch.bool:
+        into.fill_(-torch.inf).masked_fill_(mask, 0.0)
+    else:
+        into.copy_(mask)
+    if into.amax(-1).min().item() == -torch.inf:
+        raise Unexpected
+
+
 class Call:
     """Call what the graph calls, and keep the result among the values.
 
@@ -238,4 +269,4 @@ def _has_slots(value: Any) -> bool:
     return bool(found)
 
 
-Step = Execute | Bind | RequireNumbers | Copy | Call | Write | Release
+Step = Execute | Bind | RequireNumbers | Copy | Fill | Call | Write | Release

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxquant
-from fxquant.programs import building, kinds, programs_of, why_unavailable
+from fxquant.programs import kinds, layers, moves, programs_of, why_unavailable
 from fxquant.programs.program import Program
 from fxquant.programs.steps import Call
 from tests.helpers import Net, needs_int8
@@ -62,7 +62,7 @@ def calls(model: Any) -> list[str]:
 @pytest.fixture
 def always_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the race out: on a busy machine anyone may win."""
-    monkeypatch.setattr(building.layers, "soonest", lambda *_, **__: 0.0)
+    monkeypatch.setattr(layers, "soonest", lambda *_, **__: 0.0)
 
 
 @pytest.mark.usefixtures("always_faster")
@@ -82,13 +82,57 @@ def test_a_program_is_within_rounding_of_its_graph(options: dict[str, Any]) -> N
 @pytest.mark.usefixtures("always_faster")
 @pytest.mark.parametrize(
     "options",
-    [{"attn_mask": lambda m: m.mask}, {"is_causal": True}],
-    ids=["mask", "causal"],
+    [{"is_causal": True}, {"attn_mask": lambda m: m.mask}],
+    ids=["causal", "a mask with fewer axes"],
 )
-def test_attention_that_leaves_something_out_is_pytorchs(options: dict[str, Any]) -> None:
+def test_attention_of_other_kinds_is_pytorchs(options: dict[str, Any]) -> None:
     model, x = lowered(encoder(**options), tokens()), tokens(seed=1)
     assert len([each for each in calls(model) if "attention" in each]) == 1
     torch.testing.assert_close(model(x), model.forward(x), rtol=0, atol=0.05)
+
+
+def masks(count: int, kind: str) -> Tensor:
+    """Return a mask of padding, for each sample another one."""
+    lengths = torch.arange(20, 20 + count)
+    mask = (torch.arange(_LENGTH) < lengths[:, None])[:, None, None]
+    if kind == "whole":
+        mask = mask.expand(-1, _HEADS, _LENGTH, -1).contiguous()
+    return torch.where(mask, 0.0, -1e30) if kind == "float" else mask
+
+
+class Masked(nn.Module):
+    """Attention of (N, 48, 64) with a mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(_WIDTH, _WIDTH) for _ in range(4))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Return (N, 48, 64)."""
+        q, k, v = (
+            layer(x).view(-1, _LENGTH, _HEADS, _WIDTH // _HEADS).transpose(1, 2)
+            for layer in (self.q, self.k, self.v)
+        )
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+        result: Tensor = self.o(y.reshape(-1, _LENGTH, _WIDTH))
+        return result
+
+
+@pytest.mark.usefixtures("always_faster")
+@pytest.mark.parametrize("kind", ["bool", "float", "whole"])
+def test_masks_may_differ_at_each_call(kind: str) -> None:
+    torch.manual_seed(0)
+    batch = {"x": tokens(), "mask": masks(2, kind)}
+    model: Any = fxquant.lower(fxquant.quantize(Masked().eval(), [batch], progress=False))
+    model(**batch)
+    assert not [each for each in calls(model) if "attention" in each]
+    for seed in range(3):
+        x, mask = tokens(seed=seed), masks(2, kind).roll(seed, 0)
+        torch.testing.assert_close(model(x, mask), model.forward(x, mask), rtol=0, atol=0.05)
+    if kind == "bool":  # PyTorch makes 0 of what sees nothing
+        mask = mask.clone()
+        mask[1] = False
+        assert torch.equal(model(tokens(), mask), model.forward(tokens(), mask))
 
 
 def test_attention_over_long_sequences_is_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +143,7 @@ def test_attention_over_long_sequences_is_pytorchs(monkeypatch: pytest.MonkeyPat
 
 def test_what_is_slower_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = iter(range(1000, 0, -1))
-    monkeypatch.setattr(building.layers, "soonest", lambda *_, **__: float(next(seconds)))
+    monkeypatch.setattr(layers, "soonest", lambda *_, **__: float(next(seconds)))
     model, x = lowered(encoder(), tokens()), tokens(seed=1)
     assert len([each for each in calls(model) if "attention" in each or "Norm" in each]) == 2
     assert torch.equal(model(x), model.forward(x))
@@ -107,8 +151,8 @@ def test_what_is_slower_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("always_faster")
 def test_what_is_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = kinds.moves.softmax
-    monkeypatch.setattr(kinds.moves, "softmax", lambda x: right(x[..., :2, :]))
+    right = moves.softmax
+    monkeypatch.setattr(moves, "softmax", lambda x: right(x[..., :2, :]))
     model, x = lowered(encoder(), tokens()), tokens(seed=1)
     assert len([each for each in calls(model) if "attention" in each]) == 1
     torch.testing.assert_close(model(x), model.forward(x), rtol=0, atol=0.05)

@@ -231,7 +231,7 @@ def test_saving_and_loading_leave_no_sources_of_graphs(path: Path) -> None:
         for _ in range(5):
             fxquant.save(model, path)
             fxquant.load(path)
-            gc.collect()  # modules of graphs hold themselves
+        gc.collect()  # modules of graphs hold themselves
         sizes.append(len(graph_module._loader.eval_cache))
     assert sizes[-1] <= sizes[0]
 
