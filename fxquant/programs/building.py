@@ -32,7 +32,7 @@ from fxquant.graph import (
     reads_values,
 )
 from fxquant.int8 import Int8Layer, Int8Module, kernels
-from fxquant.numerics import cloned, tensors_in
+from fxquant.numerics import cloned, items_of, tensors_in
 from fxquant.programs import layers, moves
 from fxquant.programs.bounds import Bounds
 from fxquant.programs.buffers import Buffers, Lifetimes, place_of
@@ -62,6 +62,10 @@ from fxquant.programs.steps import (
 
 _logger = logging.getLogger("fxquant")
 _KNOWN_PACKAGES = ("torch.", "fxquant.", "torchvision.ops.")
+_HOLD_NOTHING = (
+    *(type(None), bool, int, float, complex, str, bytes, type, range),
+    *(torch.dtype, torch.device, torch.layout, torch.memory_format, torch.finfo, torch.iinfo),
+)
 _CHOSEN: dict[Any, str] = {}
 """Which way was fastest for a layer of some sizes, of those that are right on this machine."""
 
@@ -118,6 +122,14 @@ def build(gm: fx.GraphModule, arguments: Sequence[Any], *, records: bool = True)
 
 def _is_foreign(module: nn.Module | None) -> bool:
     return module is not None and not type(module).__module__.startswith(_KNOWN_PACKAGES)
+
+
+def _shows_its_tensors(value: Any) -> bool:
+    """Say whether a value is a tensor, holds nothing, or is a container of such ones."""
+    items = items_of(value)
+    if items is None:
+        return isinstance(value, (Tensor, *_HOLD_NOTHING))
+    return all(map(_shows_its_tensors, items.values()))
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -439,7 +451,10 @@ class _Builder:
         step = Call(node.name, self._function(node), arguments, options, slot)
         step(self._values)
         self._steps.append(step)
-        return _Known(self._values[slot.number], slot, has_fixed_shape=False)
+        value = self._values[slot.number]
+        if not _shows_its_tensors(value):
+            raise Unfit(f"{node.name} returns a {type(value).__name__}, which may hold tensors")
+        return _Known(value, slot, has_fixed_shape=False)
 
     def _function(self, node: fx.Node) -> Callable[..., Any]:
         if node.op == "call_module":
@@ -469,6 +484,4 @@ class _Builder:
             raise Unfit(f"it returns its own {node.name}")
         if not any(self.buffers.holds(each) for each in tensors):
             return known.in_step
-        if not isinstance(known.value, Tensor):
-            raise Unfit(f"{node.name} is a container of what lies in the program's memory")
         return Own(known.in_step)

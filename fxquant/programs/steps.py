@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxquant.numerics import cloned
 from fxquant.programs.primitives import Primitive
 
 Values = list[Any]
@@ -33,9 +34,12 @@ class Slot:
 
 
 class Own:
-    """Stands in a result for a copy of a tensor, or of one of the values: it lies in the memory."""
+    """Stands in a result for a copy of a tensor, or of one of the values: it lies in the memory.
 
-    def __init__(self, of: Tensor | Slot) -> None:
+    Of a container its tensors are copied, and they may be those of another part of the result.
+    """
+
+    def __init__(self, of: Any) -> None:
         self.of = of
 
 
@@ -239,7 +243,7 @@ def filled(value: Any, values: Values) -> Any:
     def found(leaf: Any) -> Any:
         if isinstance(leaf, Slot):
             return values[leaf.number]
-        return found(leaf.of).clone() if isinstance(leaf, Own) else leaf
+        return cloned(found(leaf.of)) if isinstance(leaf, Own) else leaf
 
     return mapped(value, found, (Slot, Own, Tensor))
 

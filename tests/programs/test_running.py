@@ -5,6 +5,7 @@ import math
 import pickle
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,45 @@ def test_results_are_the_callers_own() -> None:
     first.fill_(7)
     assert torch.equal(model(x), expected)
     assert first.eq(7).all()
+
+
+@dataclass
+class Found:
+    """What a model of others returns: a container of its own class."""
+
+    features: Tensor
+    scores: Any = None
+
+
+def test_containers_of_results_are_the_callers_own() -> None:
+    def forward(m: Any, x: Tensor) -> Found:
+        features = m.a(x)
+        return Found(features, m.b(features.sigmoid()))
+
+    x = images()
+    model = lowered(Net(forward, a=nn.Conv2d(3, 8, 3), b=nn.Conv2d(8, 4, 1)))
+    expected = model.forward(x)
+    found = model(x)
+    assert made(model) == 1
+    model(images(seed=1))
+    assert isinstance(found, Found)
+    assert torch.equal(found.features, expected.features)
+    assert torch.equal(found.scores, expected.scores)
+
+
+class Box:
+    """Holds a tensor where nobody sees it."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+
+def test_objects_in_which_tensors_may_hide_are_known() -> None:
+    x = torch.ones(2)
+    for seen in (x, None, 2.5, [x, (x, "name")], {"x": x}, Found(x), x.shape, torch.uint8):
+        assert building._shows_its_tensors(seen)
+    for hidden in (Box(x), [x, Box(x)], Found(x, Box(x)), iter([x])):
+        assert not building._shows_its_tensors(hidden)
 
 
 @pytest.mark.parametrize("way", ["copy_", "data", "scale", "bias", "attribute", "state", "numbers"])
