@@ -132,8 +132,13 @@ def _shows_its_tensors(value: Any) -> bool:
     return all(map(_shows_its_tensors, items.values()))
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    return any(each._forward_hooks or each._forward_pre_hooks for each in module.modules())
+def _may_change(module: nn.Module | None) -> bool:
+    """Say whether a call may do something else next time: hooks, or a graph, which is code."""
+    parts = () if module is None else module.modules()
+    return any(
+        each._forward_hooks or each._forward_pre_hooks or isinstance(each, fx.GraphModule)
+        for each in parts
+    )
 
 
 def _plain(argument: Any) -> Any:
@@ -300,7 +305,7 @@ class _Builder:
     def _between(self, node: fx.Node) -> _Known | None:
         """Return what a step between the layers computes, by a primitive."""
         make, module = maker_of(self.gm, node), module_of(self.gm, node)
-        if make is None or (module is not None and _has_hooks(module)):
+        if make is None or _may_change(module):
             return None
         inputs = {each: self._known[each] for each in node.all_input_nodes}
         expected, values = self._run(node), {each: known.value for each, known in inputs.items()}
@@ -407,9 +412,7 @@ class _Builder:
         module = module_of(self.gm, node)
         if not self._records or not inputs or any(known.slot for known in inputs):
             return None
-        if is_inplace(self.gm, node) or isinstance(module, Int8Module):
-            return None
-        if module is not None and _has_hooks(module):
+        if is_inplace(self.gm, node) or isinstance(module, Int8Module) or _may_change(module):
             return None
         expected, before = self._run(node), self.buffers.used()
         try:
