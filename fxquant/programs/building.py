@@ -47,7 +47,6 @@ from fxquant.programs.steps import (
     Call,
     Copy,
     Execute,
-    Fill,
     Own,
     Release,
     RequireNumbers,
@@ -55,6 +54,7 @@ from fxquant.programs.steps import (
     Step,
     Unexpected,
     Write,
+    fill,
     filled,
     mapped,
     method,
@@ -325,7 +325,7 @@ class _Builder:
             self._require_numbers(inputs)
         if made.filled is not None:
             mask, memory = made.filled
-            self._steps.append(Fill(inputs[mask].in_step, memory))
+            self._steps.append(Copy(inputs[mask].in_step, memory, fill))
         for primitive in made.primitives:
             reads = {
                 operand: inputs[source]
@@ -340,7 +340,7 @@ class _Builder:
         for node, known in inputs.items():
             if self._bounds.are_numbers(node) and self.guards.values(self._bounds.tensors):
                 continue
-            self._steps.append(RequireNumbers(known.in_step))
+            self._steps.append(RequireNumbers(known.in_step, known.value))
             self._bounds.require(node, RequireNumbers.GREATEST)
 
     def _made(self, make: Maker, question: Question, expected: Tensor) -> Made | None:

@@ -85,12 +85,17 @@ class RequireNumbers:
 
     GREATEST = 1e14
 
-    def __init__(self, x: Tensor | Slot) -> None:
+    def __init__(self, x: Tensor | Slot, like: Tensor) -> None:
         self._x = x if isinstance(x, Slot) else _in_a_row(x)
+        self._shape, self._strides = like.shape, like.stride()
 
     def __call__(self, values: Values) -> None:
         """Look."""
-        x = _in_a_row(values[self._x.number]) if isinstance(self._x, Slot) else self._x
+        x: Tensor = values[self._x.number] if isinstance(self._x, Slot) else self._x
+        if isinstance(self._x, Slot):
+            if x.shape != self._shape or x.stride() != self._strides:
+                raise Unexpected  # it may have gaps, or one value in several places
+            x = _in_a_row(x)
         if not torch.dot(x, x).item() <= self.GREATEST**2:
             raise Unexpected
 
@@ -103,37 +108,25 @@ def _in_a_row(x: Tensor) -> Tensor:
 
 
 class Copy:
-    """Copy a tensor, or one of the values, into the program's memory."""
+    """Write a tensor, or one of the values, into the program's memory, as it is or by `write`."""
 
-    def __init__(self, x: Tensor | Slot, into: Tensor) -> None:
-        self._x, self._into = x, into
-
-    def __call__(self, values: Values) -> None:
-        """Copy."""
-        x = values[self._x.number] if isinstance(self._x, Slot) else self._x
-        if x.shape != self._into.shape:
-            raise Unexpected
-        self._into.copy_(x)
-
-    def __str__(self) -> str:
-        return "copy"
-
-
-class Fill:
-    """Write what a mask, or one of the values, adds to scores into the program's memory."""
-
-    def __init__(self, x: Tensor | Slot, into: Tensor) -> None:
-        self._x, self._into = x, into
+    def __init__(
+        self,
+        x: Tensor | Slot,
+        into: Tensor,
+        write: Callable[[Tensor, Tensor], object] = Tensor.copy_,
+    ) -> None:
+        self._x, self._into, self._write = x, into, write
 
     def __call__(self, values: Values) -> None:
         """Write."""
         x = values[self._x.number] if isinstance(self._x, Slot) else self._x
         if x.shape != self._into.shape:
             raise Unexpected
-        fill(self._into, x)
+        self._write(self._into, x)
 
     def __str__(self) -> str:
-        return "mask"
+        return "copy"
 
 
 def fill(into: Tensor, mask: Tensor) -> None:
@@ -273,4 +266,4 @@ def _has_slots(value: Any) -> bool:
     return bool(found)
 
 
-Step = Execute | Bind | RequireNumbers | Copy | Fill | Call | Write | Release
+Step = Execute | Bind | RequireNumbers | Copy | Call | Write | Release

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxquant
-from fxquant.programs import kinds, layers, moves, programs_of, why_unavailable
-from fxquant.programs.program import Program
+from fxquant.programs import kinds, layers, moves, why_unavailable
 from fxquant.programs.steps import Call
 from tests.helpers import Net, needs_int8
+from tests.programs.made import program_of
 
 pytestmark = [
     needs_int8,
@@ -43,12 +43,6 @@ def lowered(model: nn.Module, x: Tensor) -> Any:
     model.requires_grad_(False)
     quantized = fxquant.quantize(model.eval(), [x], progress=False)
     return fxquant.lower(quantized, x)
-
-
-def program_of(model: Any) -> Program:
-    programs = programs_of(model)
-    assert programs is not None
-    return list(programs._made.values())[-1]
 
 
 def tokens(count: int = 2, seed: int = 0) -> Tensor:

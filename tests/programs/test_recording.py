@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxquant
-from fxquant.programs import programs_of, why_unavailable
+from fxquant.programs import why_unavailable
 from fxquant.programs.buffers import Buffers
-from fxquant.programs.program import Program
 from fxquant.programs.recording import Unrecordable, record
 from fxquant.programs.steps import Call, Write
 from tests.helpers import Net, needs_int8
+from tests.programs.made import program_of
 
 pytestmark = [
     needs_int8,
@@ -100,12 +100,6 @@ class Gated(nn.Module):
 def lowered(model: nn.Module, x: Tensor) -> Any:
     quantized = fxquant.quantize(model.eval(), [x], progress=False)
     return fxquant.lower(quantized, x)
-
-
-def program_of(model: Any) -> Program:
-    programs = programs_of(model)
-    assert programs is not None
-    return list(programs._made.values())[-1]
 
 
 def test_a_gate_needs_no_call() -> None:

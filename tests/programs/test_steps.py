@@ -54,8 +54,11 @@ def test_a_method_is_called_on_its_first_argument() -> None:
 
 
 def test_nan_and_other_sizes_are_unexpected() -> None:
-    RequireNumbers(Slot(0))([torch.ones(2)])
-    with pytest.raises(Unexpected):
-        RequireNumbers(Slot(0))([torch.tensor([1.0, float("nan")])])
+    step = RequireNumbers(Slot(0), torch.ones(2))
+    step([torch.ones(2)])
+    overlapping = torch.ones(1).expand(2)
+    for wrong in (torch.tensor([1.0, torch.nan]), torch.tensor([1.0, 1e20]), overlapping):
+        with pytest.raises(Unexpected):
+            step([wrong])
     with pytest.raises(Unexpected):
         Copy(Slot(0), torch.zeros(3))([torch.ones(1)])
